@@ -1,0 +1,179 @@
+"""Argument checks that name the argument, what came and what was wanted; free on the hot path.
+
+Shapes and dtypes are checked always. Values (a label's range, NaN, the value of a tensor hyperparameter) are checked in
+eager mode on the CPU, never inside ``torch.func`` transforms or ``torch.compile``, and never by waiting for a GPU;
+``with lossworks.checks():`` turns them on wherever reading a value is possible at all.
+"""
+
+import contextlib
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_between",
+    "check_choice",
+    "check_classes",
+    "check_finite",
+    "check_floating",
+    "check_int",
+    "check_positive",
+    "check_same_shape",
+    "check_sample_weight",
+    "checks",
+    "nearest",
+    "readable",
+]
+
+Number = TypeVar("Number", float, Tensor, float | Tensor)
+
+_everywhere: ContextVar[bool] = ContextVar("lossworks_checks", default=False)
+
+
+@contextlib.contextmanager
+def checks(enabled: bool = True) -> Iterator[None]:
+    """Turn value checks on (or off) for tensors on every device, at the price of waiting for the device.
+
+    >>> with checks():
+    ...     pass
+    """
+    token = _everywhere.set(enabled)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the tensor's values may be looked at here: eager, untransformed, and on the CPU or under ``checks()``."""
+    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return tensor.device.type == "cpu" or _everywhere.get()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'churn'?``, or nothing when no known name is near."""
+    known = list(known)
+    folded = {k.casefold(): k for k in known}
+    match = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean {folded[match[0]]!r}?" if match else ""
+
+
+def _number(name: str, value: float | Tensor) -> float | None:
+    """The hyperparameter's value where it may be read, else None; a wrong type raises."""
+    if isinstance(value, Tensor):
+        if value.ndim != 0:
+            raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        return float(value.detach()) if readable(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+    return float(value)
+
+
+def check_positive(name: str, value: Number, *, allow_zero: bool = False) -> Number:
+    """The hyperparameter as it came, if it is finite and > 0 (>= 0 with ``allow_zero``)."""
+    number = _number(name, value)
+    if number is not None and not (math.isfinite(number) and (number > 0 or (allow_zero and number == 0))):
+        raise ValueError(f"{name} must be finite and {'>= 0' if allow_zero else '> 0'}, got {number:g}")
+    return value
+
+
+def check_between(
+    name: str, value: Number, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> Number:
+    """The hyperparameter as it came, if it lies between the bounds (each included unless said to be open)."""
+    number = _number(name, value)
+    if number is not None and not (
+        (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
+    ):
+        wanted = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise ValueError(f"{name} must be in {wanted}, got {number:g}")
+    return value
+
+
+def check_finite(name: str, value: Number) -> Number:
+    """The hyperparameter as it came, if it is a finite number of either sign."""
+    number = _number(name, value)
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number:g}")
+    return value
+
+
+def check_int(name: str, value: int, *, low: int, high: int | None = None) -> int:
+    """The structural hyperparameter as it came, if it is an ``int`` in ``[low, high]``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        wanted = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return value
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
+    """The option as it came, if it is one of ``allowed``; the error suggests the nearest."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+    return value
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
+def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] = ("output", "target")) -> None:
+    """Raise unless both have one shape, so that nothing broadcasts unnoticed."""
+    if output.shape != target.shape:
+        raise ValueError(
+            f"{names[1]} must have the shape of {names[0]}, got {tuple(target.shape)} beside {tuple(output.shape)}"
+        )
+
+
+def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
+    """Raise unless ``sample_weight`` is one finite, non-negative number a row."""
+    check_floating("sample_weight", sample_weight)
+    if sample_weight.shape != shape:
+        raise ValueError(f"sample_weight must have shape {tuple(shape)}, got {tuple(sample_weight.shape)}")
+    if readable(sample_weight) and sample_weight.numel():
+        low = float(sample_weight.detach().min())
+        if not low >= 0 or not math.isfinite(float(sample_weight.detach().max())):
+            row = int(((sample_weight < 0) | ~sample_weight.isfinite()).flatten().nonzero()[0])
+            raise ValueError(
+                f"sample_weight must be finite and >= 0, got {float(sample_weight.flatten()[row]):g} at {row}"
+            )
+
+
+def check_classes(output: Tensor, target: Tensor, *, ignore_index: int | None = None) -> None:
+    """Raise unless ``output`` is ``(n, C)`` scores and ``target`` is ``(n,)`` int64 classes in ``[0, C)``."""
+    check_floating("output", output)
+    if output.ndim != 2:
+        raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 classes, got {target.dtype}")
+    if target.shape != output.shape[:1]:
+        raise ValueError(
+            f"target must have shape {tuple(output.shape[:1])}, one class a row, got {tuple(target.shape)}"
+        )
+    if readable(target) and target.numel():
+        low, high = (int(bound) for bound in target.aminmax())
+        if low < 0 or high >= output.shape[1]:
+            wrong = (target < 0) | (target >= output.shape[1])
+            if ignore_index is not None:
+                wrong &= target != ignore_index
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise ValueError(f"target must be in [0, {output.shape[1]}), got {int(target[row])} in row {row}")

@@ -1,0 +1,82 @@
+r""":math:`\ell`: what a row costs, given the model's output and the target."""
+
+from lossworks.losses.active_passive import (
+    ActivePassiveLoss,
+    AsymmetricGeneralizedCrossEntropyLoss,
+    AsymmetricUnhingedLoss,
+    NormalizedCrossEntropyLoss,
+    ReverseCrossEntropyLoss,
+)
+from lossworks.losses.asymmetric import AsymmetricLoss, MultiLabelAsymmetricLoss
+from lossworks.losses.bi_tempered import BiTemperedLoss
+from lossworks.losses.binary import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss
+from lossworks.losses.brier import BrierLoss
+from lossworks.losses.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
+from lossworks.losses.cross_entropy import CrossEntropyLoss
+from lossworks.losses.ens import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
+from lossworks.losses.focal import FocalLoss
+from lossworks.losses.general_robust import GeneralRobustLoss
+from lossworks.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, TruncatedGeneralizedCrossEntropyLoss
+from lossworks.losses.histogram import HLGaussLoss, TwoHotLoss
+from lossworks.losses.jensen_shannon import JensenShannonLoss
+from lossworks.losses.ldr import AdaptiveLDRLoss, LDRLoss, ldr_label_weights, normalize_scores
+from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
+from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
+from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
+from lossworks.losses.poly import PolyLoss
+from lossworks.losses.pseudo_huber import PseudoHuberLoss
+from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
+from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
+from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
+
+__all__ = [
+    "AbsoluteLoss",
+    "ActivePassiveLoss",
+    "AdaptiveLDRLoss",
+    "AsymmetricGeneralizedCrossEntropyLoss",
+    "AsymmetricLoss",
+    "AsymmetricUnhingedLoss",
+    "BalancedSoftmaxLoss",
+    "BiTemperedLoss",
+    "BrierLoss",
+    "CompSumLoss",
+    "CrammerSingerLoss",
+    "CrossEntropyLoss",
+    "EnsLoss",
+    "ExponentialLoss",
+    "FocalLoss",
+    "GeneralRobustLoss",
+    "GeneralizedCrossEntropyLoss",
+    "HLGaussLoss",
+    "HingeLoss",
+    "HuberLoss",
+    "JensenShannonLoss",
+    "LDAMLoss",
+    "LDRLoss",
+    "LogCoshLoss",
+    "LogisticLoss",
+    "LogitAdjustedLoss",
+    "MeanAbsoluteErrorLoss",
+    "MultiLabelAsymmetricLoss",
+    "NormalizedCrossEntropyLoss",
+    "OneVsRestEnsLoss",
+    "PinballLoss",
+    "PolyLoss",
+    "PseudoHuberLoss",
+    "ReverseCrossEntropyLoss",
+    "SquaredHingeLoss",
+    "SquaredLoss",
+    "SymmetricCrossEntropyLoss",
+    "TruncatedGeneralizedCrossEntropyLoss",
+    "TukeyBiweightLoss",
+    "TwoHotLoss",
+    "WestonWatkinsLoss",
+    "ZLoss",
+    "comp_sum_h_consistency_bound",
+    "ldr_label_weights",
+    "normalize_scores",
+    "pair_derivatives",
+    "sample_calibrated_derivatives",
+    "spherical_statistics",
+    "z_loss_from_statistics",
+]

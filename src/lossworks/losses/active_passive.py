@@ -1,0 +1,279 @@
+"""Active and passive losses, and their pairs: robust to label noise without learning too little."""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_between, check_choice, check_positive
+from lossworks.roles import Loss
+
+
+class _LogSoftmaxLoss(Loss):
+    """A loss that reads log-probabilities, so that a pair of them shares one log-softmax."""
+
+    rowwise = True
+
+    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+        raise NotImplementedError(f"{type(self).__name__} must define of_log_softmax(own, log_p) -> (n,)")
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return self.of_log_softmax(*_own_and_all(output, target))
+
+
+def _own_and_all(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = output.log_softmax(dim=1)
+    return F.nll_loss(log_p, target, reduction="none"), log_p
+
+
+class NormalizedCrossEntropyLoss(_LogSoftmaxLoss):
+    r"""Cross-entropy as a share of its sum over all labels: bounded and symmetric, an *active* loss.
+
+    .. math::
+        \ell(z, y) = \frac{-\log p_y}{-\sum_k \log p_k}, \qquad p = \mathrm{softmax}(z)
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)`` with C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``,
+          int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1], and 1 when summed over the labels.
+
+    Raises:
+        ValueError: one class, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it in an :class:`ActivePassiveLoss`; alone it withstands noise but underfits.
+
+    Papers: ma2020normalized
+
+    >>> NormalizedCrossEntropyLoss()(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.2500)
+    """
+
+    papers = ("ma2020normalized",)
+    helps = ("noisy labels",)
+
+    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+        if log_p.shape[1] < 2:
+            raise ValueError(f"output must have at least 2 classes to normalise over, got shape {tuple(log_p.shape)}")
+        return own / -log_p.sum(dim=1)
+
+
+class ReverseCrossEntropyLoss(_LogSoftmaxLoss):
+    r"""How surprised the prediction is at the label: a scaled mean absolute error, a *passive* loss.
+
+    .. math::
+        \ell(z, y) = -\sum_k p_k \max(\log [k = y], A) = -A\,(1 - p_y), \qquad p = \mathrm{softmax}(z)
+
+    Args:
+        log_clip: A, what stands for log 0, < 0. Published code clips labels at 1e-4, which is -9.21.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, -A].
+
+    Raises:
+        ValueError: ``log_clip >= 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it in an :class:`ActivePassiveLoss` or a symmetric cross-entropy; alone it withstands noise but underfits.
+
+    Papers: wang2019sce, ma2020normalized
+
+    >>> ReverseCrossEntropyLoss()(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(3.)
+    """
+
+    papers = ("wang2019sce", "ma2020normalized")
+    helps = ("noisy labels",)
+
+    def __init__(self, log_clip: float | Tensor = -4.0, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.log_clip = check_between("log_clip", log_clip, -1e4, 0, open_high=True)
+
+    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+        return self.log_clip * torch.expm1(-own)
+
+
+class AsymmetricUnhingedLoss(_LogSoftmaxLoss):
+    r"""Unhinged loss bent so that the most frequent label of a row wins, whatever the noise among the others.
+
+    .. math::
+        \ell(z, y) = \frac{(a - p_y)^p - (a - 1)^p}{p}, \qquad p_y = \mathrm{softmax}(z)_y
+
+    For ``p <= 1`` the risk under label noise has its minimum at the true label whenever that is the most frequent one
+    (completely asymmetric); for ``p > 1`` when it is :math:`(a / (a - 1))^{p - 1}` times as frequent as the next.
+
+    Args:
+        a: How far the curve stands from its pole, > 1.
+        p: Its exponent, > 0; ``p = 1`` is half the mean absolute error.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``a <= 1``, ``p <= 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when labels are noisy and the classes few; with many classes pair it with the normalized cross-entropy.
+
+    Papers: zhou2021asymmetric
+
+    >>> AsymmetricUnhingedLoss(a=2.0, p=1.0)(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.7500)
+    """
+
+    papers = ("zhou2021asymmetric",)
+    helps = ("noisy labels",)
+    settings = ({"a": 1.5, "p": 0.9}, {"a": 5.5, "p": 3.0}, {"a": 3.0, "p": 0.1})
+
+    def __init__(
+        self, a: float | Tensor = 1.5, p: float | Tensor = 0.9, *, reduction: str = "mean", ignore_index: int = -100
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.a = check_between("a", a, 1, math.inf, open_low=True, open_high=True)
+        self.p = check_positive("p", p)
+
+    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+        span = self.a - 1
+        return span**self.p * torch.expm1(self.p * torch.log1p(-torch.expm1(-own) / span)) / self.p
+
+
+class AsymmetricGeneralizedCrossEntropyLoss(_LogSoftmaxLoss):
+    r"""Generalized cross-entropy moved off its pole, so that the most frequent label of a row wins.
+
+    .. math::
+        \ell(z, y) = \frac{(a + 1)^q - (a + p_y)^q}{q}, \qquad p = \mathrm{softmax}(z)
+
+    For ``q >= 1`` it is completely asymmetric (see :class:`AsymmetricUnhingedLoss`); for ``q < 1`` the true label must
+    be :math:`((a + 1) / a)^{1 - q}` times as frequent as the next. ``a -> 0`` is the generalized cross-entropy.
+
+    Args:
+        a: How far the curve stands from its pole, > 0.
+        q: Its exponent, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``a <= 0``, ``q <= 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when labels are noisy and the classes few; with many classes pair it with the normalized cross-entropy.
+
+    Papers: zhou2021asymmetric
+
+    >>> AsymmetricGeneralizedCrossEntropyLoss(a=1.0, q=1.0)(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.7500)
+    """
+
+    papers = ("zhou2021asymmetric",)
+    helps = ("noisy labels",)
+    settings = ({"a": 1.0, "q": 2.0}, {"a": 0.6, "q": 0.6}, {"a": 4.0, "q": 0.2})
+
+    def __init__(
+        self, a: float | Tensor = 1.0, q: float | Tensor = 2.0, *, reduction: str = "mean", ignore_index: int = -100
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.a = check_positive("a", a)
+        self.q = check_positive("q", q)
+
+    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+        top = self.a + 1
+        return -(top**self.q) * torch.expm1(self.q * torch.log((self.a + torch.exp(-own)) / top)) / self.q
+
+
+class ActivePassiveLoss(Loss):
+    r"""Two noise-robust losses together: one raises the label's probability, one lowers the others'.
+
+    .. math::
+        \ell(z, y) = \alpha\,\ell_{\text{active}}(z, y) + \beta\,\ell_{\text{passive}}(z, y)
+
+    Args:
+        active: A loss, or the name of one: ``"nce"`` (:class:`NormalizedCrossEntropyLoss`), ``"rce"``
+            (:class:`ReverseCrossEntropyLoss`), ``"aul"`` (:class:`AsymmetricUnhingedLoss`), ``"agce"``
+            (:class:`AsymmetricGeneralizedCrossEntropyLoss`), each with its defaults.
+        passive: The same.
+        alpha: Weight of the active loss, >= 0.
+        beta: Weight of the passive loss, >= 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; those of the pair don't matter.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)`` with C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``,
+          int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: an unknown name, a loss that isn't for classes, ``alpha < 0``, ``beta < 0``, shapes that don't
+            match, a class outside ``[0, C)``.
+
+    Use it when many labels are wrong; the authors weigh the active loss ten times more with 100 classes than with 10.
+
+    Papers: ma2020normalized, zhou2021asymmetric
+
+    >>> ActivePassiveLoss("nce", "rce", alpha=1.0, beta=0.1)(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.5500)
+    """
+
+    papers = ("ma2020normalized", "zhou2021asymmetric")
+    helps = ("noisy labels",)
+    rowwise = True
+    settings = ({"alpha": 1.0, "beta": 1.0}, {"alpha": 10.0, "beta": 0.1}, {"passive": "agce"}, {"passive": "aul"})
+    names: ClassVar[Mapping[str, type[Loss]]] = {
+        "nce": NormalizedCrossEntropyLoss,
+        "rce": ReverseCrossEntropyLoss,
+        "aul": AsymmetricUnhingedLoss,
+        "agce": AsymmetricGeneralizedCrossEntropyLoss,
+    }
+
+    def __init__(
+        self,
+        active: str | Loss = "nce",
+        passive: str | Loss = "rce",
+        alpha: float | Tensor = 1.0,
+        beta: float | Tensor = 1.0,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.active = self._loss("active", active)
+        self.passive = self._loss("passive", passive)
+        self.alpha = check_positive("alpha", alpha, allow_zero=True)
+        self.beta = check_positive("beta", beta, allow_zero=True)
+
+    def _loss(self, name: str, loss: str | Loss) -> Loss:
+        if not isinstance(loss, Loss):
+            return self.names[check_choice(name, loss, self.names)]()
+        if loss.kind != "classes" or loss.needs_index or not loss.rowwise:
+            raise ValueError(f"{name} must be a loss on classes that reads each row alone, got {type(loss).__name__}")
+        return loss
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        own, log_p = _own_and_all(output, target)
+
+        def value(loss: Loss) -> Tensor:
+            if isinstance(loss, _LogSoftmaxLoss):
+                return loss.of_log_softmax(own, log_p)
+            return loss.per_sample(output, target)
+
+        return self.alpha * value(self.active) + self.beta * value(self.passive)

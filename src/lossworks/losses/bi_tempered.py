@@ -1,0 +1,129 @@
+"""Bi-tempered logistic loss: a bounded loss on a heavy-tailed softmax."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from lossworks.checks import check_between, check_int
+from lossworks.roles import Loss
+
+
+class BiTemperedLoss(Loss):
+    r"""Bi-tempered logistic loss: one temperature bounds what an outlier costs, the other widens the softmax's tail.
+
+    .. math::
+        \ell(z, t) = \sum_k t_k (\log_{t_1} t_k - \log_{t_1} p_k) - \frac{t_k^{2 - t_1} - p_k^{2 - t_1}}{2 - t_1},
+        \qquad p_k = \exp_{t_2}(z_k - \lambda(z)), \quad \sum_k p_k = 1
+
+    .. math::
+        \log_t x = \frac{x^{1 - t} - 1}{1 - t}, \qquad \exp_t x = [1 + (1 - t) x]_+^{1 / (1 - t)}
+
+    ``t1=1, t2=1`` is cross-entropy. It is a Bregman divergence between label and :meth:`predict`, the tempered softmax,
+    and so strictly proper: without smoothing its minimiser predicts the true probabilities. The normaliser
+    :math:`\lambda` is found by Newton steps on a concave form, which never overshoot; its gradient is the escort
+    distribution :math:`p_k^{t_2} / \sum_j p_j^{t_2}`, and right also for ``t1`` and ``t2`` as tensors. The authors'
+    code takes 5 steps of a fixed-point iteration, after which the probabilities can sum to 1.01.
+
+    Args:
+        t1: The loss's temperature, in [0, 1]. Below 1 no row costs more than :math:`1 / (1 - t_1)`.
+        t2: The softmax's temperature, in [1, 5]. Above 1 the tail is heavy. (Below 1 a class can have probability 0,
+            from where no gradient leads back, so it is refused.)
+        label_smoothing: The share of the label that is spread over all classes, as torch does it, in [0, 1]. The
+            authors' code spreads over the other classes: its value is ours times :math:`(C - 1) / C`.
+        iterations: Newton steps before the last, >= 1.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
+          class probabilities in the output's shape.
+        - returns ``()``, or the target's shape (without the class axis) with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: a temperature or ``label_smoothing`` out of range, shapes that don't match, a class outside
+            ``[0, C)``.
+
+    Use it when some labels or rows are plainly wrong; not when data are clean and large: each Newton step reads all
+    logits, so it costs many times cross-entropy.
+
+    Papers: amid2019bitempered
+
+    >>> loss = BiTemperedLoss(t1=1.0, t2=1.0)
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.6931)
+    """
+
+    papers = ("amid2019bitempered",)
+    helps = ("noisy labels", "outliers")
+    rowwise = True
+    soft_targets = True
+    probabilistic = True
+    settings = ({"t1": 0.8, "t2": 1.2}, {"t1": 0.5, "t2": 1.5}, {"t1": 0.2, "t2": 2.0})
+
+    def __init__(
+        self,
+        t1: float | Tensor = 0.8,
+        t2: float | Tensor = 1.2,
+        label_smoothing: float | Tensor = 0.0,
+        *,
+        iterations: int = 5,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.t1 = check_between("t1", t1, 0, 1)
+        self.t2 = check_between("t2", t2, 1, 5)
+        self.label_smoothing = check_between("label_smoothing", label_smoothing, 0, 1)
+        self.iterations = check_int("iterations", iterations, low=1)
+
+    def per_sample(
+        self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        log_p = self._log_probability(output)
+        rest = 1 - self.t1
+        mass = torch.exp((1 + rest) * log_p).sum(dim=1) / (1 + rest)
+        if not target.is_floating_point():
+            label = target[:, None]
+            if not isinstance(self.label_smoothing, Tensor) and self.label_smoothing == 0:
+                own = log_p.gather(1, label).squeeze(1)
+                return mass - 1 / (1 + rest) - _tempered(torch.expm1, own, rest)
+            target = torch.zeros_like(output).scatter(1, label, 1)
+        target = target + self.label_smoothing * (1 / output.shape[1] - target)
+        log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
+        gap = _tempered(torch.expm1, log_target, rest) - _tempered(torch.expm1, log_p, rest)
+        return mass + (target * (gap - torch.exp(rest * log_target) / (1 + rest))).sum(dim=1)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The tempered softmax."""
+        return self._log_probability(output).exp()
+
+    def _log_probability(self, output: Float[Tensor, "*n classes"]) -> Float[Tensor, "*n classes"]:
+        """The log of the tempered softmax."""
+        cooling = 1 - self.t2
+        logits = output - output.detach().amax(dim=-1, keepdim=True)
+        with torch.no_grad():
+            level = torch.zeros_like(logits[..., :1])
+            for _ in range(self.iterations):
+                level = _newton(level, logits, cooling)
+        # The last step, from a constant, carries the gradient of the solution: implicit differentiation.
+        return _tempered(torch.log1p, logits - _newton(level, logits, cooling), cooling)
+
+
+def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
+    """One step towards the normaliser, on ``total^cooling``: concave in it, and linear where all logits are equal."""
+    log_p = _tempered(torch.log1p, logits - level, cooling)
+    total = log_p.exp().sum(dim=-1, keepdim=True)
+    slope = torch.exp((1 - cooling) * log_p.detach()).sum(dim=-1, keepdim=True)
+    return level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
+
+
+def _tempered(function: Callable[[Tensor], Tensor], x: Tensor, rate: float | Tensor) -> Tensor:
+    """``function(rate x) / rate`` for log1p or expm1, and its limit ``x`` where ``rate`` is 0."""
+    if not isinstance(rate, Tensor):
+        return function(rate * x) / rate if rate else x
+    none = rate == 0
+    safe = torch.where(none, 1, rate)
+    return torch.where(none, x, function(safe * x) / safe)

@@ -1,0 +1,176 @@
+r"""Margin losses for two classes: functions of :math:`m = \pm z`, the score on the label's side."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_between, check_positive
+from lossworks.roles import Loss
+
+
+class _BinaryLoss(Loss):
+    kind = "binary"
+    rowwise = True
+
+
+class LogisticLoss(_BinaryLoss):
+    r"""Cross-entropy for two classes.
+
+    .. math::
+        \ell(z, y) = \log(1 + e^{-m}), \qquad m = (2y - 1)\,z
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output: scores ``(n, ...)``; target: 0 or 1 in the same shape.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: shapes that don't match, a target that isn't 0 or 1.
+
+    Use it first: its sigmoid estimates probabilities. Not when labels are wrong far from the boundary, which it pays in
+    full.
+
+    Papers: cox1958logistic
+
+    >>> LogisticLoss()(torch.zeros(2), torch.tensor([0.0, 1.0]))
+    tensor(0.6931)
+    """
+
+    papers = ("cox1958logistic",)
+    helps = ("baseline",)
+    probabilistic = True
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return F.binary_cross_entropy_with_logits(output, target, reduction="none")
+
+
+class _HingedLoss(_BinaryLoss):
+    def __init__(self, margin: float | Tensor = 1.0, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = check_positive("margin", margin)
+
+    def shortfall(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """By how much each row misses the margin."""
+        return (self.margin - _signed(output, target)).relu()
+
+
+class HingeLoss(_HingedLoss):
+    r"""The support-vector machine's loss: zero once a row is right by the margin.
+
+    .. math::
+        \ell(z, y) = \max(0,\; \gamma - m), \qquad m = (2y - 1)\,z
+
+    Args:
+        margin: :math:`\gamma`, in score units, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output: scores ``(n, ...)``; target: 0 or 1 in the same shape.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``margin <= 0``, shapes that don't match, a target that isn't 0 or 1.
+
+    Use it for decisions, and where wrong labels should not pull more the more wrong they are; not for probabilities.
+
+    Papers: cortes1995svm
+
+    >>> HingeLoss()(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.2500)
+    """
+
+    papers = ("cortes1995svm",)
+    helps = ("margins",)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return self.shortfall(output, target)
+
+
+class SquaredHingeLoss(_HingedLoss):
+    r"""The hinge squared: smooth where the margin is met.
+
+    .. math::
+        \ell(z, y) = \max(0,\; \gamma - m)^2, \qquad m = (2y - 1)\,z
+
+    Args:
+        margin: :math:`\gamma`, in score units, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output: scores ``(n, ...)``; target: 0 or 1 in the same shape.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``margin <= 0``, shapes that don't match, a target that isn't 0 or 1.
+
+    Use it for margins with a smooth gradient; not with wrong labels, whose pull grows with their distance.
+
+    Papers: tang2013svm
+
+    >>> SquaredHingeLoss()(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.1250)
+    """
+
+    papers = ("tang2013svm",)
+    helps = ("margins",)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return self.shortfall(output, target).square()
+
+
+class ExponentialLoss(_BinaryLoss):
+    r"""AdaBoost's loss, continued by its tangent where the exponential would run away.
+
+    .. math::
+        \ell(z, y) = e^{-m} \;\text{for}\; m \ge -L, \qquad e^{L} (1 - m - L) \;\text{below}, \qquad m = (2y - 1)\,z
+
+    Value and slope are continuous at :math:`m = -L`. Its best score is half the log-odds, so :meth:`predict` is the
+    sigmoid of twice the score.
+
+    Args:
+        limit: L, the margin on the wrong side from which the loss grows linearly, in score units, in (0, 40].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output: scores ``(n, ...)``; target: 0 or 1 in the same shape.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``limit`` outside (0, 40], shapes that don't match, a target that isn't 0 or 1.
+
+    Use it when labels are clean and the hard rows deserve all attention; a single wrong label can outweigh the rest.
+
+    Papers: freund1997boosting, friedman2000additive
+
+    >>> ExponentialLoss()(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor(1.)
+    """
+
+    papers = ("freund1997boosting", "friedman2000additive")
+    helps = ("hard examples",)
+    settings = ({"limit": 20.0}, {"limit": 2.0})
+    probabilistic = True
+
+    def __init__(self, limit: float | Tensor = 20.0, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.limit = check_between("limit", limit, 0, 40, open_low=True)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        wrong = -_signed(output, target)
+        curved = wrong.clamp(max=self.limit)
+        return curved.exp() * (1 + wrong - curved)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The probability of class 1."""
+        return (2 * output).sigmoid()
+
+
+def _signed(output: Tensor, target: Tensor) -> Tensor:
+    return torch.where(target > 0.5, output, -output)

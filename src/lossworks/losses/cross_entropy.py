@@ -1,0 +1,66 @@
+"""Cross-entropy, the reference that every other class loss is compared with."""
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_between
+from lossworks.roles import Loss
+
+
+class CrossEntropyLoss(Loss):
+    r"""Cross-entropy: the surprise at the label under the softmax, with optional label smoothing.
+
+    .. math::
+        \ell(z, y) = -\sum_k t_k \log p_k, \qquad p = \mathrm{softmax}(z), \qquad
+        t_k = (1 - \varepsilon)\,[k = y] + \varepsilon / C
+
+    It is ``torch.nn.functional.cross_entropy``; here the smoothing may also be a tensor.
+
+    Args:
+        label_smoothing: The share :math:`\varepsilon` of the label that is spread over all classes, in [0, 1].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
+          class probabilities in the output's shape.
+        - returns ``()``, or the target's shape (without the class axis) with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``label_smoothing`` outside [0, 1], shapes that don't match, a class outside ``[0, C)``.
+
+    Use it first, and as the reference; not when labels are noisy or classes rare, where it fits the noise and the
+    common. Smoothed, its softmax estimates the smoothed probabilities.
+
+    Papers: szegedy2016labelsmoothing
+
+    >>> import torch
+    >>> loss = CrossEntropyLoss()
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.6931)
+    """
+
+    papers = ("szegedy2016labelsmoothing",)
+    helps = ("baseline",)
+    rowwise = True
+    soft_targets = True
+    probabilistic = True
+
+    def __init__(
+        self, label_smoothing: float | Tensor = 0.0, *, reduction: str = "mean", ignore_index: int = -100
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.label_smoothing = check_between("label_smoothing", label_smoothing, 0, 1)
+
+    def per_sample(
+        self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        if not isinstance(self.label_smoothing, Tensor):
+            return cross_entropy(output, target, reduction="none", label_smoothing=self.label_smoothing)
+        if target.is_floating_point():
+            spread = target + self.label_smoothing * (1 / output.shape[1] - target)
+            return cross_entropy(output, spread, reduction="none")
+        lead = output.gather(1, target[:, None]).squeeze(1) - output.mean(dim=1)
+        return cross_entropy(output, target, reduction="none") + self.label_smoothing * lead

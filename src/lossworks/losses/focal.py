@@ -1,0 +1,79 @@
+"""Focal loss for classes."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_positive
+from lossworks.roles import Loss
+
+
+class FocalLoss(Loss):
+    r"""Focal loss: cross-entropy in which rows that are already right count less.
+
+    .. math::
+        \ell(z, y) = -\sum_k t_k\, (1 - p_k)^\gamma \log p_k, \qquad p = \mathrm{softmax}(z)
+
+    with :math:`t_k = [k = y]` for a class target. The softmax of its minimiser is less sure than the truth, so
+    :meth:`predict` gives the class probabilities that belong to that minimiser,
+
+    .. math::
+        \eta_k \propto \frac{p_k}{(1 - p_k)^\gamma - \gamma\, p_k (1 - p_k)^{\gamma - 1} \log p_k},
+
+    which name the same class.
+
+    Args:
+        gamma: How much easy rows are turned down, >= 0; 0 is cross-entropy, the authors use 2.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
+          class probabilities in the output's shape.
+        - returns ``()``, or the target's shape (without the class axis) with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``gamma < 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when easy rows drown the hard ones; not when labels are noisy, since wrong labels are the hardest rows.
+
+    Papers: lin2017focal, charoenphakdee2021focal
+
+    >>> loss = FocalLoss(gamma=2.0)
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.1733)
+    """
+
+    papers = ("lin2017focal", "charoenphakdee2021focal")
+    helps = ("hard examples", "imbalance", "calibration")
+    rowwise = True
+    soft_targets = True
+    probabilistic = True
+    settings = ({"gamma": 2.0}, {"gamma": 1.0}, {"gamma": 0.5})
+
+    def __init__(self, gamma: float | Tensor = 2.0, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.gamma = check_positive("gamma", gamma, allow_zero=True)
+
+    def per_sample(
+        self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        if target.is_floating_point():
+            surprise = -output.log_softmax(dim=1)
+            return (target * _others(surprise) ** self.gamma * surprise).sum(dim=1)
+        surprise = cross_entropy(output, target, reduction="none")
+        return _others(surprise) ** self.gamma * surprise
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The class probabilities that these outputs are the minimiser for."""
+        surprise = -output.log_softmax(dim=-1)
+        others = _others(surprise)
+        slope = torch.log1p(self.gamma * torch.exp(-surprise) * surprise / others)
+        return (-surprise - self.gamma * others.log() - slope).softmax(dim=-1)
+
+
+def _others(surprise: Tensor) -> Tensor:
+    """``1 - p`` from ``-log p``; above 0, so that its powers below 1 have a slope."""
+    return -torch.expm1(-surprise).clamp_max(-torch.finfo(surprise.dtype).tiny)

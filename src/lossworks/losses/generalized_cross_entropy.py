@@ -1,0 +1,128 @@
+"""Generalized cross-entropy: between cross-entropy and mean absolute error."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_between
+from lossworks.roles import Loss
+
+
+class GeneralizedCrossEntropyLoss(Loss):
+    r"""Learns like cross-entropy and withstands label noise like the absolute error, as far as one dial says.
+
+    .. math::
+        \ell(z, y) = \frac{1 - p_y^q}{q}, \qquad p = \mathrm{softmax}(z)
+
+    ``q -> 0`` is cross-entropy, ``q = 1`` is :math:`1 - p_y`, half the mean absolute error.
+
+    Args:
+        q: How much wrong labels are forgiven, in (0, 1].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1/q].
+
+    Raises:
+        ValueError: ``q`` outside (0, 1], shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when a part of the labels is wrong and you want one dial; with clean labels cross-entropy learns faster.
+
+    Papers: zhang2018gce
+
+    >>> GeneralizedCrossEntropyLoss(q=1.0)(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.7500)
+    """
+
+    papers = ("zhang2018gce",)
+    helps = ("noisy labels",)
+    rowwise = True
+    settings = ({"q": 0.7}, {"q": 0.4}, {"q": 0.9})
+
+    def __init__(self, q: float | Tensor = 0.7, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.q = check_between("q", q, 0, 1, open_low=True)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return _box_cox(F.cross_entropy(output, target, reduction="none"), self.q)
+
+
+class TruncatedGeneralizedCrossEntropyLoss(Loss):
+    r"""Generalized cross-entropy that gives up on rows whose label it finds improbable.
+
+    .. math::
+        \ell(z, y) = \begin{cases} (1 - k^q) / q & p_y \le k \\ (1 - p_y^q) / q & \text{else} \end{cases}
+
+    A row with :math:`p_y \le k` has a constant loss and no gradient. An untrained model has every row there once
+    :math:`k \ge 1/C`, so truncation begins after ``warmup``, when the loss is told the progress by
+    :meth:`set_progress`; a loss that is never told truncates from the start.
+
+    The paper prunes instead: after 40 of 120 epochs, and then every 10, the best model so far decides which rows have
+    :math:`p_y \le k`, and those rest until the next round. Here each step decides anew with the model as it is, which
+    needs no memory of rows; a row comes back as soon as training on the others lifts its :math:`p_y` above k.
+
+    Args:
+        q: How much wrong labels are forgiven, in (0, 1].
+        k: The probability up to which a label is taken for wrong, in (0, 1).
+        warmup: The fraction of the training without truncation, in [0, 1].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in :math:`[0, (1 - k^q)/q]` once truncated.
+        - buffer ``progress``: ``()``.
+
+    Raises:
+        ValueError: ``q``, ``k`` or ``warmup`` outside its range, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when many labels are wrong and the training can start with something else; not where hard rows are rightly
+    labelled, for they are dropped as well.
+
+    Papers: zhang2018gce
+
+    >>> TruncatedGeneralizedCrossEntropyLoss(q=1.0, k=0.5)(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(0.5000)
+    """
+
+    papers = ("zhang2018gce",)
+    helps = ("noisy labels",)
+    rowwise = True
+    settings = ({"q": 0.7, "k": 0.5}, {"q": 0.7, "k": 0.1})
+    progress: Tensor
+
+    def __init__(
+        self,
+        q: float | Tensor = 0.7,
+        k: float | Tensor = 0.5,
+        warmup: float | Tensor = 1 / 3,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.q = check_between("q", q, 0, 1, open_low=True)
+        self.k = check_between("k", k, 0, 1, open_low=True, open_high=True)
+        self.warmup = check_between("warmup", warmup, 0, 1)
+        self.progress = torch.ones(())
+
+    def set_progress(self, fraction: float) -> None:
+        """Truncation begins where ``fraction`` reaches ``warmup``."""
+        self.progress = torch.full_like(self.progress, check_between("fraction", fraction, 0, 1))
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        cross_entropy = F.cross_entropy(output, target, reduction="none")
+        k = torch.as_tensor(self.k, dtype=output.dtype, device=output.device)
+        limit = torch.where(self.progress < self.warmup, math.inf, -k.log())
+        return _box_cox(torch.minimum(cross_entropy, limit), self.q)
+
+
+def _box_cox(cross_entropy: Tensor, q: float | Tensor) -> Tensor:
+    return -torch.expm1(-q * cross_entropy) / q

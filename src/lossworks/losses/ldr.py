@@ -1,0 +1,321 @@
+"""Label-distributionally robust losses: the worst case over how the label's weight is spread across classes."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import cross_entropy, softplus
+from torch.special import entr
+
+from lossworks.checks import (
+    check_between,
+    check_choice,
+    check_classes,
+    check_int,
+    check_positive,
+    readable,
+)
+from lossworks.roles import Loss, cite
+
+NORMALIZE = ("softplus_mean", "l1_mean")
+_SMALLEST_MEAN = 1e-12
+_SMOOTHING = 1e-5
+_GRID_POINTS = 40
+_GOLDEN_STEPS = 30
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+@cite("zhu2023ldr")
+def normalize_scores(output: Float[Tensor, "n classes"], normalize: str | None) -> Float[Tensor, "n classes"]:
+    r"""Bring each row's scores to size about 1, so that ``lam`` means the same for every model.
+
+    Args:
+        output: The scores.
+        normalize: ``"l1_mean"`` divides by the row's mean :math:`|z_k|`; ``"softplus_mean"`` takes
+            :math:`\log(1 + e^z)` first; ``None`` leaves them.
+
+    Raises:
+        ValueError: another ``normalize``.
+
+    Papers: zhu2023ldr
+
+    >>> normalize_scores(torch.tensor([[3.0, -1.0]]), "l1_mean")
+    tensor([[ 1.5000, -0.5000]])
+    """
+    if normalize is None:
+        return output
+    check_choice("normalize", normalize, NORMALIZE)
+    scores = softplus(output) if normalize == "softplus_mean" else output
+    size = vector_norm(scores, ord=1, dim=1, keepdim=True) / scores.shape[1]
+    return scores * (1 / (size + _SMALLEST_MEAN))
+
+
+@cite("zhu2023ldr", helps=("noisy labels",))
+def ldr_label_weights(
+    output: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"],
+    lam: float | Tensor = 1.0,
+    margin: float | Tensor = 0.1,
+) -> Float[Tensor, "n classes"]:
+    r"""The spread of the label's weight over the classes at which :class:`LDRLoss` takes its worst case.
+
+    .. math:: q_k = \mathrm{softmax}(d / \lambda)_k, \qquad d_k = z_k - z_y + m\,[k \ne y]
+
+    Its difference to the one-hot label is the loss's gradient in the scores.
+
+    Raises:
+        ValueError: ``lam <= 0``, ``margin < 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Papers: zhu2023ldr
+
+    >>> ldr_label_weights(torch.zeros(1, 2), torch.tensor([0]), lam=1.0, margin=0.0)
+    tensor([[0.5000, 0.5000]])
+    """
+    check_classes(output, target)
+    check_positive("lam", lam)
+    check_positive("margin", margin, allow_zero=True)
+    return _scaled(output, target, lam, margin).softmax(dim=1)
+
+
+class LDRLoss(Loss):
+    r"""Label-distributionally robust loss: the worst case over how the label's weight is spread across classes.
+
+    .. math::
+        \ell(z, y) = \max_{q \in \Delta_C} \sum_k q_k d_k - \lambda\, \mathrm{KL}(q \,\|\, 1/C)
+                   = \lambda \log \tfrac1C \sum_k e^{d_k / \lambda},
+        \qquad d_k = z_k - z_y + m\,[k \ne y]
+
+    One dial runs through the losses people know: ``lam=1, margin=0`` is cross-entropy less :math:`\log C`; ``lam -> 0``
+    is Crammer-Singer's multi-class hinge; ``lam -> inf`` is the mean margin, which is symmetric and so robust to label
+    noise.
+
+    Args:
+        lam: How much the spread q is held near uniform, in logit units, > 0. Small trusts the label, large doubts it.
+        margin: By how much the target should win, in logit units, >= 0.
+        normalize: What :func:`normalize_scores` does to the scores first; the authors use ``"softplus_mean"`` with
+            ``lam=10``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least :math:`-\lambda \log C`.
+
+    Raises:
+        ValueError: ``lam <= 0``, ``margin < 0``, another ``normalize``, shapes that don't match, a class outside
+            ``[0, C)``.
+
+    Use it when labels are noisy and there are many classes; with clean labels and a tuned schedule cross-entropy is as
+    good.
+
+    Papers: zhu2023ldr
+
+    >>> loss = LDRLoss(lam=2.0)
+    >>> loss(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])) < 0
+    tensor(True)
+    """
+
+    papers = ("zhu2023ldr",)
+    helps = ("noisy labels", "many classes")
+    rowwise = True
+    settings = ({"lam": 1.0}, {"lam": 3.0}, {"lam": 10.0})
+
+    def __init__(
+        self,
+        lam: float | Tensor = 1.0,
+        margin: float | Tensor = 0.1,
+        normalize: str | None = None,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.lam = check_positive("lam", lam)
+        self.margin = check_positive("margin", margin, allow_zero=True)
+        self.normalize = None if normalize is None else check_choice("normalize", normalize, NORMALIZE)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """One value a row."""
+        check_classes(output, target)
+        return _ldr(normalize_scores(output, self.normalize), target, self.lam, self.margin)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class probabilities at the loss's own temperature: exact at the optimum where ``margin`` is 0."""
+        return (normalize_scores(output, self.normalize) / self.lam).softmax(dim=-1)
+
+
+class AdaptiveLDRLoss(Loss):
+    r"""LDR with a learned ``lam`` for each training row: small where the model is confident, large where it doubts.
+
+    .. math::
+        \ell_i(z, y) = \max_{\lambda_i} \; \lambda_i \log \tfrac1C \sum_k e^{d_k / \lambda_i}
+                     - \frac{\alpha \log C}{2 \lambda_0} (\lambda_i - \lambda_0)^2
+        \qquad \lambda_i = \lambda_0 \Big(1 - \frac{\mathrm{KL}(q_i \,\|\, 1/C)}{\alpha \log C}\Big)
+
+    with d as in :class:`LDRLoss`, on normalised scores; :math:`\lambda_i` lies in
+    :math:`[\lambda_0 (1 - 1/\alpha), \lambda_0]`.
+
+    In ``train()`` mode each row's ``lam`` is updated, remembered, and taken as a constant by the gradient; in
+    ``eval()`` mode the remembered one is used and none changes. Ignored rows are not remembered. A row that is in a
+    batch twice keeps the smaller of its two.
+
+    Args:
+        num_samples: N, the rows of the training data.
+        lam0: Where every row starts, and the largest it can have, in units of the normalised scores, > 0.
+        alpha: How firmly ``lam`` is held at ``lam0``, > 1.
+        margin: By how much the target should win, in units of the normalised scores, >= 0.
+        normalize: What :func:`normalize_scores` does to the scores first.
+        mode: ``"one_step"``, the authors' update by the formula above from the remembered ``lam`` (q without margin),
+            or ``"exact"``, the maximum over the interval, which costs some seventy times as much.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Buffers:
+        lam: ``(N,)`` float32, the rows' own.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``, C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``, int64;
+          index: in the target's shape, int64 in ``[0, N)``, or -1 for a row that is not remembered.
+        - returns ``()``, or the target's shape with ``reduction="none"``.
+
+    Raises:
+        ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
+            don't match, a class outside ``[0, C)``.
+
+    Use it when labels are noisy and no one ``lam`` suits all rows; a well-tuned :class:`LDRLoss` is often as good and
+    keeps no state.
+
+    Papers: zhu2023ldr
+
+    >>> loss = AdaptiveLDRLoss(num_samples=100)
+    >>> loss(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0]), index=torch.tensor([7])) < 0
+    tensor(True)
+    """
+
+    papers = ("zhu2023ldr",)
+    helps = ("noisy labels", "many classes")
+    rowwise = True
+    needs = ("num_samples",)
+    needs_index = True
+    settings = ({"lam0": 10.0}, {"lam0": 1.0})
+    lam: Tensor
+
+    def __init__(
+        self,
+        num_samples: int,
+        lam0: float | Tensor = 10.0,
+        alpha: float | Tensor = 2.0,
+        margin: float | Tensor = 0.1,
+        normalize: str | None = "l1_mean",
+        mode: str = "one_step",
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.num_samples = check_int("num_samples", num_samples, low=1)
+        self.lam0 = check_positive("lam0", lam0)
+        self.alpha = check_between("alpha", alpha, 1, math.inf, open_low=True, open_high=True)
+        self.margin = check_positive("margin", margin, allow_zero=True)
+        self.normalize = None if normalize is None else check_choice("normalize", normalize, NORMALIZE)
+        self.mode = check_choice("mode", mode, ("one_step", "exact"))
+        self.lam = torch.ones(num_samples) * torch.as_tensor(lam0).detach()
+
+    def per_sample(  # type: ignore[override]  # rows with a memory take their number
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """One value a row; an index of -1 is a row that is not remembered."""
+        check_classes(output, target)
+        if output.shape[1] < 2:
+            raise ValueError(f"output must have at least 2 classes, got {tuple(output.shape)}")
+        self._check_index(index)
+        scores = normalize_scores(output, self.normalize)
+        remembered = self.lam[index.clamp(min=0)].to(output.dtype)
+        if self.training:
+            with torch.no_grad():
+                updated = self._one_step(scores, remembered) if self.mode == "one_step" else self._exact(scores, target)
+                self._remember(index, updated)
+        else:
+            updated = remembered
+        return self._value(scores, target, updated)
+
+    def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """As of every loss; the ignored rows are not remembered."""
+        if index is not None and index.shape == target.shape:
+            index = torch.where(target == self.ignore_index, -1, index)
+        return super().rows(output, target, index)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class probabilities of the normalised scores, at the temperature ``lam0``."""
+        return (normalize_scores(output, self.normalize) / self.lam0).softmax(dim=-1)
+
+    def _check_index(self, index: Tensor) -> None:
+        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
+            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
+
+    def _value(self, scores: Tensor, target: Tensor, lam: Tensor) -> Tensor:
+        stiffness = self.alpha * math.log(scores.shape[1]) / (2 * self.lam0)
+        return _ldr(scores, target, lam, self.margin) - stiffness * (lam - self.lam0).square()
+
+    def _one_step(self, scores: Tensor, lam: Tensor) -> Tensor:
+        """The stationary lam for the spread that the remembered lam gives."""
+        num_classes = scores.shape[1]
+        spread = (scores / lam[:, None]).softmax(dim=1).add_(_SMOOTHING).div_(1 + num_classes * _SMOOTHING)
+        divergence = math.log(num_classes) - entr(spread).sum(dim=1)
+        return self.lam0 * (1 - divergence / (self.alpha * math.log(num_classes)))
+
+    def _exact(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The best lam of each row: on a grid, as the value need not be concave, then by golden-section search."""
+        low = (self.lam0 * (1 - 1 / self.alpha)) * torch.ones_like(scores[:, 0])
+        step = self.lam0 / self.alpha / (_GRID_POINTS - 1)
+        best, best_value = low, self._value(scores, target, low)
+        for point in range(1, _GRID_POINTS):
+            lam = low + point * step
+            value = self._value(scores, target, lam)
+            best, best_value = torch.where(value > best_value, lam, best), torch.maximum(value, best_value)
+        left = torch.maximum(best - step, low)
+        right = torch.minimum(best + step, low + self.lam0 / self.alpha)
+        for _ in range(_GOLDEN_STEPS):
+            width = _GOLDEN_RATIO * (right - left)
+            inner_left, inner_right = right - width, left + width
+            rising = self._value(scores, target, inner_left) < self._value(scores, target, inner_right)
+            left, right = torch.where(rising, inner_left, left), torch.where(rising, right, inner_right)
+        refined = (left + right) / 2
+        return torch.where(self._value(scores, target, refined) > best_value, refined, best)
+
+    def _remember(self, index: Tensor, updated: Tensor) -> None:
+        """Write the rows' lam: of several for one row the least, in any order; never a NaN, nor for index -1."""
+        rows = index.clamp(min=0)
+        before = self.lam[rows]
+        offered = torch.where((index >= 0) & updated.isfinite(), updated.to(before.dtype), math.inf)
+        self.lam.scatter_reduce_(0, rows, offered, "amin", include_self=False)
+        least = self.lam[rows]
+        self.lam[rows] = torch.where(least.isinf(), before, least)
+
+
+def _scaled(
+    scores: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"],
+    lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
+    margin: float | Tensor,
+) -> Float[Tensor, "n classes"]:
+    """The scores over lam, with the margin taken off the target's, so that their differences to it are d / lam."""
+    rows = torch.as_tensor(lam, dtype=scores.dtype, device=scores.device).reshape(-1, 1)
+    rows = (
+        rows + 0 * margin
+    )  # under vmap the quotient is then stacked wherever the margin is, and may be changed in place
+    handicap = (-margin / rows).expand(scores.shape[0], 1)
+    return (scores / rows).scatter_add_(1, target[:, None], handicap)
+
+
+def _ldr(
+    scores: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"],
+    lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
+    margin: float | Tensor,
+) -> Float[Tensor, " n"]:
+    """LDR as lam times a cross-entropy at temperature lam, as sum_k exp(d_k / lam) is 1 over the target's softmax."""
+    log_ratio = cross_entropy(_scaled(scores, target, lam, margin), target, reduction="none")
+    return lam * (log_ratio - math.log(scores.shape[1]))

@@ -1,0 +1,199 @@
+"""Losses that know how many rows each class has: rare classes get a margin, or a head start."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_finite, check_floating, check_positive, readable
+from lossworks.roles import Loss
+
+
+class _LongTail(Loss):
+    needs = ("class_counts",)
+    rowwise = True
+
+    def __init__(self, class_counts: Float[Tensor, " classes"], *, reduction: str, ignore_index: int) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        check_floating("class_counts", class_counts)
+        if class_counts.ndim != 1 or class_counts.numel() < 2:
+            raise ValueError(f"class_counts must have shape (C,) with C >= 2, got {tuple(class_counts.shape)}")
+        if readable(class_counts) and not (
+            bool((class_counts >= 0).all()) and 0 < float(class_counts.sum()) < math.inf
+        ):
+            raise ValueError(f"class_counts must be >= 0 with a positive, finite sum, got {class_counts.tolist()}")
+        self.class_counts = class_counts
+
+    def _counts(self, output: Float[Tensor, "n classes"]) -> Float[Tensor, " classes"]:
+        """The counts, where a class without rows counts as the rarest that has some."""
+        if output.shape[1] != len(self.class_counts):
+            raise ValueError(
+                f"output must have {len(self.class_counts)} classes, as class_counts has, got {output.shape[1]}"
+            )
+        counts = self.class_counts.to(output.dtype)
+        return torch.maximum(counts, torch.where(counts > 0, counts, math.inf).amin())
+
+
+class LDAMLoss(_LongTail):
+    r"""Label-distribution-aware margin: the rarer the class, the further its logit must win.
+
+    .. math::
+        \ell(z, y) = -\log \frac{e^{s (z_y - m_y)}}{e^{s (z_y - m_y)} + \sum_{k \ne y} e^{s z_k}}, \qquad
+        m_k = m_{\max} \left(\frac{\min_j n_j}{n_k}\right)^{1/4}
+
+    A class without rows has the margin of the rarest class with rows.
+
+    Args:
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        max_margin: The rarest class's margin, in units of ``output``, >= 0.
+        scale: The factor s on the logits, > 0. The authors use 30 on cosines (normalised features and weights); for the
+            plain logits that most models give the default is 1.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: counts that are negative or all zero or not one a class, ``max_margin < 0``, ``scale <= 0``, shapes
+            that don't match, a class outside ``[0, C)``.
+
+    Use it when rare classes are overfitted and separable; the authors add class weights late in training, which a
+    ``Weighting`` does. Not where outputs must be probabilities.
+
+    Papers: cao2019ldam
+
+    >>> loss = LDAMLoss(torch.tensor([160.0, 10.0]), max_margin=1.0, reduction="none")
+    >>> loss(torch.tensor([[0.5, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([0.6931, 0.6931])
+    """
+
+    papers = ("cao2019ldam",)
+    helps = ("imbalance", "margins")
+    settings = ({"max_margin": 0.5}, {"max_margin": 2.0})
+
+    def __init__(
+        self,
+        class_counts: Float[Tensor, " classes"],
+        max_margin: float | Tensor = 0.5,
+        scale: float | Tensor = 1.0,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(class_counts, reduction=reduction, ignore_index=ignore_index)
+        self.max_margin = check_positive("max_margin", max_margin, allow_zero=True)
+        self.scale = check_positive("scale", scale)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        counts = self._counts(output)
+        margins = self.max_margin * (counts.amin() / counts) ** 0.25
+        behind = output.scatter_add(1, target[:, None], -margins[target][:, None])
+        plain = not isinstance(self.scale, Tensor) and self.scale == 1
+        return cross_entropy(behind if plain else self.scale * behind, target, reduction="none")
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The softmax of the scaled outputs, without margins."""
+        return (self.scale * output).softmax(dim=-1)
+
+
+class LogitAdjustedLoss(_LongTail):
+    r"""Logit-adjusted cross-entropy: the class frequencies are learned away, so what is left serves all classes alike.
+
+    .. math::
+        \ell(z, y) = -\log \mathrm{softmax}(z + \tau \log \pi)_y, \qquad \pi_k = n_k / \textstyle\sum_j n_j
+
+    :meth:`predict` is the softmax of the bare logits: at ``tau=1`` the probabilities as they would be were all classes
+    equally frequent, whose largest is the best answer for balanced accuracy. The softmax of :math:`z + \tau \log \pi`
+    has the training data's frequencies. A class without rows counts as the rarest class with rows.
+
+    Args:
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        tau: How much of the frequencies is taken away, any number; 0 is cross-entropy, 1 serves balanced accuracy.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: counts that are negative or all zero or not one a class, ``tau`` not finite, shapes that don't
+            match, a class outside ``[0, C)``.
+
+    Use it when all classes count alike and some are rare; not when plain accuracy on data like the training data is
+    wanted.
+
+    Papers: menon2021logitadjustment
+
+    >>> loss = LogitAdjustedLoss(torch.tensor([30.0, 10.0]), reduction="none")
+    >>> loss(torch.zeros(2, 2), torch.tensor([0, 1])).exp()
+    tensor([1.3333, 4.0000])
+    """
+
+    papers = ("menon2021logitadjustment",)
+    helps = ("imbalance",)
+    settings = ({"tau": 1.0}, {"tau": 0.5}, {"tau": 1.5})
+
+    def __init__(
+        self,
+        class_counts: Float[Tensor, " classes"],
+        tau: float | Tensor = 1.0,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(class_counts, reduction=reduction, ignore_index=ignore_index)
+        self.tau = check_finite("tau", tau)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        counts = self._counts(output)
+        return cross_entropy(output + self.tau * (counts / counts.sum()).log(), target, reduction="none")
+
+
+class BalancedSoftmaxLoss(_LongTail):
+    r"""Balanced softmax: cross-entropy with each class's exponential counted as often as the class has rows.
+
+    .. math::
+        \ell(z, y) = -\log \frac{n_y e^{z_y}}{\sum_k n_k e^{z_k}}
+
+    It is :class:`LogitAdjustedLoss` at ``tau=1``, found independently; :meth:`predict` is the same.
+
+    Args:
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: counts that are negative or all zero or not one a class, shapes that don't match, a class outside
+            ``[0, C)``.
+
+    Use it as :class:`LogitAdjustedLoss`, when there is no wish to tune ``tau``.
+
+    Papers: ren2020balancedsoftmax
+
+    >>> loss = BalancedSoftmaxLoss(torch.tensor([30.0, 10.0]), reduction="none")
+    >>> loss(torch.zeros(2, 2), torch.tensor([0, 1])).exp()
+    tensor([1.3333, 4.0000])
+    """
+
+    papers = ("ren2020balancedsoftmax",)
+    helps = ("imbalance",)
+
+    def __init__(
+        self, class_counts: Float[Tensor, " classes"], *, reduction: str = "mean", ignore_index: int = -100
+    ) -> None:
+        super().__init__(class_counts, reduction=reduction, ignore_index=ignore_index)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return cross_entropy(output + self._counts(output).log(), target, reduction="none")

@@ -1,0 +1,53 @@
+"""Mean absolute error between the label and the predicted probabilities."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.roles import Loss
+
+
+class MeanAbsoluteErrorLoss(Loss):
+    r"""Mean absolute error on probabilities: symmetric over the labels, and so indifferent to uniform label noise.
+
+    .. math::
+        \ell(z, y) = \sum_k |[k = y] - p_k| = 2\,(1 - p_y), \qquad p = \mathrm{softmax}(z)
+
+    It sums to :math:`2(C - 1)` over the labels whatever the logits, so noise that flips labels uniformly changes its
+    risk by a factor and a constant alone.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: A class that doesn't count.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
+          probabilities in the output's shape.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 2].
+
+    Raises:
+        ValueError: shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when more than a third of the labels of a few classes are wrong; with many classes its gradient vanishes
+    where the label is improbable and it hardly learns, so take a generalized cross-entropy or an active-passive pair
+    there.
+
+    Papers: ghosh2017robust
+
+    >>> MeanAbsoluteErrorLoss()(torch.zeros(1, 4), torch.tensor([2]))
+    tensor(1.5000)
+    """
+
+    papers = ("ghosh2017robust",)
+    helps = ("noisy labels",)
+    rowwise = True
+    soft_targets = True
+
+    def per_sample(
+        self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        if target.is_floating_point():
+            return (target - output.softmax(dim=1)).abs().sum(dim=1)
+        return -2 * torch.expm1(-F.cross_entropy(output, target, reduction="none"))

@@ -1,0 +1,64 @@
+"""PolyLoss: cross-entropy with the leading term of its expansion turned up or down."""
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_between
+from lossworks.roles import Loss
+
+
+class PolyLoss(Loss):
+    r"""Poly-1: cross-entropy whose first polynomial term, the one that never vanishes, has a weight of its own.
+
+    .. math::
+        \ell(z, y) = -\log p_y + \varepsilon\,(1 - p_y)
+                   = (1 + \varepsilon)(1 - p_y) + \sum_{j \ge 2} \tfrac1j (1 - p_y)^j,
+        \qquad p = \mathrm{softmax}(z)
+
+    With class probabilities :math:`t` as target it is :math:`-\sum_k t_k \log p_k + \varepsilon (1 - \sum_k t_k p_k)`.
+
+    Args:
+        epsilon: What is added to the weight of the first term, >= -1; 0 is cross-entropy, -1 takes the first term away.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
+          class probabilities in the output's shape.
+        - returns ``()``, or the target's shape (without the class axis) with ``reduction="none"``.
+
+    Raises:
+        ValueError: ``epsilon < -1``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it to tune cross-entropy by one number: upwards to learn the bulk of the rows, downwards where common classes
+    are overfitted; not where the softmax must be a probability: positive values make it too sure.
+
+    Papers: leng2022poly
+
+    >>> loss = PolyLoss(epsilon=1.0)
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(1.1931)
+    """
+
+    papers = ("leng2022poly",)
+    helps = ("overfitting", "imbalance")
+    rowwise = True
+    soft_targets = True
+    settings = ({"epsilon": 1.0}, {"epsilon": 4.0}, {"epsilon": -1.0})
+
+    def __init__(self, epsilon: float | Tensor = 1.0, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.epsilon = check_between("epsilon", epsilon, -1, math.inf, open_high=True)
+
+    def per_sample(
+        self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        surprise = cross_entropy(output, target, reduction="none")
+        if target.is_floating_point():
+            return surprise + self.epsilon * (1 - (target * output.softmax(dim=1)).sum(dim=1))
+        return surprise - self.epsilon * torch.expm1(-surprise)

@@ -1,0 +1,248 @@
+r"""Losses of the residual :math:`e = z - y` for real targets; the robust ones expect targets of about unit scale."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_between, check_positive
+from lossworks.roles import Loss
+
+
+class _RealLoss(Loss):
+    kind = "real"
+    rowwise = True
+
+
+class SquaredLoss(_RealLoss):
+    r"""Squared error: the fit is the mean of the target.
+
+    .. math::
+        \ell(z, y) = (z - y)^2
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, in the target's units.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0, in squared units.
+
+    Raises:
+        ValueError: shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it first, and whenever the mean is asked for; not when the target has outliers, which dominate it.
+
+    Papers: legendre1805squares
+
+    >>> SquaredLoss()(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+    """
+
+    papers = ("legendre1805squares",)
+    helps = ("baseline",)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return F.mse_loss(output, target, reduction="none")
+
+
+class AbsoluteLoss(_RealLoss):
+    r"""Absolute error: the fit is the median of the target.
+
+    .. math::
+        \ell(z, y) = |z - y|
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, in the target's units.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0, in the target's units.
+
+    Raises:
+        ValueError: shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it when the median is a better answer than the mean; its gradient never shrinks, so lower the learning rate at
+    the end.
+
+    Papers: bassett1978lad
+
+    >>> AbsoluteLoss()(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(1.)
+    """
+
+    papers = ("bassett1978lad",)
+    helps = ("outliers", "heavy tails")
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        return F.l1_loss(output, target, reduction="none")
+
+
+class HuberLoss(_RealLoss):
+    r"""Squared near zero, absolute beyond.
+
+    .. math::
+        \ell(z, y) = \tfrac12 e^2 \;\text{for}\; |e| \le \delta, \qquad \delta\,(|e| - \tfrac12 \delta) \;\text{beyond},
+        \qquad e = z - y
+
+    Unlike :func:`torch.nn.functional.huber_loss`, ``delta`` may be a tensor.
+
+    Args:
+        delta: Where the loss turns linear, in the target's units, > 0; the default assumes targets of unit scale.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, in the target's units.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0, in squared units.
+
+    Raises:
+        ValueError: ``delta <= 0``, shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it when a few targets are far off; with skewed targets it answers neither the mean nor the median.
+
+    Papers: huber1964robust
+
+    >>> HuberLoss()(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+    """
+
+    papers = ("huber1964robust",)
+    helps = ("outliers",)
+    settings = ({"delta": 1.0}, {"delta": 0.2})
+
+    def __init__(self, delta: float | Tensor = 1.0, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.delta = check_positive("delta", delta)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        size = (output - target).abs()
+        clipped = size.clamp(max=self.delta)
+        return clipped * (size - clipped / 2)
+
+
+class LogCoshLoss(_RealLoss):
+    r"""A Huber loss without the seam: smooth everywhere.
+
+    .. math::
+        \ell(z, y) = \log\cosh(z - y)
+
+    It is :math:`e^2 / 2` near zero and :math:`|e| - \log 2` far out; its gradient is :math:`\tanh e`.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, of about unit scale.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it like Huber's loss where a smooth second derivative helps; it has no scale of its own, so standardise the
+    target.
+
+    Papers: saleh2022logcosh
+
+    >>> LogCoshLoss()(torch.tensor([0.0]), torch.tensor([1.0]))
+    tensor(0.4338)
+    """
+
+    papers = ("saleh2022logcosh",)
+    helps = ("outliers",)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        residual = output - target
+        return torch.logaddexp(residual, -residual) - math.log(2)
+
+
+class PinballLoss(_RealLoss):
+    r"""Quantile regression: the fit is one quantile of the target.
+
+    .. math::
+        \ell(z, y) = \max(\tau\,(y - z),\; (\tau - 1)\,(y - z))
+
+    One quantile a model; several together, kept from crossing, are the business of a quantile aggregate.
+
+    Args:
+        quantile: :math:`\tau`, the share of targets below the fit, in (0, 1); 0.5 is half the absolute error.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, in the target's units.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0, in the target's units.
+
+    Raises:
+        ValueError: ``quantile`` outside (0, 1), shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it when being too low and being too high cost differently; not when the mean is asked for.
+
+    Papers: koenker1978quantiles
+
+    >>> PinballLoss(0.9)(torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]))
+    tensor(0.5000)
+    """
+
+    papers = ("koenker1978quantiles",)
+    helps = ("quantiles",)
+
+    def __init__(self, quantile: float | Tensor = 0.5, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.quantile = check_between("quantile", quantile, 0, 1, open_low=True, open_high=True)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        below = target - output
+        return torch.maximum(self.quantile * below, (self.quantile - 1) * below)
+
+
+class TukeyBiweightLoss(_RealLoss):
+    r"""Bounded: a target far enough off has no pull at all.
+
+    .. math::
+        \ell(z, y) = \tfrac{c^2}{6} \left(1 - (1 - (e / c)^2)^3\right) \;\text{for}\; |e| \le c,
+        \qquad \tfrac{c^2}{6} \;\text{beyond}, \qquad e = z - y
+
+    Args:
+        c: Where a residual is given up, in the target's units, > 0; 4.685 keeps 95 % of the mean's efficiency on normal
+            residuals of unit scale.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - output and target: ``(n, ...)``, floating-point, in the target's units.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, c²/6].
+
+    Raises:
+        ValueError: ``c <= 0``, shapes that don't match.
+        TypeError: a target that isn't floating-point.
+
+    Use it when outliers are errors to be ignored; a model that starts more than ``c`` away learns nothing, so
+    standardise the target first.
+
+    Papers: beaton1974biweight
+
+    >>> TukeyBiweightLoss(c=3.0)(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 99.0]))
+    tensor(1.5000)
+    """
+
+    papers = ("beaton1974biweight",)
+    helps = ("outliers",)
+    settings = ({"c": 4.685}, {"c": 2.0})
+
+    def __init__(self, c: float | Tensor = 4.685, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.c = check_positive("c", c)
+
+    def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        u = ((output - target) / self.c).square().clamp(max=1)
+        return self.c**2 / 6 * u * (3 - 3 * u + u.square())

@@ -1,0 +1,38 @@
+"""What the metrics take: numpy arrays or tensors, checked once and computed in float64."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Array: TypeAlias = npt.NDArray[Any] | Tensor
+Floats: TypeAlias = npt.NDArray[np.float64]
+Classes: TypeAlias = npt.NDArray[np.int64]
+
+
+def as_floats(name: str, values: Any) -> Floats:
+    """The values as a float64 array, if they are numbers without NaN."""
+    try:
+        array = np.asarray(_on_cpu(values), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(values).__name__}") from None
+    if np.isnan(array).any():
+        raise ValueError(f"{name} must have no NaN, got {int(np.isnan(array).sum())} of {array.size}")
+    return array
+
+
+def as_classes(name: str, values: Any) -> Classes:
+    """The values as int64 classes, one a row, if they are whole numbers >= 0."""
+    array = np.asarray(_on_cpu(values))
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} must have shape (n,) with n >= 1, got {array.shape}")
+    if array.dtype.kind not in "biuf" or not np.array_equal(array, array.astype(np.int64)):
+        raise TypeError(f"{name} must be whole numbers, one class a row, got {array.dtype}")
+    if array.min() < 0:
+        raise ValueError(f"{name} must be classes >= 0, got {array.min()} in row {int(array.argmin())}")
+    return array.astype(np.int64)
+
+
+def _on_cpu(values: Any) -> Any:
+    return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values

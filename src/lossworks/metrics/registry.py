@@ -1,0 +1,97 @@
+"""The metrics that a comparison reports, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lossworks.checks import check_choice
+from lossworks.metrics import classification, regression, stacked
+
+__all__ = ["METRICS", "Metric", "Task", "find_metric", "metrics_for"]
+
+Task = Literal["binary", "multiclass", "real"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for a model's predictions; calling it calls its function.
+
+    Args:
+        name: What it is called on the command line and in tables.
+        title: What it is called in prose.
+        function: ``(prediction, target) -> float``.
+        higher_is_better: Whether larger is better.
+        tasks: The tasks that it is for.
+        bounded01: Whether it lies in [0, 1], so that differences of 0.01 mean the same everywhere.
+        needs: What its prediction is: class ``"probabilities"``, or ``"values"`` in the target's unit.
+        score: The same for many models at once on raw outputs, larger better, for early stopping; for calibration
+            error, which a useless model can have at 0, the log-loss instead.
+    """
+
+    name: str
+    title: str
+    function: Callable[[Any, Any], float]
+    higher_is_better: bool
+    tasks: tuple[Task, ...]
+    bounded01: bool
+    needs: Literal["probabilities", "values"]
+    score: stacked.StackedScore
+
+    def __call__(self, prediction: Any, target: Any) -> float:
+        """The metric of these predictions."""
+        return self.function(prediction, target)
+
+
+def _classes(
+    name: str,
+    title: str,
+    function: Callable[[Any, Any], float],
+    score: stacked.StackedScore,
+    *,
+    higher: bool = True,
+    bounded: bool = True,
+    binary_only: bool = False,
+) -> Metric:
+    tasks: tuple[Task, ...] = ("binary",) if binary_only else ("binary", "multiclass")
+    return Metric(name, title, function, higher, tasks, bounded, "probabilities", score)
+
+
+_ALL = (
+    _classes("accuracy", "accuracy", classification.accuracy, stacked.accuracy),
+    _classes("balanced_accuracy", "balanced accuracy", classification.balanced_accuracy, stacked.balanced_accuracy),
+    _classes("macro_f1", "macro F1", classification.macro_f1, stacked.macro_f1),
+    _classes("log_loss", "log-loss", classification.log_loss, stacked.log_loss, higher=False, bounded=False),
+    _classes("ece", "calibration error", classification.expected_calibration_error, stacked.log_loss, higher=False),
+    _classes("auroc", "AUROC", classification.auroc, stacked.auroc, binary_only=True),
+    _classes(
+        "average_precision",
+        "average precision",
+        classification.average_precision,
+        stacked.average_precision,
+        binary_only=True,
+    ),
+    Metric("rmse", "RMSE", regression.rmse, False, ("real",), False, "values", stacked.rmse),
+    Metric("mae", "MAE", regression.mae, False, ("real",), False, "values", stacked.mae),
+    Metric("r2", "R²", regression.r2, True, ("real",), False, "values", stacked.r2),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+"""Every metric by its name, in the order in which tables show them."""
+
+
+def metrics_for(task: Task) -> tuple[Metric, ...]:
+    """The metrics of a task.
+
+    >>> [metric.name for metric in metrics_for("real")]
+    ['rmse', 'mae', 'r2']
+    """
+    return tuple(metric for metric in _ALL if task in metric.tasks)
+
+
+def find_metric(name: str, task: Task) -> Metric:
+    """The metric of this name, if the task has it; the error lists those it has and suggests the nearest.
+
+    >>> find_metric("rmse", "real").higher_is_better
+    False
+    """
+    return METRICS[check_choice("metric", name, (metric.name for metric in metrics_for(task)))]

@@ -1,0 +1,316 @@
+r"""The roles of the formula: one base class a symbol, each with one method.
+
+.. math::
+    \min_\theta \; \max_{w, \delta} \; \sum_i w_i \, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)
+
+:class:`Loss` is :math:`\ell`, :class:`Weighting` is :math:`w`, :class:`Perturbation` is :math:`\delta`,
+:class:`Penalty` is :math:`R`. All are :class:`Part`: modules whose tensors are buffers and which say where they come from.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from lossworks.checks import (
+    check_choice,
+    check_classes,
+    check_floating,
+    check_same_shape,
+    check_sample_weight,
+    readable,
+)
+
+__all__ = ["BatchLoss", "Loss", "Part", "Penalty", "Perturbation", "Weighting", "cite", "weighted_reduction"]
+
+REDUCTIONS = ("mean", "sum", "none")
+Kind = Literal["classes", "binary", "real"]
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], AnyFunction]:
+    """Mark a public function as a part of the catalog: the papers it carries, and what it helps with."""
+
+    def mark(function: AnyFunction) -> AnyFunction:
+        function.papers, function.helps = papers, helps  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Part(nn.Module):
+    """A piece of an objective: it names its papers, and every tensor that it holds is a parameter or a buffer.
+
+    Class attributes:
+        papers: Keys into ``catalog/papers.toml``.
+        helps: What it helps with, in the catalog's vocabulary.
+        settings: One to four settings worth trying, as keyword arguments; the first is the default.
+        needs: Constructor arguments that come from the training data, of ``class_counts``, ``num_classes``,
+            ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``. :func:`lossworks.compare` fills them in.
+        needs_index: Whether it has a memory per training row and so must be given ``index=``.
+        couples_batch: Whether a row's value depends on the other rows of its batch by definition.
+        stochastic: Whether it draws random numbers.
+    """
+
+    papers: ClassVar[tuple[str, ...]] = ()
+    helps: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_index: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name not in self._buffers:
+            self.__dict__.pop(name, None)
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell a part with a schedule how far the training is, in [0, 1]; the others ignore it."""
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as the constructor takes them."""
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, None)
+            if name in ("self", "reduction") or value is None or value is parameter.default:
+                continue
+            if isinstance(value, Tensor) and value.numel() > 8:
+                value = f"tensor{tuple(value.shape)}"
+            shown.append(f"{name}={value.tolist() if isinstance(value, Tensor) else value}")
+        return ", ".join(shown)
+
+
+def weighted_reduction(
+    losses: Tensor, weights: Tensor | None, reduction: str, total: float | Tensor | None = None
+) -> Tensor:
+    """Reduce per-row losses as torch does: ``mean`` divides by the sum of the weights (rows kept), or by ``total``.
+
+    An empty or wholly ignored batch has mean 0, with zero gradients. ``total`` is what the whole batch sums to when
+    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly.
+    """
+    weighted = losses if weights is None else losses * weights
+    if reduction == "none":
+        return weighted
+    summed = weighted.sum()
+    if reduction == "sum":
+        return summed
+    if total is not None:
+        return summed / total
+    if weights is None:
+        return summed / max(losses.numel(), 1)
+    kept = weights.sum()
+    return summed / torch.where(kept > 0, kept, torch.ones_like(kept))
+
+
+class Loss(Part):
+    """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
+
+    Three kinds of target, by the class attribute ``kind``:
+
+    - ``"classes"``: output ``(n, C)`` or ``(n, C, d1, ...)``, target int64 ``(n,)`` or ``(n, d1, ...)``, with
+      ``ignore_index``; where ``soft_targets`` is true also class probabilities in the output's shape.
+    - ``"binary"``: output and target of one shape; the target is 0 or 1 (float, int64 or bool), the output a score
+      whose sign is the answer.
+    - ``"real"``: output and target of one shape, both floating-point.
+
+    Half-precision outputs are computed and returned in float32.
+
+    Class attributes:
+        kind: See above.
+        rowwise: Whether a row's value reads that row's logits alone, so that the fused path may take it in chunks.
+        soft_targets: Whether class-probability targets are allowed.
+        probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss), or needs calibration first.
+        surrogate_gradient: Whether its gradient is by definition not the derivative of its value.
+    """
+
+    kind: ClassVar[Kind] = "classes"
+    rowwise: ClassVar[bool] = False
+    soft_targets: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = False
+    surrogate_gradient: ClassVar[bool] = False
+
+    def __init__(self, reduction: str = "mean", *, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        self.ignore_index = ignore_index
+
+    def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
+        """One value a row, from flat rows whose shapes the base has checked."""
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample(output, target) -> (n,)")
+
+    def output_size(self, num_classes: int = 1) -> int:
+        """How many outputs a model needs for this loss."""
+        return num_classes if self.kind == "classes" else 1
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class probabilities ``(n, C)``, the probability of class 1 ``(n,)``, or the value ``(n,)``."""
+        if self.kind == "classes":
+            return output.softmax(dim=-1)
+        return output.sigmoid() if self.kind == "binary" else output
+
+    def forward(
+        self,
+        output: Float[Tensor, "n *rest"],
+        target: Shaped[Tensor, "n *rest2"],
+        *,
+        sample_weight: Float[Tensor, "n *rest2"] | None = None,
+        index: Int[Tensor, "n *rest2"] | None = None,
+        total: float | Tensor | None = None,
+    ) -> Tensor:
+        """The reduced loss.
+
+        Args:
+            output: The model's outputs, see the class.
+            target: The targets, see the class.
+            sample_weight: One weight a row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
+            index: The rows' numbers in the training data, for losses with a memory per row.
+            total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        """
+        losses, kept = self.rows(output, target, index)
+        weights = kept.to(losses.dtype) if kept is not None else None
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, losses.shape)
+            weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
+        return weighted_reduction(losses, weights, self.reduction, total)
+
+    def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Per-row losses in the target's shape, and which rows are kept (None where all are)."""
+        check_floating("output", output)
+        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        if self.kind != "classes":
+            check_same_shape(output, target)
+            shape = target.shape
+            extra = self._extra(index, shape)
+            output, target = output.flatten(), _flat_target(self.kind, output, target)
+            losses, kept = self.per_sample(output, target, **extra), None
+        else:
+            output, target, shape = self._class_rows(output, target)
+            extra = self._extra(index, shape)
+            kept = None if target.is_floating_point() else target != self.ignore_index
+            hard = target if kept is None else torch.where(kept, target, 0)
+            losses = self.per_sample(output, hard, **extra)
+            if kept is not None:
+                losses = torch.where(kept, losses, torch.zeros_like(losses))
+                kept = kept.reshape(shape)
+        check_no_nan(output, losses)
+        return losses.reshape(shape), kept
+
+    def _extra(self, index: Tensor | None, shape: torch.Size) -> dict[str, Tensor]:
+        if not self.needs_index:
+            return {}
+        if index is None:
+            raise ValueError(
+                f"{type(self).__name__} remembers a value per training row: give it index=, the rows' numbers"
+            )
+        if index.dtype != torch.int64 or index.shape != shape:
+            raise ValueError(f"index must be int64 of shape {tuple(shape)}, got {index.dtype} {tuple(index.shape)}")
+        return {"index": index.flatten()}
+
+    def _class_rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+        """Class scores as ``(rows, C)``, the target as rows, and the shape that the rows came in."""
+        if output.ndim < 2:
+            raise ValueError(f"output must have shape (n, C) or (n, C, d1, ...), got {tuple(output.shape)}")
+        shape = output.shape[:1] + output.shape[2:]
+        flat = output.movedim(1, -1).reshape(-1, output.shape[1])
+        if target.is_floating_point():
+            if not self.soft_targets:
+                raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")
+            check_same_shape(output, target)
+            return flat, target.movedim(1, -1).reshape(flat.shape).to(flat.dtype), shape
+        if target.dtype != torch.int64:
+            raise TypeError(f"target must be int64 classes, got {target.dtype}")
+        if target.shape != shape:
+            raise ValueError(
+                f"target must have shape {tuple(shape)} for output {tuple(output.shape)}, got {tuple(target.shape)}"
+            )
+        target = target.flatten()
+        check_classes(flat, target, ignore_index=self.ignore_index)
+        return flat, target, shape
+
+
+class BatchLoss(Part):
+    """A loss that couples the whole batch and has no per-sample form; a ``Weighting`` refuses it."""
+
+    def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """One number for the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(...) -> scalar")
+
+
+class Weighting(Part):
+    """Weights on the rows: non-negative, with mean 1 over the batch, or over the data set where ``over_data_set``.
+
+    Class attributes:
+        over_data_set: Whether the mean of 1 is over the data set (so a batch's own mean differs), which keeps fixed
+            weights exact when a batch is split.
+        needs_target: Whether it must be given ``target=``.
+        needs_group: Whether it must be given ``group=``.
+    """
+
+    over_data_set: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
+    needs_group: ClassVar[bool] = False
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The weights of these rows."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(losses, ...) -> (n,)")
+
+    def _required(self, name: str, value: Tensor | None, losses: Tensor) -> Tensor:
+        """The argument, if it was given as one int64 number a row."""
+        check_floating("losses", losses)
+        if value is None:
+            raise ValueError(f"{type(self).__name__} needs {name}=, one int64 number a row")
+        if value.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {value.dtype}")
+        check_same_shape(losses, value, names=("losses", name))
+        return value
+
+
+class Perturbation(Part):
+    """A change of the input: ``risk(x) -> (n,)`` is what it makes worse."""
+
+    def forward(
+        self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]
+    ) -> Float[Tensor, "n *features"]:
+        """The changed input, in ``x``'s shape and dtype."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(risk, x) -> x'")
+
+
+class Penalty(Part):
+    """A price on the model itself."""
+
+    def forward(self, model: nn.Module, *, features: Tensor | None = None) -> Float[Tensor, ""]:
+        """The penalty, one number, to be added to the risk."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(model) -> scalar")
+
+
+def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
+    if kind == "real":
+        check_floating("target", target)
+    elif readable(target) and target.numel():
+        wrong = (target != 0) & (target != 1)
+        if bool(wrong.any()):
+            row = int(wrong.flatten().nonzero()[0])
+            raise ValueError(f"target must be 0 or 1, got {target.flatten()[row].item():g} at {row}")
+    return target.flatten().to(output.dtype)
+
+
+def check_no_nan(output: Tensor, losses: Tensor) -> None:
+    """Name the rows whose outputs are NaN; looked for only where a loss shows it, so it costs one number a row."""
+    if readable(losses) and not bool(losses.detach().isfinite().all()):
+        rows = output.detach().isnan().reshape(output.shape[0], -1).any(dim=1).nonzero().flatten()
+        if rows.numel():
+            more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""
+            raise ValueError(f"output has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")

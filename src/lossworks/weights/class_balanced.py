@@ -1,0 +1,88 @@
+"""Weights by how rare a row's class is."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossworks.checks import check_between, check_choice, check_floating, readable
+from lossworks.roles import Weighting
+
+
+class ClassBalanced(Weighting):
+    r"""Rare classes count more, by the inverse of their frequency or of their effective number of samples.
+
+    .. math::
+        w_i \propto \frac{1}{n_{y_i}} \quad\text{(inverse)}, \qquad
+        w_i \propto \frac{1 - \beta}{1 - \beta^{n_{y_i}}} \quad\text{(effective)}, \qquad
+        \sum_k n_k w_k = \sum_k n_k
+
+    The effective number runs from uniform (:math:`\beta = 0`) to inverse frequency (:math:`\beta \to 1`). The mean is 1
+    over the data set that was counted, not over each batch, so a batch that is split sums to the same.
+
+    Args:
+        class_counts: ``(C,)``, rows of each class in the training data; a class without rows gets weight 0. A buffer.
+        method: ``"inverse"`` or ``"effective"``.
+        beta: Of the effective number, in [0, 1); the authors use 0.9 to 0.9999 by the size of the data.
+
+    Shape:
+        - losses: ``(n,)``; target: ``(n,)`` int64 in ``[0, C)``; returns ``(n,)``.
+
+    Raises:
+        ValueError: counts that are negative or all zero, ``beta`` outside [0, 1), target missing or out of range.
+
+    Use it when rare classes matter as much as common ones; a logit adjustment often does the same with less variance.
+
+    Papers: cui2019classbalanced
+
+    >>> weights = ClassBalanced(torch.tensor([30.0, 10.0]))
+    >>> weights(torch.zeros(2), target=torch.tensor([0, 1]))
+    tensor([0.6667, 2.0000])
+    """
+
+    papers = ("cui2019classbalanced",)
+    helps = ("imbalance",)
+    needs = ("class_counts",)
+    settings = ({}, {"method": "effective", "beta": 0.99})
+    needs_target = True
+    over_data_set = True
+
+    def __init__(
+        self, class_counts: Float[Tensor, " classes"], *, method: str = "inverse", beta: float | Tensor = 0.999
+    ) -> None:
+        super().__init__()
+        check_floating("class_counts", class_counts)
+        if class_counts.ndim != 1 or class_counts.numel() < 2:
+            raise ValueError(f"class_counts must have shape (C,) with C >= 2, got {tuple(class_counts.shape)}")
+        if readable(class_counts) and not (bool((class_counts >= 0).all()) and float(class_counts.sum()) > 0):
+            raise ValueError(f"class_counts must be >= 0 with a positive sum, got {class_counts.tolist()}")
+        self.method = check_choice("method", method, ("inverse", "effective"))
+        self.beta = check_between("beta", beta, 0, 1, open_high=True)
+        self.class_counts = class_counts
+
+    def class_weights(self) -> Float[Tensor, " classes"]:
+        """The weight of a row of each class."""
+        counts, beta = self.class_counts, torch.as_tensor(self.beta, dtype=self.class_counts.dtype)
+        # 1 - beta^n by expm1 keeps its digits when beta is near 1; beta = 0 makes log(beta) -inf and the number 1.
+        size = counts if self.method == "inverse" else torch.expm1(counts * beta.log()) / (beta - 1)
+        raw = torch.where(counts > 0, 1 / torch.where(counts > 0, size, 1), 0)
+        return raw * counts.sum() / (counts * raw).sum()
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The weights of the rows' classes."""
+        target = self._required("target", target, losses)
+        if (
+            readable(target)
+            and target.numel()
+            and not 0 <= int(target.min()) <= int(target.max()) < len(self.class_counts)
+        ):
+            raise ValueError(
+                f"target must be in [0, {len(self.class_counts)}), got {int(target.min())}..{int(target.max())}"
+            )
+        return self.class_weights()[target].to(losses.dtype)

@@ -1,0 +1,99 @@
+"""Weights that are known before training: none at all, or one a training row."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossworks.checks import check_floating, readable
+from lossworks.roles import Weighting
+
+
+class Uniform(Weighting):
+    r"""Every row counts the same, :math:`w_i = 1`: the mean risk.
+
+    Shape:
+        - losses: ``(n,)``; returns ``(n,)``, all ones.
+
+    Raises:
+        TypeError: losses are not floating-point.
+
+    Use it as the reference against which another weighting is judged.
+
+    Papers: none, it is the definition of empirical risk.
+
+    >>> Uniform()(torch.tensor([0.1, 2.0]))
+    tensor([1., 1.])
+    """
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Ones."""
+        check_floating("losses", losses)
+        return torch.ones_like(losses)
+
+
+class SampleWeights(Weighting):
+    r"""One fixed weight a training row, looked up by the row's number: :math:`w_i = N v_i / \sum_j v_j`.
+
+    The mean is 1 over the data set, not over each batch, so a batch that is split sums to the same.
+
+    Args:
+        sample_weights: ``(N,)``, the rows' weights in any unit, finite, >= 0, with a positive sum. A buffer.
+
+    Shape:
+        - losses: ``(n,)``; index: ``(n,)`` int64 in ``[0, N)``; returns ``(n,)``.
+
+    Raises:
+        ValueError: negative or all-zero weights; ``index`` missing, of another shape, or out of range.
+
+    Use it when each row comes with a known weight (survey weights, costs, repetition counts).
+
+    Papers: none, it is the definition of a weighted risk.
+
+    >>> weights = SampleWeights(torch.tensor([1.0, 3.0]))
+    >>> weights(torch.zeros(1), index=torch.tensor([1]))
+    tensor([1.5000])
+    """
+
+    needs = ("sample_weights",)
+    needs_index = True
+    over_data_set = True
+
+    def __init__(self, sample_weights: Float[Tensor, " rows"]) -> None:
+        super().__init__()
+        check_floating("sample_weights", sample_weights)
+        if sample_weights.ndim != 1 or not sample_weights.numel():
+            raise ValueError(f"sample_weights must have shape (N,), got {tuple(sample_weights.shape)}")
+        if readable(sample_weights) and not (
+            bool((sample_weights >= 0).all())
+            and bool(sample_weights.isfinite().all())
+            and float(sample_weights.sum()) > 0
+        ):
+            raise ValueError("sample_weights must be finite and >= 0 with a positive sum")
+        self.sample_weights = sample_weights / sample_weights.mean()
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The rows' weights."""
+        index = self._required("index", index, losses)
+        if (
+            readable(index)
+            and index.numel()
+            and not 0 <= int(index.min()) <= int(index.max()) < len(self.sample_weights)
+        ):
+            raise ValueError(
+                f"index must be in [0, {len(self.sample_weights)}), got {int(index.min())}..{int(index.max())}"
+            )
+        return self.sample_weights[index].to(losses.dtype)

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import inv_boxcox
+from torch.func import vmap
+from torch.testing import assert_close
+
+from lossworks.losses import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
+
+LAMBDAS = [-1.0, -0.3, 0.0, 0.5, 1.0]
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def margins(generator):
+    return 3 * torch.randn(64, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("lam", LAMBDAS)
+def test_equals_the_algorithm_spelled_out_with_scipys_inverse_box_cox(margins, lam):
+    draws = torch.randn(64, dtype=torch.float64, generator=seeded()).numpy()
+    with np.errstate(all="ignore"):
+        base = 1 + lam * draws
+        value = np.where(base > 0, inv_boxcox(draws, lam), 0.0 if lam > 0 else np.inf)
+    g = np.sort(np.maximum(-value, -1))
+    wanted = np.empty(64)
+    for rank, row in enumerate(np.argsort(margins.numpy())):
+        wanted[row] = g[rank] / max(margins[row], 1) - 1e-6
+    drawn = sample_calibrated_derivatives(margins, lam, seeded())
+    assert_close(drawn, torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("lam", LAMBDAS)
+def test_drawn_loss_is_calibrated_and_convex(margins, lam):
+    g = sample_calibrated_derivatives(margins, lam, seeded())
+    assert (g < 0).all()
+    assert (g >= -1 - 1e-6).all()
+    below_one = margins.sort().values <= 1
+    assert (g[margins.argsort()][below_one].diff() >= 0).all()
+
+
+def test_tail_falls_at_least_as_fast_as_one_over_the_margin():
+    margins = torch.tensor([2.0, 10.0, 1e4])
+    for seed in range(20):
+        assert (sample_calibrated_derivatives(margins, 0.0, seeded(seed)) >= -1 / margins - 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [lambda m: -torch.sigmoid(-m), lambda m: -(m < 1).double(), lambda m: -torch.exp(-m), lambda m: 2 * (m - 1)],
+    ids=["logistic", "hinge", "exponential", "squared"],
+)
+def test_a_fixed_losss_derivatives_are_paired_back_to_that_loss(margins, derivative, generator):
+    given = derivative(margins)
+    shuffled = given[torch.randperm(64, generator=generator)]
+    assert_close(pair_derivatives(shuffled, margins), given, atol=0, rtol=0)
+
+
+def test_shuffling_the_rows_shuffles_their_derivatives(margins, generator):
+    order = torch.randperm(64, generator=generator)
+    whole = sample_calibrated_derivatives(margins, 0.0, seeded())
+    assert_close(sample_calibrated_derivatives(margins[order], 0.0, seeded()), whole[order], atol=0, rtol=0)
+
+
+def test_gradient_is_the_drawn_derivative_and_value_its_product_with_the_margin(margins):
+    target = (torch.arange(64) % 2).double()
+    score = ((2 * target - 1) * margins).requires_grad_()
+    losses = EnsLoss(generator=seeded(), reduction="none")(score, target)
+    losses.sum().backward()
+    drawn = sample_calibrated_derivatives(margins, 0.0, seeded())
+    assert_close(losses, drawn * margins)
+    assert_close(score.grad, drawn * (2 * target - 1))
+
+
+def test_one_vs_rest_is_the_sum_of_binary_problems_over_classes(generator):
+    logits = torch.randn(20, 3, dtype=torch.float64, generator=generator)
+    target = torch.randint(3, (20,), generator=generator)
+    margins = torch.where(torch.arange(3) == target[:, None], logits, -logits)
+    normal = torch.randn(20, 3, dtype=torch.float64, generator=seeded())
+    wanted = torch.zeros(20, dtype=torch.float64)
+    for k in range(3):
+        paired = pair_derivatives(-normal[:, k].exp().clamp(max=1), margins[:, k])
+        wanted += (paired / margins[:, k].clamp(min=1) - 1e-6) * margins[:, k]
+    assert_close(OneVsRestEnsLoss(generator=seeded(), reduction="none")(logits, target), wanted)
+
+
+def test_one_vs_rest_ignored_rows_have_no_loss_and_no_gradient(generator):
+    logits = torch.randn(10, 3, generator=generator, requires_grad=True)
+    target = torch.tensor([0, 1, -100, 2, 1, -100, 0, 0, 2, 1])
+    losses = OneVsRestEnsLoss(generator=seeded(), reduction="none")(logits, target)
+    losses.sum().backward()
+    ignored = target == -100
+    assert (losses[ignored] == 0).all()
+    assert (logits.grad[ignored] == 0).all()
+    assert (logits.grad[~ignored] != 0).all()
+
+
+def test_draws_come_from_the_generator_alone(margins):
+    target = torch.ones_like(margins)
+    state = torch.get_rng_state()
+    one, other = (EnsLoss(generator=seeded(3))(margins, target) for _ in range(2))
+    assert_close(one, other, atol=0, rtol=0)
+    assert (torch.get_rng_state() == state).all()
+    assert EnsLoss(generator=seeded(4))(margins, target) != one
+
+
+def test_lambda_is_drawn_anew_every_so_many_training_calls(margins):
+    loss = EnsLoss(0.25, resample_lambda_every=3, generator=seeded())
+    target = torch.ones_like(margins)
+    seen = []
+    for _ in range(9):
+        loss(margins, target)
+        seen.append(float(loss.drawn_lambda))
+    assert seen[:3] == [0.25] * 3
+    assert seen[3] == seen[5] != 0.25
+    assert seen[6] == seen[8] != seen[5]
+    assert all(-1 <= lam <= 1 for lam in seen)
+    loss.eval()
+    for _ in range(4):
+        loss(margins, target)
+    assert float(loss.drawn_lambda) == seen[-1]
+    assert int(loss.calls) == 9
+
+
+def test_stacked_replicas_draw_differently(margins):
+    loss, target = EnsLoss(reduction="none"), torch.ones_like(margins)
+    values = vmap(lambda score: loss(score, target), randomness="different")(margins.expand(3, 64))
+    assert (values[0] != values[1]).any()
+    assert (values[1] != values[2]).any()
+
+
+def test_draws_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="draws must have the shape of margins"):
+        pair_derivatives(torch.zeros(3), torch.zeros(4))
