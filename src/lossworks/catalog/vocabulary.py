@@ -1,0 +1,20 @@
+"""The one short vocabulary of what a part helps with, and the words by which people ask for it."""
+
+HELPS: dict[str, tuple[str, ...]] = {
+    "baseline": ("baseline", "reference", "standard", "default", "usual", "plain"),
+    "calibration": ("calibrat*", "overconfiden*", "confiden*", "probabilit*", "temperature", "reliab*", "ece"),
+    "hard examples": ("hard", "difficult", "easy"),
+    "heavy tails": ("heavy", "tail", "tails", "skew*", "fat"),
+    "imbalance": ("imbalanc*", "unbalanced", "rare", "minority", "long-tail*", "skewed", "underrepresent*", "frequen*"),
+    "many classes": ("many", "thousands", "vocabulary", "extreme"),
+    "margins": ("margin*", "hinge", "svm", "separat*"),
+    "multi-label": ("multi-label", "multilabel", "tags", "several labels"),
+    "noisy labels": ("nois*", "mislabel*", "wrong", "corrupt*", "flipped", "unreliable", "annotat*", "crowd*"),
+    "outliers": ("outlier*", "robust*", "contaminat*", "anomal*", "gross"),
+    "overfitting": ("overfit*", "generali*", "regulari*", "small"),
+    "quantiles": ("quantile*", "median", "percentile*", "interval*"),
+    "ranking systems": ("leaderboard", "benchmark*", "systems", "aggregate", "rank*", "borda", "kemeny"),
+    "real targets by classification": ("regress*", "real", "value", "histogram", "bins", "distribution*"),
+    "top-k": ("top-k", "topk", "top", "retriev*"),
+}
+"""Each term of ``helps`` and the words that lead to it; ``*`` stands for any ending."""

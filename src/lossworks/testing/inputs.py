@@ -1,0 +1,65 @@
+"""Example inputs for a part, by what it says it takes, and instances of a part class that needs data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossworks.roles import Loss, Part
+
+CLASSES = 5
+ROWS = 12
+
+
+def from_data(num_samples: int = ROWS, num_classes: int = CLASSES) -> dict[str, Any]:
+    """What a constructor may ask of the training data, for a small made-up data set."""
+    counts = torch.arange(num_classes, 0, -1, dtype=torch.float64)
+    return {
+        "class_counts": counts * 4,
+        "num_classes": num_classes,
+        "num_samples": num_samples,
+        "sample_weights": torch.linspace(0.5, 1.5, num_samples, dtype=torch.float64),
+        "v_min": -3.0,
+        "v_max": 3.0,
+    }
+
+
+def build(part: type[Part], setting: Mapping[str, Any] | None = None, **overrides: Any) -> Any:
+    """An instance of a part class, its data arguments filled in."""
+    facts = from_data()
+    return part(**{name: facts[name] for name in part.needs}, **(setting or {}), **overrides)
+
+
+def instances(part: type[Part]) -> Iterator[Any]:
+    """One instance a setting that the part declares."""
+    for setting in part.settings:
+        yield build(part, setting)
+
+
+def example(
+    loss: Loss, rows: int = ROWS, *, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Outputs, targets and further arguments that the loss takes."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = loss.output_size(CLASSES)
+    shape = (rows,) if columns == 1 and loss.kind != "classes" else (rows, columns)
+    output = scale * torch.randn(shape, dtype=dtype, generator=generator)
+    if loss.kind == "classes":
+        target = torch.randint(CLASSES, (rows,), generator=generator)
+    elif loss.kind == "binary":
+        target = torch.randint(2, (rows,), generator=generator).to(dtype)
+    else:
+        target = torch.randn(rows, dtype=dtype, generator=generator)
+    return output, target, {"index": torch.arange(rows)} if loss.needs_index else {}
+
+
+def expect_error(name: str, call: Callable[[], object]) -> None:
+    """Assert that the call raises a one-line ``ValueError`` or ``TypeError`` that names the argument."""
+    try:
+        call()
+    except (ValueError, TypeError) as error:
+        assert name in str(error), f"the error must name {name!r}, it says: {error}"
+        assert "\n" not in str(error), f"the error must be one line, it says: {error}"
+    else:
+        raise AssertionError(f"a bad {name} raised nothing")

@@ -1,0 +1,48 @@
+import pytest
+
+from lossworks.catalog import HELPS, find, papers, parts, show
+
+
+def test_every_key_that_a_part_names_is_in_the_toml_and_the_other_way_round():
+    named = {key for entry in parts().values() for key in entry.papers}
+    assert named == set(papers())
+
+
+def test_parts_speak_the_vocabulary():
+    assert {term for entry in parts().values() for term in entry.helps} <= set(HELPS)
+
+
+def test_every_term_of_the_vocabulary_leads_to_a_part():
+    for term in HELPS:
+        assert find(term), term
+
+
+def test_every_part_is_found_by_its_name():
+    for name in parts():
+        assert find(name)[0][0].name == name
+
+
+def test_a_sentence_with_two_troubles_finds_parts_for_both():
+    found = find("my labels are noisy and some classes are rare", limit=6)
+    terms = [term for _, terms in found for term in terms]
+    assert terms.count("noisy labels") >= 2
+    assert terms.count("imbalance") >= 2
+
+
+def test_no_trouble_finds_nothing():
+    assert find("zzzz qqqq") == []
+
+
+def test_show_suggests_the_nearest_name():
+    with pytest.raises(KeyError, match="LDRLoss"):
+        show("LDRLos")
+    assert show("ldrloss").name == "LDRLoss"
+
+
+def test_papers_are_complete():
+    for paper in papers().values():
+        assert 1700 < paper.year <= 2026
+        assert paper.title
+        assert paper.authors
+        assert paper.claim or paper.note
+        assert paper.arxiv or paper.doi or paper.venue or paper.url
