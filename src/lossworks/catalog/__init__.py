@@ -104,6 +104,8 @@ def show(name: str) -> Entry:
 def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
     """The parts that help with what ``text`` describes, best first, each with the terms it was found by.
 
+    Parts whose paper's claim is measured come before the others.
+
     >>> entries = find("my labels are noisy and some classes are rare")
     >>> {term for _, terms in entries for term in terms} >= {"noisy labels", "imbalance"}
     True
@@ -116,7 +118,8 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
         keyed = any(_says(text, key) for key in (name.casefold(), *entry.papers))
         wording = _overlap(text, entry)
         if terms or keyed or (not asked and wording):
-            scored.append((10 * keyed + 2 * len(terms) + wording, name, terms))
+            claimed = any(papers()[key].claim for key in entry.papers)
+            scored.append((10 * keyed + 2 * len(terms) + claimed + wording, name, terms))
     best = sorted(scored, key=lambda row: (-row[0], row[1]))
     return [(parts()[name], terms) for _, name, terms in _every_term_first(best, asked)[:limit]]
 

@@ -4,7 +4,6 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -117,6 +116,8 @@ def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, ti
         return min(1.0, math.sqrt(scale * gap))
     if gap >= _transform(1.0, tau, num_classes):
         return 1.0
+    from scipy.optimize import brentq  # half a second to import, for this one function
+
     return float(brentq(lambda t: _transform(t, tau, num_classes) - gap, 0.0, 1.0, xtol=1e-15))
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr, stdtrit
 
 from lossworks.checks import check_between, check_positive
 from lossworks.roles import cite
@@ -70,6 +69,8 @@ def paired_test(
     if spread <= 1e-12 * abs(mean):
         p = 1.0 if mean == 0 else 2.0**-degrees
         return Paired(mean, mean, mean, p, float(mean > rope), float(abs(mean) <= rope), float(mean < -rope))
+    from scipy.special import stdtr, stdtrit  # slow to import, and used here alone
+
     scale = spread * math.sqrt(1 / len(d) + test_fraction / (1 - test_fraction))
     half = scale * float(stdtrit(degrees, (1 + level) / 2))
     above, below = (float(stdtr(degrees, (side * mean - rope) / scale)) for side in (1, -1))

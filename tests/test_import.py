@@ -1,0 +1,69 @@
+"""What an import brings in, asked of a fresh interpreter."""
+
+import subprocess
+import sys
+
+HEAVY = (
+    "sklearn",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "rich",
+    "typer",
+    "jinja2",
+    "pandas",
+    "lossworks.compare",
+    "lossworks.testing",
+)
+
+
+def test_importing_the_library_imports_nothing_of_the_tool():
+    code = "import sys, torch; before = set(sys.modules); import lossworks; print(*(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in loaded if name.startswith(HEAVY)]
+
+
+def test_the_tool_is_there_when_it_is_used():
+    code = "import lossworks as lw; print(lw.compare.__name__, lw.load.__name__, lw.testing.check_loss.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["compare", "load_model", "check_loss"]
+
+
+def test_nothing_in_the_package_imports_upwards():
+    """The floors of the house, read from the imports that stand at the top of each file."""
+    import ast
+    from pathlib import Path
+
+    import lossworks
+
+    floors = {
+        "checks": 0,
+        "roles": 1,
+        "metrics": 2,
+        "losses": 3,
+        "weights": 3,
+        "perturb": 3,
+        "penalties": 3,
+        "calibrate": 3,
+    }
+    floors |= {
+        "objective": 4,
+        "catalog": 5,
+        "testing": 5,
+        "report": 5,
+        "compare": 6,
+        "claims": 7,
+        "sklearn": 7,
+        "cli": 8,
+    }
+    root = Path(lossworks.__file__).parent
+    wrong = []
+    for path in root.rglob("*.py"):
+        here = path.relative_to(root).parts[0].removesuffix(".py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lossworks.") and here in floors:
+                there = (node.module or "").split(".")[1]
+                sideways = floors[there] == floors[here] and there != here
+                if floors[there] > floors[here] or (sideways and floors[here] == 3):
+                    wrong.append(f"{path.relative_to(root)} imports {node.module}")
+    assert not wrong
