@@ -1,0 +1,147 @@
+"""What a report shows, in plain types: `compare` fills it, `render` draws it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NotRequired, TypedDict
+
+Task = Literal["binary", "multiclass", "real"]
+
+
+class Difference(TypedDict):
+    """One objective's score minus the reference's, on the test rows of one fold of one repeat, in the metric's unit."""
+
+    fold: int
+    repeat: int
+    difference: float
+
+
+class Recall(TypedDict):
+    """Share of each class's test rows that was found: `objectives[name][c]` belongs to `classes[c]`."""
+
+    classes: Sequence[str]
+    objectives: Mapping[str, Sequence[float | None]]
+    counts: NotRequired[Sequence[int]]
+
+
+class ReliabilityBin(TypedDict):
+    """Rows whose confidence fell into one bin."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Reliability(TypedDict):
+    """Confidence against accuracy with the temperature at 1 and as fitted; empty bins may be left out."""
+
+    before: Sequence[ReliabilityBin]
+    after: Sequence[ReliabilityBin]
+    ece_before: float
+    ece_after: float
+    temperature: float
+
+
+class Residuals(TypedDict):
+    """Predicted minus actual of a real target: its quantiles, and some (actual, predicted) pairs to draw."""
+
+    levels: Sequence[float]
+    quantiles: Mapping[str, Sequence[float]]
+    pairs: NotRequired[Mapping[str, Sequence[tuple[float, float]]]]
+
+
+class FindingEntry(TypedDict):
+    """What was seen in the data, in plain words, with the numbers behind it."""
+
+    level: Literal["info", "notice", "warning"]
+    text: str
+    numbers: Mapping[str, Any]
+
+
+class CandidateEntry(TypedDict):
+    """An objective that was tried: why, at which settings, and in how many folds each setting was chosen."""
+
+    name: str
+    why: str
+    settings: Sequence[str]
+    chosen: Mapping[str, int]
+    papers: Sequence[str]
+
+
+class Reuse(TypedDict):
+    """The run folder, and the lines that use it."""
+
+    run: str
+    predict: str
+    python: str
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything that the report says; nothing is computed from it but where to draw.
+
+    Mappings by objective use the names of `ranking`; an objective that one of them lacks is left out of that chart.
+
+    Args:
+        title: the document's title.
+        data_name: what the user called the data.
+        task: the kind of target.
+        metric: the metric that decides; its mean is `ranking[i][metric]`.
+        metric_higher_is_better: False for losses and errors.
+        answer: the result in one sentence.
+        reference: the objective that the others are compared with.
+        outside: the method that is in the table but not in the contest.
+        winner: the objective whose model is handed over.
+        partial: why the run is incomplete, in one sentence; None when it is complete.
+        ranking: rows in ranking order with the keys objective, setting, `metric`, low, high, difference,
+            difference_low, difference_high, p_adjusted, p_better, p_equal, p_worse, rank, verdict, and every name in
+            `metric_columns`; a missing number is None or NaN.
+        metric_columns: the metrics of the full table, the deciding one among them.
+        higher_is_better: the direction of each of `metric_columns`; one that is missing has no best value marked.
+        differences: by objective, the paired differences to the reference.
+        recall: per-class recall, for classes.
+        reliability: by objective, for classes.
+        curves: by objective, one (step, inner score) curve a trained model; larger is better.
+        residuals: for real targets.
+        findings: what was seen in the data.
+        candidates: what was tried and why.
+        method: how it was measured, a paragraph each.
+        reuse: None when nothing was saved.
+        versions: software by name.
+        seed: the run's seed.
+        rows: of the data.
+        columns: features of the data.
+        seconds: wall-clock time of the run.
+        rope: half-width of the region of practical equivalence, in the metric's unit.
+        level: coverage of the intervals.
+    """
+
+    title: str
+    data_name: str
+    task: Task
+    metric: str
+    metric_higher_is_better: bool
+    answer: str
+    reference: str
+    ranking: Sequence[Mapping[str, Any]]
+    metric_columns: Sequence[str]
+    method: Sequence[str]
+    versions: Mapping[str, str]
+    seed: int
+    rows: int
+    columns: int
+    seconds: float
+    outside: str | None = None
+    winner: str | None = None
+    partial: str | None = None
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    differences: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
+    recall: Recall | None = None
+    reliability: Mapping[str, Reliability] | None = None
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]] = field(default_factory=dict)
+    residuals: Residuals | None = None
+    findings: Sequence[FindingEntry] = ()
+    candidates: Sequence[CandidateEntry] = ()
+    reuse: Reuse | None = None
+    rope: float | None = None
+    level: float = 0.95

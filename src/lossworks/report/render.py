@@ -1,0 +1,229 @@
+"""From `ReportData` to one HTML document.
+
+Nothing in the document is trusted: the template escapes every value, and the document's own policy runs no script but
+the one that is hashed here and loads nothing from anywhere.
+"""
+
+import base64
+import functools
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lossworks.report import charts, text
+from lossworks.report.data import Recall, ReportData, Residuals
+
+MAX_CLASSES = 30
+
+
+def render(data: ReportData) -> str:
+    """The report as the text of one self-contained HTML file."""
+    style, script = (
+        files("lossworks.report").joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            style=Markup(style),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            ranking=_ranking(data),
+            metrics=_metrics(data),
+            differences=_differences(data),
+            recall=_recall(data.recall, data.reference),
+            reliability=_reliability(data),
+            learning=_learning(data),
+            residuals=_residuals(data.residuals, _order(data)),
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lossworks", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (
+        text.number,
+        text.percent,
+        text.p_value,
+        text.duration,
+        text.label,
+        text.heading,
+        text.soft,
+        text.plain,
+    )
+    for function in filters:
+        environment.filters[function.__name__] = function
+    environment.tests["a_number"] = text.is_number
+    return environment
+
+
+def _order(data: ReportData) -> list[str]:
+    return [row["objective"] for row in data.ranking]
+
+
+def _row(data: ReportData, objective: str) -> Mapping[str, Any] | None:
+    return next((row for row in data.ranking if row["objective"] == objective), None)
+
+
+def _ranking(data: ReportData) -> dict[str, Any]:
+    ends = [row[key] for row in data.ranking for key in (data.metric, "low", "high")]
+    scale, digits = charts.Scale.over(ends), text.decimals(ends)
+    changes = text.decimals(row[key] for row in data.ranking for key in ("difference_low", "difference_high"))
+    reference = _row(data, data.reference)
+    centre = None if reference is None else reference[data.metric]
+    return {
+        "axis": charts.axis(scale),
+        "digits": digits,
+        "changes": max(digits, changes),
+        "rows": [
+            {
+                "values": row,
+                "plot": charts.forest(scale, row, data.metric, centre, digits),
+                "chances": charts.chances(row),
+                "outside": row["objective"] == data.outside,
+                "winner": row["objective"] == data.winner,
+            }
+            for row in data.ranking
+        ],
+    }
+
+
+def _metrics(data: ReportData) -> list[dict[str, Any]]:
+    columns = []
+    for name in data.metric_columns:
+        values = [row[name] for row in data.ranking]
+        known = [value for value in values if text.is_number(value)]
+        best = None
+        if known and name in data.higher_is_better:
+            best = max(known) if data.higher_is_better[name] else min(known)
+        columns.append(
+            {"name": name, "higher": data.higher_is_better.get(name), "digits": text.decimals(known), "best": best}
+        )
+    return columns
+
+
+def _differences(data: ReportData) -> dict[str, Any] | None:
+    rows = [
+        row for row in data.ranking if row["objective"] != data.reference and data.differences.get(row["objective"])
+    ]
+    if not rows:
+        return None
+    single = [entry["difference"] for row in rows for entry in data.differences[row["objective"]]]
+    region = [] if data.rope is None else [-data.rope, data.rope]
+    scale = charts.Scale.over([0.0, *region, *single], tick_count=5)
+    digits = text.decimals(single)
+    return {
+        "axis": charts.axis(scale, sign=True),
+        "rows": [
+            {
+                "values": row,
+                "plot": charts.paired(scale, row, data.differences[row["objective"]], data.rope, digits),
+                "outside": row["objective"] == data.outside,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _recall(recall: Recall | None, reference: str) -> dict[str, Any] | None:
+    """The classes in which the objectives differ most, in the data's order."""
+    if recall is None or not recall["objectives"]:
+        return None
+    names = list(recall["objectives"])
+    columns = [recall["objectives"][name] for name in names]
+    counts = recall.get("counts")
+
+    def spread(index: int) -> float:
+        values = [value for column in columns if (value := column[index]) is not None]
+        return max(values) - min(values) if values else -1.0
+
+    everything = range(len(recall["classes"]))
+    shown = sorted(sorted(everything, key=spread, reverse=True)[:MAX_CLASSES])
+    base = recall["objectives"].get(reference)
+    rows = []
+    for index in shown:
+        centre = None if base is None else base[index]
+        rows.append(
+            {
+                "class": recall["classes"][index],
+                "count": None if counts is None else counts[index],
+                "cells": [_recall_cell(column[index], centre) for column in columns],
+            }
+        )
+    return {"names": names, "rows": rows, "left_out": len(everything) - len(shown), "counted": counts is not None}
+
+
+def _recall_cell(value: float | None, centre: float | None) -> dict[str, Any]:
+    if value is None or centre is None:
+        return {"value": value, "change": None, "tone": "", "strength": 0.0}
+    change = value - centre
+    tone = "up" if change > 0 else "down" if change < 0 else ""
+    return {"value": value, "change": change, "tone": tone, "strength": min(1.0, abs(change) / 0.3)}
+
+
+def _reliability(data: ReportData) -> list[dict[str, Any]]:
+    entries = data.reliability or {}
+    return [
+        {"name": name, "plot": charts.reliability(name, entries[name]), "values": entries[name]}
+        for name in _order(data)
+        if name in entries
+    ]
+
+
+def _learning(data: ReportData) -> list[dict[str, Any]]:
+    bands = {name: charts.Band.of(data.curves[name]) for name in _order(data) if name in data.curves}
+    found = {name: band for name, band in bands.items() if band is not None}
+    if not found:
+        return []
+    x = charts.Scale.over(
+        [0, *(band.steps[-1].item() for band in found.values())], margin=0, tick_count=3, fence=math.inf
+    )
+    y = charts.Scale.over(
+        [value for band in found.values() for values in (band.mean, band.low, band.high) for value in values.tolist()],
+        tick_count=3,
+    )
+    reference = found.get(data.reference)
+    return [
+        {
+            "name": name,
+            "plot": charts.learning(x, y, name, band, None if name == data.reference else reference),
+            "models": len(data.curves[name]),
+        }
+        for name, band in found.items()
+    ]
+
+
+def _residuals(residuals: Residuals | None, order: Sequence[str]) -> dict[str, Any] | None:
+    if residuals is None:
+        return None
+    levels, quantiles = residuals["levels"], residuals["quantiles"]
+    values = [value for name in quantiles for value in quantiles[name]]
+    scale, digits = charts.Scale.over([0.0, *values]), text.decimals(values)
+    pairs = residuals.get("pairs", {})
+    shared = charts.Scale.over([value for name in pairs for pair in pairs[name] for value in pair], tick_count=3)
+    return {
+        "axis": charts.axis(scale, sign=True),
+        "levels": levels,
+        "rows": [
+            {"name": name, "plot": charts.residual(scale, name, levels, quantiles[name], digits)}
+            for name in order
+            if name in quantiles
+        ],
+        "panels": [
+            {"name": name, "plot": charts.agreement(shared, name, pairs[name])} for name in order if name in pairs
+        ],
+    }

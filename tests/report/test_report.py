@@ -1,0 +1,392 @@
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import math
+import re
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lossworks.report import charts, render, text
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fixture
+
+SCRIPT = "<script>document.title='owned'</script>"
+BREAKOUT = "\"><img src=x onerror=\"document.title='owned'\">'</td></svg></style>{{ 7 * 7 }}"
+CHROMIUM = shutil.which("chromium")
+
+
+class Document(html.parser.HTMLParser):
+    """The tags with their attributes, the text, and every tag that is not closed as it was opened."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "wbr"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+    def with_class(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.elements if name in (attributes.get("class") or "").split()]
+
+    @property
+    def sections(self) -> list[str | None]:
+        return [attributes["id"] for tag, attributes in self.elements if tag == "section"]
+
+
+def hostile():
+    """Script tags wherever data or users' own names reach the report."""
+    names = {objective: f"{objective} {SCRIPT}{BREAKOUT}" for objective in fixture.OBJECTIVES}
+    data = fixture.multiclass()
+    changed = {
+        "title": SCRIPT,
+        "data_name": BREAKOUT,
+        "answer": SCRIPT + BREAKOUT,
+        "partial": SCRIPT,
+        "reference": names[data.reference],
+        "outside": names[data.outside],
+        "ranking": [row | {"objective": names[row["objective"]], "setting": BREAKOUT} for row in data.ranking],
+        "differences": {names[name]: rows for name, rows in data.differences.items()},
+        "recall": {
+            "classes": [BREAKOUT, *[SCRIPT] * (len(fixture.CLASSES) - 1)],
+            "objectives": {names[name]: values for name, values in data.recall["objectives"].items()},
+        },
+        "reliability": {names[name]: entry for name, entry in data.reliability.items()},
+        "curves": {names[name]: curves for name, curves in data.curves.items()},
+        "findings": [{"level": "warning", "text": SCRIPT, "numbers": {SCRIPT: BREAKOUT, "column": [SCRIPT]}}],
+        "candidates": [
+            {"name": SCRIPT, "why": BREAKOUT, "settings": [SCRIPT, "b"], "chosen": {SCRIPT: 1}, "papers": [SCRIPT]}
+        ],
+        "method": [SCRIPT],
+        "reuse": dict.fromkeys(("run", "predict", "python", "recipe"), SCRIPT + BREAKOUT),
+        "versions": {SCRIPT: BREAKOUT},
+    }
+    return dataclasses.replace(data, **changed)
+
+
+@pytest.fixture(scope="module")
+def document():
+    return Document(render(fixture.multiclass()))
+
+
+@pytest.mark.parametrize("data", [fixture.multiclass(), fixture.real(), hostile()], ids=["classes", "real", "hostile"])
+def test_every_tag_is_closed_as_it_was_opened(data):
+    document = Document(render(data))
+    assert document.unbalanced == []
+    assert document.open == []
+
+
+def test_rendering_is_deterministic():
+    assert render(fixture.multiclass()) == render(fixture.multiclass())
+
+
+def test_order_is_answer_then_evidence_then_reuse(document):
+    order = "ranking differences recall reliability learning findings candidates method reuse"
+    assert document.sections == order.split()
+    first_heading = next(tag for tag, _ in document.elements if re.fullmatch("h[1-6]", tag))
+    assert first_heading == "h1"
+    assert document.text.index(fixture.multiclass().answer) < document.text.index("Metricbalanced accuracy")
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    source = render(fixture.multiclass())
+    for _, attributes in Document(source).elements:
+        assert not attributes.keys() & {"src", "srcset", "action", "data", "xlink:href"}
+        assert (attributes.get("href") or "data:,") == "data:,"
+    assert "url(" not in source
+    assert "@import" not in source
+    assert len(source) < 500_000
+
+
+def test_outside_line_is_marked_wherever_it_stands(document):
+    badges = document.text.count("outside line")
+    marked = document.with_class("outside")
+    assert len(marked) == 3  # ranking, every metric, differences
+    assert badges == 5  # and its reliability panel and its entry among the candidates
+    assert len(document.with_class("winner")) == 1
+
+
+def test_partial_run_says_so_before_the_answer():
+    shown = Document(render(fixture.multiclass(partial="Stopped after 4 of 10 folds."))).text
+    assert shown.index("This run is partial. Stopped after 4 of 10 folds.") < shown.index("LogitAdjustedLoss is better")
+    assert "partial" not in Document(render(fixture.multiclass())).text
+
+
+def test_real_target_has_errors_instead_of_recall_and_reliability():
+    document = Document(render(fixture.real()))
+    assert "residuals" in document.sections
+    assert not {"recall", "reliability"} & set(document.sections)
+    assert "lower is better" in document.text
+    assert document.text.index("← better") < document.text.index("worse →")
+
+
+def test_hostile_text_is_shown_and_never_markup():
+    document = Document(render(hostile()))
+    assert Counter(tag for tag, _ in document.elements)["script"] == 1
+    assert not any(tag == "img" for tag, _ in document.elements)
+    assert not any(name.startswith("on") for _, attributes in document.elements for name in attributes)
+    assert SCRIPT in document.text
+    assert "{{ 7 * 7 }}" in document.text
+
+
+def test_policy_names_the_only_script():
+    source = render(fixture.multiclass())
+    script = re.search("<script>(.*?)</script>", source, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in source
+
+
+def test_bare_and_broken_numbers_still_make_a_report():
+    data = fixture.multiclass()
+    missing = {key: math.nan for key in data.ranking[0] if key not in ("objective", "setting", "verdict")}
+    bare = dataclasses.replace(
+        data,
+        ranking=[row | missing for row in data.ranking],
+        differences={},
+        recall=None,
+        reliability=None,
+        curves={"LDRLoss": [[(0, math.nan)]]},
+        findings=[],
+        candidates=[],
+        reuse=None,
+    )
+    document = Document(render(bare))
+    assert document.sections == ["ranking", "method"]
+    assert "nan" not in document.text
+
+
+@pytest.mark.parametrize("objective", ["LDRLoss", fixture.OUTSIDE])
+def test_one_objective_alone(objective):
+    data = fixture.multiclass()
+    row = next(row for row in data.ranking if row["objective"] == objective)
+    assert objective in Document(render(dataclasses.replace(data, ranking=[row]))).text
+
+
+def test_a_thousand_classes_show_those_that_differ_most():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.3, 0.6, 1000)
+    other = base.copy()
+    other[[17, 400, 999]] += 0.3
+    names = [f"class {index}" for index in range(1000)]
+    recall = {"classes": names, "objectives": {fixture.REFERENCE: base.tolist(), "LDRLoss": other.tolist()}}
+    source = render(fixture.multiclass(recall=recall))
+    for index in (17, 400, 999):
+        assert f">class {index}</th>" in source
+    assert "970 more are in" in Document(source).text
+
+
+def test_recall_colour_is_the_change_from_the_reference():
+    recall = {"classes": ["a", "b", "c"], "objectives": {fixture.REFERENCE: [0.5] * 3, "LDRLoss": [0.8, 0.44, None]}}
+    document = Document(render(fixture.multiclass(recall=recall)))
+    for tone, strength in (("up", "1.00"), ("down", "0.20")):
+        cells = [cell for cell in document.with_class(tone) if "style" in cell]
+        assert [cell["style"] for cell in cells] == [f"--s:{strength}"]
+
+
+def test_sort_keys_are_the_full_numbers(document):
+    keys = [attributes["data-sort"] for attributes in document.with_class("mean") if "data-sort" in attributes]
+    assert [float(key) for key in keys] == [mean for _, mean, _ in fixture.OBJECTIVES.values()]
+
+
+class TestScale:
+    def test_ends_and_middle(self):
+        scale = charts.Scale.over([2.0, 4.0], margin=0)
+        assert [scale.at(value) for value in (2.0, 3.0, 4.0)] == [0, 50, 100]
+
+    @pytest.mark.parametrize("values", [[0.401, 0.452], [-3, 1e6], [0, 0], [5.0], [], [math.nan, 1e-9, 2e-9], [-7, -7]])
+    def test_ticks_are_few_round_and_inside(self, values):
+        scale = charts.Scale.over(values)
+        assert 2 <= len(scale.ticks) <= 9
+        assert all(scale.low <= tick <= scale.high for tick in scale.ticks)
+        steps = np.diff(scale.ticks)
+        np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+        assert round(steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9), 6) in (1, 2, 5)
+
+    def test_far_value_does_not_widen_the_axis_and_becomes_an_arrow(self):
+        scale = charts.Scale.over([1.0, 1.1, 1.2, 1.3, 1.4, 1000.0])
+        assert scale.high < 3
+        assert "▶" in charts.point(scale, 1000.0, "50%", "mean", "far")
+        assert "<circle" in charts.point(scale, 1.2, "50%", "mean", "near")
+
+
+class TestBand:
+    def test_mean_and_quantiles_of_equally_long_curves(self):
+        scores = np.random.default_rng(0).normal(size=(7, 5))
+        band = charts.Band.of([[(10 * step, value) for step, value in enumerate(row)] for row in scores.tolist()])
+        np.testing.assert_array_equal(band.steps, [0, 10, 20, 30, 40])
+        np.testing.assert_allclose(band.mean, scores.mean(0))
+        np.testing.assert_allclose(band.low, np.quantile(scores, 0.1, axis=0))
+        np.testing.assert_allclose(band.high, np.quantile(scores, 0.9, axis=0))
+
+    def test_ends_where_fewer_than_half_still_train(self):
+        curves = [[(step, 0.5) for step in range(length)] for length in (2, 4, 4, 9)]
+        assert charts.Band.of(curves).steps.tolist() == [0, 1, 2, 3]
+
+    def test_long_curves_are_thinned_to_their_ends(self):
+        band = charts.Band.of([[(step, 0.1) for step in range(5000)]])
+        assert band.steps[[0, -1]].tolist() == [0, 4999]
+        assert len(band.steps) == charts.MAX_STEPS
+
+
+def test_paired_dots_lie_where_their_differences_do():
+    scale = charts.Scale(-0.1, 0.1, (-0.1, 0.0, 0.1))
+    row = {"objective": "a", "difference": 0.05, "difference_low": None, "difference_high": None}
+    entries = [{"fold": 1, "repeat": 1, "difference": -0.05}, {"fold": 1, "repeat": 2, "difference": 0.1}]
+    document = Document(charts.paired(scale, row, entries, 0.01, 3))
+    dots = {dot["data-tip"]: dot["cx"] for dot in document.with_class("fold")}
+    assert dots == {f"fold 1, repeat 1: {text.MINUS}0.050": "25.00%", "fold 1, repeat 2: +0.100": "100.00%"}
+    (region,) = document.with_class("rope")
+    assert (region["x"], region["width"]) == ("45.00%", "10.00%")
+
+
+def test_chances_fill_the_bar():
+    bar = Document(charts.chances({"p_better": 0.5, "p_equal": 0.3, "p_worse": 0.2}))
+    assert [(a["x"], a["width"]) for t, a in bar.elements if t == "rect"] == [
+        ("0.00%", "50.00%"),
+        ("50.00%", "30.00%"),
+        ("80.00%", "20.00%"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (text.number(0.4217, 3), "0.422"),
+        (text.number(-0.0003, 3, sign=True), "0.000"),
+        (text.number(-0.021, 3, sign=True), f"{text.MINUS}0.021"),
+        (text.number(1234567.0, 0), "1,234,567"),
+        (text.number(0.01), "0.01"),
+        (text.number(5.41), "5.41"),
+        (text.number(1200.0), "1,200"),
+        (text.number(math.inf), text.MISSING),
+        (text.number(None), text.MISSING),
+        (text.number(3e12), "3e+12"),
+        (text.percent(0.9996), ">99\N{NO-BREAK SPACE}%"),
+        (text.percent(1), "100\N{NO-BREAK SPACE}%"),
+        (text.p_value(0.0002), "<0.001"),
+        (text.duration(59.7), "1 min 0 s"),
+        (text.duration(7.25), "7.2 s"),
+        (text.duration(4000), "1 h 6 min"),
+        (text.label("balanced_accuracy"), "balanced accuracy"),
+        (text.label("worst_group_size"), "worst group size"),
+        (text.heading("rmse"), "RMSE"),
+        (str(text.soft("AbcDef<b>")), "Abc<wbr>Def&lt;b&gt;"),
+        (text.plain([1, "a", True]), "1, a, True"),
+    ],
+)
+def test_text(shown, wanted):
+    assert shown == wanted
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{feature}" for feature in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(browser, tmp_path):
+    contexts = []
+
+    def open_(data, width, scheme="light"):
+        path = tmp_path / "report.html"
+        path.write_text(render(data), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page, seen = context.new_page(), []
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or seen.append(request.url))
+        page.goto(path.as_uri())
+        return page, seen
+
+    yield open_
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+class TestBrowser:
+    @pytest.mark.parametrize(
+        "data", [fixture.multiclass(), fixture.real(), hostile()], ids=["classes", "real", "hostile"]
+    )
+    def test_quiet_and_within_the_screen(self, open_report, data):
+        page, seen = open_report(data, 390)
+        for width in (390, 768, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert seen == []
+
+    def test_hostile_text_does_not_run_even_without_the_policy(self, browser):
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_content(re.sub("<meta http-equiv[^>]*>", "", render(hostile())))
+        assert page.title() == SCRIPT
+        assert page.locator("img").count() == 0
+        context.close()
+
+    def test_sorting(self, open_report):
+        page, seen = open_report(fixture.multiclass(), 1280)
+        header = page.locator(".ranking th.mean")
+        for order, sign in (("descending", -1), ("ascending", 1)):
+            header.locator("button").click()
+            assert header.get_attribute("aria-sort") == order
+            shown = page.eval_on_selector_all(".ranking td.mean", "cells => cells.map(cell => +cell.dataset.sort)")
+            assert shown == sorted(shown, key=lambda value: sign * value)
+        page.locator(".ranking th.difference button").first.click()
+        assert page.locator(".ranking tbody tr").last.locator(".name").inner_text() == fixture.REFERENCE
+        assert seen == []
+
+    def test_tooltip(self, open_report):
+        page, _ = open_report(hostile(), 390)
+        dot, tip = page.locator(".ranking .dot.mean").first, page.locator("#tip")
+        dot.scroll_into_view_if_needed()
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # scroll hides
+        dot.hover()
+        tip.wait_for(state="visible")
+        assert tip.inner_text() == "0.452, interval 0.424 to 0.480"
+        box = tip.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+    def test_dark_follows_the_system(self, open_report):
+        colours = []
+        for scheme in ("light", "dark"):
+            page, _ = open_report(fixture.multiclass(), 390, scheme)
+            colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            colours.append(sum(map(int, re.findall(r"\d+", colour))))
+        assert colours[0] > 700
+        assert colours[1] < 100
