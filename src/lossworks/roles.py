@@ -3,8 +3,9 @@ r"""The roles of the formula: one base class a symbol, each with one method.
 .. math::
     \min_\theta \; \max_{w, \delta} \; \sum_i w_i \, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)
 
-:class:`Loss` is :math:`\ell`, :class:`Weighting` is :math:`w`, :class:`Perturbation` is :math:`\delta`,
-:class:`Penalty` is :math:`R`. All are :class:`Part`: modules whose tensors are buffers and which say where they come from.
+:class:`Loss` is :math:`\ell`, :class:`Weighting` is :math:`w`, :class:`Perturbation` is :math:`\delta` and
+:class:`Penalty` is :math:`R`. All are :class:`Part`: modules whose tensors are buffers and which say where they come
+from.
 """
 
 import inspect
@@ -299,17 +300,17 @@ class Penalty(Part):
 def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
     if kind == "real":
         check_floating("target", target)
-    elif readable(target) and target.numel():
-        wrong = (target != 0) & (target != 1)
-        if bool(wrong.any()):
-            row = int(wrong.flatten().nonzero()[0])
-            raise ValueError(f"target must be 0 or 1, got {target.flatten()[row].item():g} at {row}")
-    return target.flatten().to(output.dtype)
+    flat = target.flatten().to(output.dtype)
+    if kind == "binary" and readable(flat) and not torch.equal(flat.square(), flat):
+        row = int((flat.square() != flat).nonzero()[0])
+        raise ValueError(f"target must be 0 or 1, got {flat[row].item():g} at {row}")
+    return flat
 
 
 def check_no_nan(output: Tensor, losses: Tensor) -> None:
     """Name the rows whose outputs are NaN; looked for only where a loss shows it, so it costs one number a row."""
-    if readable(losses) and not bool(losses.detach().isfinite().all()):
+    # A sum is a tenth of the price of looking at each, and can only be finite if all are.
+    if readable(losses) and not bool(losses.detach().sum().isfinite()):
         rows = output.detach().isnan().reshape(output.shape[0], -1).any(dim=1).nonzero().flatten()
         if rows.numel():
             more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""

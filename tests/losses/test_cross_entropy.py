@@ -39,3 +39,12 @@ def test_smoothing_is_learnable(batch):
 def test_smoothing_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 1.5"):
         CrossEntropyLoss(1.5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_the_closed_form_gradient_is_autograd_s(smoothing, generator):
+    logits = torch.randn(7, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = torch.randint(4, (7,), generator=generator)
+    loss = CrossEntropyLoss(smoothing, reduction="sum")
+    (wanted,) = torch.autograd.grad(loss(logits, target), logits)
+    assert_close(loss.logit_gradient(logits.detach(), target), wanted)

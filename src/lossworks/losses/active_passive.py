@@ -7,32 +7,27 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_choice, check_positive
+from lossworks.losses._rows import surprise_and_total
 from lossworks.roles import Loss
 
 
-class _LogSoftmaxLoss(Loss):
-    """A loss that reads log-probabilities, so that a pair of them shares one log-softmax."""
+class _SurpriseLoss(Loss):
+    """A loss that reads two numbers of a row, so that a pair of them shares one log-softmax."""
 
     rowwise = True
 
-    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
-        raise NotImplementedError(f"{type(self).__name__} must define of_log_softmax(own, log_p) -> (n,)")
+    def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        raise NotImplementedError(f"{type(self).__name__} must define of_surprise(own, total) -> (n,)")
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return self.of_log_softmax(*_own_and_all(output, target))
+        return self.of_surprise(*surprise_and_total(output, target))
 
 
-def _own_and_all(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = output.log_softmax(dim=1)
-    return F.nll_loss(log_p, target, reduction="none"), log_p
-
-
-class NormalizedCrossEntropyLoss(_LogSoftmaxLoss):
+class NormalizedCrossEntropyLoss(_SurpriseLoss):
     r"""Cross-entropy as a share of its sum over all labels: bounded and symmetric, an *active* loss.
 
     .. math::
@@ -61,14 +56,17 @@ class NormalizedCrossEntropyLoss(_LogSoftmaxLoss):
     papers = ("ma2020normalized",)
     helps = ("noisy labels",)
 
-    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
-        if log_p.shape[1] < 2:
-            raise ValueError(f"output must have at least 2 classes to normalise over, got shape {tuple(log_p.shape)}")
-        return own / -log_p.sum(dim=1)
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row."""
+        _check_two_classes(output)
+        return super().per_sample(output, target)
+
+    def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        return own / total
 
 
-class ReverseCrossEntropyLoss(_LogSoftmaxLoss):
+class ReverseCrossEntropyLoss(_SurpriseLoss):
     r"""How surprised the prediction is at the label: a scaled mean absolute error, a *passive* loss.
 
     .. math::
@@ -101,12 +99,12 @@ class ReverseCrossEntropyLoss(_LogSoftmaxLoss):
         super().__init__(reduction, ignore_index=ignore_index)
         self.log_clip = check_between("log_clip", log_clip, -1e4, 0, open_high=True)
 
-    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+    def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
         return self.log_clip * torch.expm1(-own)
 
 
-class AsymmetricUnhingedLoss(_LogSoftmaxLoss):
+class AsymmetricUnhingedLoss(_SurpriseLoss):
     r"""Unhinged loss bent so that the most frequent label of a row wins, whatever the noise among the others.
 
     .. math::
@@ -147,13 +145,13 @@ class AsymmetricUnhingedLoss(_LogSoftmaxLoss):
         self.a = check_between("a", a, 1, math.inf, open_low=True, open_high=True)
         self.p = check_positive("p", p)
 
-    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+    def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
         span = self.a - 1
         return span**self.p * torch.expm1(self.p * torch.log1p(-torch.expm1(-own) / span)) / self.p
 
 
-class AsymmetricGeneralizedCrossEntropyLoss(_LogSoftmaxLoss):
+class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
     r"""Generalized cross-entropy moved off its pole, so that the most frequent label of a row wins.
 
     .. math::
@@ -194,8 +192,8 @@ class AsymmetricGeneralizedCrossEntropyLoss(_LogSoftmaxLoss):
         self.a = check_positive("a", a)
         self.q = check_positive("q", q)
 
-    def of_log_softmax(self, own: Float[Tensor, " n"], log_p: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and all its log-probabilities."""
+    def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
         top = self.a + 1
         return -(top**self.q) * torch.expm1(self.q * torch.log((self.a + torch.exp(-own)) / top)) / self.q
 
@@ -269,11 +267,17 @@ class ActivePassiveLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        own, log_p = _own_and_all(output, target)
+        _check_two_classes(output)
+        own, total = surprise_and_total(output, target)
 
         def value(loss: Loss) -> Tensor:
-            if isinstance(loss, _LogSoftmaxLoss):
-                return loss.of_log_softmax(own, log_p)
+            if isinstance(loss, _SurpriseLoss):
+                return loss.of_surprise(own, total)
             return loss.per_sample(output, target)
 
         return self.alpha * value(self.active) + self.beta * value(self.passive)
+
+
+def _check_two_classes(output: Tensor) -> None:
+    if output.shape[1] < 2:
+        raise ValueError(f"output must have at least 2 classes to normalise over, got shape {tuple(output.shape)}")

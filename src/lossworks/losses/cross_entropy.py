@@ -1,10 +1,12 @@
 """Cross-entropy, the reference that every other class loss is compared with."""
 
-from jaxtyping import Float, Shaped
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
+from lossworks.losses._rows import surprise_and_total
 from lossworks.roles import Loss
 
 
@@ -62,5 +64,13 @@ class CrossEntropyLoss(Loss):
         if target.is_floating_point():
             spread = target + self.label_smoothing * (1 / output.shape[1] - target)
             return cross_entropy(output, spread, reduction="none")
-        lead = output.gather(1, target[:, None]).squeeze(1) - output.mean(dim=1)
-        return cross_entropy(output, target, reduction="none") + self.label_smoothing * lead
+        own, total = surprise_and_total(output, target)
+        return own + self.label_smoothing * (total / output.shape[1] - own)
+
+    def logit_gradient(
+        self, logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n classes"]:
+        """Each row's gradient in its own logits, the softmax less the smoothed label."""
+        gradient = logits.softmax(dim=1) - self.label_smoothing / logits.shape[1]
+        label = torch.as_tensor(self.label_smoothing - 1, dtype=logits.dtype, device=logits.device)
+        return gradient.scatter_add_(1, target[:, None], label.expand(len(target), 1))

@@ -5,9 +5,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy, softplus
-from torch.special import entr
 
 from lossworks.checks import (
     check_between,
@@ -17,6 +15,7 @@ from lossworks.checks import (
     check_positive,
     readable,
 )
+from lossworks.losses._rows import in_blocks
 from lossworks.roles import Loss, cite
 
 NORMALIZE = ("softplus_mean", "l1_mean")
@@ -44,12 +43,20 @@ def normalize_scores(output: Float[Tensor, "n classes"], normalize: str | None) 
     >>> normalize_scores(torch.tensor([[3.0, -1.0]]), "l1_mean")
     tensor([[ 1.5000, -0.5000]])
     """
+    scores, size = _scores_and_size(output, normalize)
+    return scores if normalize is None else scores * (1 / size)
+
+
+def _scores_and_size(
+    output: Float[Tensor, "n classes"], normalize: str | None
+) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n 1"]]:
+    """The scores before they are brought to size 1, and each row's size."""
     if normalize is None:
-        return output
-    check_choice("normalize", normalize, NORMALIZE)
-    scores = softplus(output) if normalize == "softplus_mean" else output
-    size = vector_norm(scores, ord=1, dim=1, keepdim=True) / scores.shape[1]
-    return scores * (1 / (size + _SMALLEST_MEAN))
+        return output, torch.ones_like(output[:, :1])
+    softened = check_choice("normalize", normalize, NORMALIZE) == "softplus_mean"
+    scores = softplus(output) if softened else output
+    sizes = scores if softened else scores.abs()
+    return scores, sizes.sum(dim=1, keepdim=True) / scores.shape[1] + _SMALLEST_MEAN
 
 
 @cite("zhu2023ldr", helps=("noisy labels",))
@@ -76,7 +83,7 @@ def ldr_label_weights(
     check_classes(output, target)
     check_positive("lam", lam)
     check_positive("margin", margin, allow_zero=True)
-    return _scaled(output, target, lam, margin).softmax(dim=1)
+    return _scaled(output, 1.0, target, lam, margin).softmax(dim=1)
 
 
 class LDRLoss(Loss):
@@ -95,7 +102,7 @@ class LDRLoss(Loss):
         lam: How much the spread q is held near uniform, in logit units, > 0. Small trusts the label, large doubts it.
         margin: By how much the target should win, in logit units, >= 0.
         normalize: What :func:`normalize_scores` does to the scores first; the authors use ``"softplus_mean"`` with
-            ``lam=10``.
+            ``lam=10``; with it and the backward pass through it the loss costs some five times cross-entropy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -139,7 +146,7 @@ class LDRLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """One value a row."""
         check_classes(output, target)
-        return _ldr(normalize_scores(output, self.normalize), target, self.lam, self.margin)
+        return _ldr(*_scores_and_size(output, self.normalize), target, self.lam, self.margin)
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities at the loss's own temperature: exact at the optimum where ``margin`` is 0."""
@@ -159,7 +166,8 @@ class AdaptiveLDRLoss(Loss):
 
     In ``train()`` mode each row's ``lam`` is updated, remembered, and taken as a constant by the gradient; in
     ``eval()`` mode the remembered one is used and none changes. Ignored rows are not remembered. A row that is in a
-    batch twice keeps the smaller of its two.
+    batch twice keeps the smaller of its two. A training step passes over the scores for the update as well, and costs
+    some five times cross-entropy.
 
     Args:
         num_samples: N, the rows of the training data.
@@ -231,15 +239,16 @@ class AdaptiveLDRLoss(Loss):
         if output.shape[1] < 2:
             raise ValueError(f"output must have at least 2 classes, got {tuple(output.shape)}")
         self._check_index(index)
-        scores = normalize_scores(output, self.normalize)
+        scores, size = _scores_and_size(output, self.normalize)
         remembered = self.lam[index.clamp(min=0)].to(output.dtype)
         if self.training:
             with torch.no_grad():
-                updated = self._one_step(scores, remembered) if self.mode == "one_step" else self._exact(scores, target)
+                one_step = self.mode == "one_step"
+                updated = self._one_step(scores, size, remembered) if one_step else self._exact(scores, size, target)
                 self._remember(index, updated)
         else:
             updated = remembered
-        return self._value(scores, target, updated)
+        return self._value(scores, size, target, updated)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """As of every loss; the ignored rows are not remembered."""
@@ -255,35 +264,34 @@ class AdaptiveLDRLoss(Loss):
         if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
             raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
 
-    def _value(self, scores: Tensor, target: Tensor, lam: Tensor) -> Tensor:
+    def _value(self, scores: Tensor, size: Tensor, target: Tensor, lam: Tensor) -> Tensor:
         stiffness = self.alpha * math.log(scores.shape[1]) / (2 * self.lam0)
-        return _ldr(scores, target, lam, self.margin) - stiffness * (lam - self.lam0).square()
+        return _ldr(scores, size, target, lam, self.margin) - stiffness * (lam - self.lam0).square()
 
-    def _one_step(self, scores: Tensor, lam: Tensor) -> Tensor:
+    def _one_step(self, scores: Tensor, size: Tensor, lam: Tensor) -> Tensor:
         """The stationary lam for the spread that the remembered lam gives."""
         num_classes = scores.shape[1]
-        spread = (scores / lam[:, None]).softmax(dim=1).add_(_SMOOTHING).div_(1 + num_classes * _SMOOTHING)
-        divergence = math.log(num_classes) - entr(spread).sum(dim=1)
+        (divergence,) = in_blocks(_divergence, scores * (1 / (size * lam[:, None])))
         return self.lam0 * (1 - divergence / (self.alpha * math.log(num_classes)))
 
-    def _exact(self, scores: Tensor, target: Tensor) -> Tensor:
+    def _exact(self, scores: Tensor, size: Tensor, target: Tensor) -> Tensor:
         """The best lam of each row: on a grid, as the value need not be concave, then by golden-section search."""
         low = (self.lam0 * (1 - 1 / self.alpha)) * torch.ones_like(scores[:, 0])
         step = self.lam0 / self.alpha / (_GRID_POINTS - 1)
-        best, best_value = low, self._value(scores, target, low)
+        best, best_value = low, self._value(scores, size, target, low)
         for point in range(1, _GRID_POINTS):
             lam = low + point * step
-            value = self._value(scores, target, lam)
+            value = self._value(scores, size, target, lam)
             best, best_value = torch.where(value > best_value, lam, best), torch.maximum(value, best_value)
         left = torch.maximum(best - step, low)
         right = torch.minimum(best + step, low + self.lam0 / self.alpha)
         for _ in range(_GOLDEN_STEPS):
             width = _GOLDEN_RATIO * (right - left)
             inner_left, inner_right = right - width, left + width
-            rising = self._value(scores, target, inner_left) < self._value(scores, target, inner_right)
+            rising = self._value(scores, size, target, inner_left) < self._value(scores, size, target, inner_right)
             left, right = torch.where(rising, inner_left, left), torch.where(rising, right, inner_right)
         refined = (left + right) / 2
-        return torch.where(self._value(scores, target, refined) > best_value, refined, best)
+        return torch.where(self._value(scores, size, target, refined) > best_value, refined, best)
 
     def _remember(self, index: Tensor, updated: Tensor) -> None:
         """Write the rows' lam: of several for one row the least, in any order; never a NaN, nor for index -1."""
@@ -295,27 +303,36 @@ class AdaptiveLDRLoss(Loss):
         self.lam[rows] = torch.where(least.isinf(), before, least)
 
 
+def _divergence(logits: Float[Tensor, "n classes"]) -> tuple[Float[Tensor, " n"]]:
+    """How far the smoothed softmax of each row is from uniform; without a gradient."""
+    num_classes = logits.shape[1]
+    spread = logits.softmax(dim=1).add_(_SMOOTHING).div_(1 + num_classes * _SMOOTHING)
+    return (math.log(num_classes) + spread.log().mul_(spread).sum(dim=1),)
+
+
 def _scaled(
     scores: Float[Tensor, "n classes"],
+    size: float | Float[Tensor, "n 1"],
     target: Int[Tensor, " n"],
     lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
     margin: float | Tensor,
 ) -> Float[Tensor, "n classes"]:
-    """The scores over lam, with the margin taken off the target's, so that their differences to it are d / lam."""
+    """The sized scores over lam, with the margin taken off the target's: their differences to it are d / lam."""
     rows = torch.as_tensor(lam, dtype=scores.dtype, device=scores.device).reshape(-1, 1)
     rows = (
         rows + 0 * margin
     )  # under vmap the quotient is then stacked wherever the margin is, and may be changed in place
     handicap = (-margin / rows).expand(scores.shape[0], 1)
-    return (scores / rows).scatter_add_(1, target[:, None], handicap)
+    return (scores * (1 / (size * rows))).scatter_add_(1, target[:, None], handicap)
 
 
 def _ldr(
     scores: Float[Tensor, "n classes"],
+    size: float | Float[Tensor, "n 1"],
     target: Int[Tensor, " n"],
     lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
     margin: float | Tensor,
 ) -> Float[Tensor, " n"]:
     """LDR as lam times a cross-entropy at temperature lam, as sum_k exp(d_k / lam) is 1 over the target's softmax."""
-    log_ratio = cross_entropy(_scaled(scores, target, lam, margin), target, reduction="none")
+    log_ratio = cross_entropy(_scaled(scores, size, target, lam, margin), target, reduction="none")
     return lam * (log_ratio - math.log(scores.shape[1]))

@@ -122,6 +122,8 @@ class HuberLoss(_RealLoss):
 
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
+        if not isinstance(self.delta, Tensor):
+            return F.huber_loss(output, target, reduction="none", delta=self.delta)
         size = (output - target).abs()
         clipped = size.clamp(max=self.delta)
         return clipped * (size - clipped / 2)

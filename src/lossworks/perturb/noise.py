@@ -41,6 +41,7 @@ class GaussianNoise(Perturbation):
 
     papers = ("bishop1995noise",)
     helps = ("overfitting",)
+    stochastic = True
     settings = ({}, {"std": 0.3})
 
     def __init__(self, std: float | Tensor = 0.1, *, generator: torch.Generator | None = None) -> None:

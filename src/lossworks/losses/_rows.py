@@ -1,0 +1,76 @@
+"""What many losses read of a row of logits, with a gradient in closed form: cheaper than the sum of torch's steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK = 2**17  # numbers: half a megabyte in float32, with a few results of steps beside it
+
+
+def surprise_and_total(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Each row's cross-entropy, and the sum of the cross-entropies over all labels that it could have."""
+    # A compiler fuses the steps by itself, and takes no function with a forward-mode derivative.
+    steps = _Surprise.forward if torch.compiler.is_compiling() else _Surprise.apply
+    own, total, _ = steps(output, target)
+    return own, total
+
+
+def in_blocks(
+    function: Callable[[Tensor], tuple[Tensor, ...]], rows: Float[Tensor, "n *rest"], *, size: int | None = None
+) -> tuple[Tensor, ...]:
+    """What ``function`` gives for the rows, a block that fits the processor's cache at a time.
+
+    ``size`` is how many numbers the steps make of a row, if not as many as it has.
+    """
+    count = len(rows)
+    step = max(1, _BLOCK // max(rows[:1].numel() if size is None else size, 1))
+    if count <= step or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return function(rows)
+    whole: tuple[Tensor, ...] = ()
+    for start in range(0, count, step):
+        results = function(rows[start : start + step])
+        whole = whole or tuple(result.new_empty((count, *result.shape[1:])) for result in results)
+        for into, result in zip(whole, results, strict=True):
+            into[start : start + step] = result
+    return whole
+
+
+class _Surprise(torch.autograd.Function):
+    """The log-probabilities are an output so that the backward pass may itself be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_p = output.log_softmax(dim=1)
+        return -log_p.gather(1, target[:, None]).squeeze(1), -log_p.sum(dim=1), log_p
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[1], output[2])
+        ctx.save_for_forward(inputs[1], output[2])
+
+    @staticmethod
+    def backward(ctx: Any, own: Tensor | None, total: Tensor | None, log_p_grad: Tensor | None) -> tuple[Tensor, None]:
+        target, log_p = ctx.saved_tensors
+        none = torch.zeros_like(log_p[:, 0])
+        own, total = none if own is None else own, none if total is None else total
+        slope = own + log_p.shape[1] * total
+        if log_p_grad is not None:
+            slope = slope - log_p_grad.sum(dim=1)
+        p = log_p.exp()
+        gradient = p * slope[:, None] if torch.is_grad_enabled() else p.mul_(slope[:, None])
+        gradient = gradient.sub_(total[:, None]).scatter_add_(1, target[:, None], -own[:, None])
+        return gradient if log_p_grad is None else gradient + log_p_grad, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        target, log_p = ctx.saved_tensors
+        change = tangent - (log_p.exp() * tangent).sum(dim=1, keepdim=True)
+        return -change.gather(1, target[:, None]).squeeze(1), -change.sum(dim=1), change
