@@ -24,9 +24,9 @@ def test_importing_the_library_imports_nothing_of_the_tool():
 
 
 def test_the_tool_is_there_when_it_is_used():
-    code = "import lossworks as lw; print(lw.compare.__name__, lw.load.__name__, lw.testing.check_loss.__name__)"
+    code = "import lossworks as lw; print(callable(lw.compare), callable(lw.load), callable(lw.testing.check_loss))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["compare", "load_model", "check_loss"]
+    assert done.stdout.split() == ["True"] * 3
 
 
 def test_nothing_in_the_package_imports_upwards():

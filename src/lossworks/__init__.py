@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
     if name not in _WHEN_USED:
         raise AttributeError(f"module 'lossworks' has no attribute {name!r}")
     module = importlib.import_module(_WHEN_USED[name])
-    return module if module.__name__ == f"lossworks.{name}" and name != "compare" else getattr(module, name)
+    return module if module.__name__ == f"lossworks.{name}" else getattr(module, name)

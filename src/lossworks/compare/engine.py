@@ -1,0 +1,507 @@
+"""Many models trained at once, each with its own objective, rows, seed and early stopping."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import isfinite, prod, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lossworks.checks import check_between, check_int, check_positive
+from lossworks.compare.feed import Feed, Order, Table
+from lossworks.compare.models import Architecture, Values
+from lossworks.compare.risk import State, signature
+from lossworks.compare.scaling import Scaler, TargetScale
+from lossworks.compare.stack import LayerStack, ModuleStack, Stack
+from lossworks.metrics.registry import Metric
+from lossworks.objective import Objective
+from lossworks.roles import Kind, Loss, Part, Perturbation
+
+__all__ = ["Job", "Trained", "Training", "train"]
+
+TILE_BYTES = 2**24
+"""Replicas are stepped together in tiles whose parameters and activations fit in a cache of this size."""
+HALVED_BYTES = 2**20
+"""From this size on there are two tiles at least, so that two cores have work; never by how many cores there are."""
+EVALUATED_VALUES = 2**22
+"""How many inputs, and outputs, are held at once when inner rows are scored."""
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every replica is trained: AdamW on mini-batches, stopped early on its inner rows.
+
+    Args:
+        batch_size: Rows a step.
+        max_steps: Steps at most.
+        eval_every: Steps between scores on inner rows.
+        patience: Scores in a row that may fail to improve before a replica stops.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled weight decay.
+        race_after: The share of ``max_steps`` after which settings that are clearly behind are dropped; 0 drops none.
+    """
+
+    batch_size: int = 64
+    max_steps: int = 1000
+    eval_every: int = 25
+    patience: int = 10
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    race_after: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "eval_every", "patience"):
+            check_int(name, getattr(self, name), low=1)
+        check_positive("lr", self.lr)
+        check_positive("weight_decay", self.weight_decay, allow_zero=True)
+        check_between("race_after", self.race_after, 0, 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One replica.
+
+    Args:
+        objective: Its own instance; floats that differ between replicas are 0-d tensors, or the replicas don't stack.
+        fit: Rows to train on, int64.
+        inner: Rows that stop it and choose among settings, int64.
+        seed: Of its initial weights and the order of its rows.
+        contest: Replicas of one number are settings that race each other on the same inner rows.
+    """
+
+    objective: Objective
+    fit: Tensor
+    inner: Tensor
+    seed: int
+    contest: int
+
+
+@dataclass
+class Trained:
+    """Replicas at their best state, in the order of the jobs.
+
+    Attributes:
+        curves: Per replica ``(step, score)`` at each evaluation; larger is better.
+        best_step: When each was best; 0 where no score was finite.
+        best_score: How good.
+        dropped: Whether each was dropped from its race.
+        architectures: What each is, with its sizes.
+        complete: Whether it ran to its end, and was not stopped by ``stop``.
+        notes: What was unusual, in words.
+    """
+
+    curves: list[list[tuple[int, float]]]
+    best_step: list[int]
+    best_score: list[float]
+    dropped: list[bool]
+    architectures: list[Architecture]
+    complete: bool
+    notes: list[str]
+    _table: Table = field(repr=False)
+    _replicas: "list[_Replica]" = field(repr=False)
+
+    def outputs(self, replica: int, rows: Tensor) -> Tensor:
+        """Logits ``(len(rows), C)``, scores ``(len(rows),)`` of binary losses, or values in the target's unit."""
+        module, x = self.module(replica), self._table.x
+        at_once = max(1, EVALUATED_VALUES // prod(self._table.shape))
+        with torch.inference_mode():
+            return torch.cat([module(x.index_select(0, part)) for part in rows.to(x.device).split(at_once)])
+
+    def module(self, replica: int) -> nn.Module:
+        """The replica as a plain module in evaluation mode, scaler included: :meth:`outputs` of any rows."""
+        one = self._replicas[replica]
+        with torch.random.fork_rng([]):
+            network = one.architecture.network().to(self._table.x.device)
+        network.load_state_dict(one.best, strict=False)
+        return copy.deepcopy(one.architecture.assembled(one.scaler, network, one.values)).eval()
+
+
+@dataclass
+class _Replica:
+    """A job on its way."""
+
+    number: int
+    job: Job
+    architecture: Architecture
+    scaler: Scaler
+    target: TargetScale
+    values: Values
+    order: Order
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best: State = field(default_factory=dict)
+    best_step: int = 0
+    best_score: float = float("-inf")
+    waited: int = 0
+    dropped: bool = False
+    done: bool = False
+
+    def note(self, step: int, score: float, patience: int) -> bool:
+        """Take a score down; whether it is the best yet."""
+        self.curve.append((step, score))
+        better = score > self.best_score
+        if better:
+            self.best_step, self.best_score, self.waited = step, score, 0
+        else:
+            self.waited += 1
+        self.done = not isfinite(score) or self.waited >= patience
+        return better
+
+
+@dataclass
+class _Tile:
+    """Replicas that are stepped together."""
+
+    replicas: list[_Replica]
+    stack: Stack
+    feed: Feed
+    table: Table
+
+    @property
+    def small(self) -> bool:
+        """Whether its operations are too small to be worth sharing between threads."""
+        return self.replicas[0].architecture.model in ("mlp", "linear")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it may draw from torch's one generator, and so must not run beside another."""
+        parts = [module for module in self.stack.objective.base.modules() if isinstance(module, Part)]
+        return not self.small or any(part.stochastic or isinstance(part, Perturbation) for part in parts)
+
+    def keep_going(self) -> bool:
+        """Leave out the replicas that are done; whether any is left."""
+        going = [number for number, replica in enumerate(self.replicas) if not replica.done]
+        if going and len(going) < len(self.replicas):
+            self.replicas = [self.replicas[number] for number in going]
+            self.stack.keep(going)
+            self.feed.keep(going)
+        return bool(going)
+
+    def train(self, begun: int, steps: int, training: Training) -> None:
+        """So many steps."""
+        torch.manual_seed(_spawn(self.replicas[0].job.seed, 2, begun))
+        self.stack.objective.set_progress(begun / training.max_steps)
+        for x, batch in self.feed.batches(steps, training.batch_size):
+            self.stack.step(x, batch)
+
+    def evaluate(self, step: int, metric: Metric, patience: int) -> None:
+        """Score every replica on its inner rows and keep those states that are the best yet."""
+        lengths = [len(replica.job.inner) for replica in self.replicas]
+        architecture = self.replicas[0].architecture
+        longest = max(lengths)
+        together = max(1, EVALUATED_VALUES // (longest * architecture.outputs))
+        for start in range(0, len(self.replicas), together):
+            some = slice(start, min(start + together, len(self.replicas)))
+            index = torch.stack([_padded(replica.job.inner, longest) for replica in self.replicas[some]]).to(
+                self.table.x.device
+            )
+            mask = (
+                torch.arange(longest, device=index.device) < torch.tensor(lengths[some], device=index.device)[:, None]
+            )
+            outputs = self._outputs(index, some)
+            scores = metric.score(outputs, self.table.y[index], mask)
+            finite = torch.where(mask[..., None], outputs, 0).isfinite().flatten(1).all(dim=1)
+            for offset, (score, sound) in enumerate(zip(scores.tolist(), finite.tolist(), strict=True)):
+                replica = self.replicas[start + offset]
+                if replica.note(step, score if sound and isfinite(score) else float("-inf"), patience):
+                    replica.best = self.stack.snapshot(start + offset)
+
+    def _outputs(self, index: Tensor, some: slice) -> Tensor:
+        """Outputs ``(r, n, k)``, real ones as values in the target's own unit."""
+        at_once = max(1, EVALUATED_VALUES // (len(index) * prod(self.table.shape)))
+        outputs = torch.cat(
+            [self.stack.outputs(self.feed.inputs(rows, some), some) for rows in index.split(at_once, 1)], 1
+        )
+        if self.replicas[0].architecture.kind != "real":
+            return outputs
+        pairs = zip(outputs, self.replicas[some], strict=True)
+        return torch.stack([replica.values(output) for output, replica in pairs])[..., None]
+
+
+def train(
+    x: Tensor,
+    y: Tensor,
+    jobs: Sequence[Job],
+    architecture: Architecture,
+    training: Training,
+    metric: Metric,
+    *,
+    group: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train all jobs together, each to its own best state.
+
+    Jobs whose objectives differ in more than the values of their tensors, or whose network ``vmap`` cannot stack, are
+    trained beside each other by the same steps. The same arguments give bit-identical results on one machine; on the
+    CPU, ``"mlp"`` and ``"linear"`` do so whatever the number of threads.
+
+    Args:
+        x: ``(n, *shape)``; it is gathered from and never copied, but to the device.
+        y: ``(n,)``, int64 classes or floating-point values, which are standardised by each job's fit rows.
+        jobs: The replicas.
+        architecture: What they are.
+        training: How they are trained.
+        metric: Its score on inner rows decides when a replica is best; where it lies in [0, 1], settings of one contest
+            that are behind its best by more than two binomial standard errors are dropped at ``race_after``.
+        group: ``(n,)`` int64, for weightings that need it.
+        device: Where it happens.
+        progress: Called with the steps done, their total and the best score, after each evaluation.
+        stop: Asked before each interval, from any thread; training ends with what there is when it says so.
+    """
+    device = torch.device(device)
+    _check(x, y, jobs)
+    table = Table(x.to(device, torch.float32), y.to(device), None if group is None else group.to(device))
+    with _quiet_and_seeded(device), torch.no_grad(), _crew() as crew:
+        replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
+        tiles = _tiles(table, replicas, training, notes)
+        complete = _run(tiles, replicas, training, metric, _rows_that_count(metric, table), progress, stop, crew)
+    return Trained(
+        curves=[replica.curve for replica in replicas],
+        best_step=[replica.best_step for replica in replicas],
+        best_score=[replica.best_score for replica in replicas],
+        dropped=[replica.dropped for replica in replicas],
+        architectures=[replica.architecture for replica in replicas],
+        complete=complete,
+        notes=notes,
+        _table=table,
+        _replicas=replicas,
+    )
+
+
+def _run(
+    tiles: list[_Tile],
+    replicas: list[_Replica],
+    training: Training,
+    metric: Metric,
+    count: Callable[[Tensor], int],
+    progress: Progress | None,
+    stop: Callable[[], bool] | None,
+    crew: Executor,
+) -> bool:
+    """Train until every replica is done; False if stopped before."""
+
+    def advance(tile: _Tile, begun: int, steps: int) -> bool:
+        if stop is not None and stop():
+            return False
+        with torch.no_grad():
+            tile.train(begun, steps, training)
+            tile.evaluate(begun + steps, metric, training.patience)
+        return True
+
+    race_at, total, done = training.race_after * training.max_steps, len(replicas) * training.max_steps, 0
+    raced = not race_at or not metric.bounded01
+    for begun in range(0, training.max_steps, training.eval_every):
+        steps = min(training.eval_every, training.max_steps - begun)
+        for tile, advanced in _each(crew, tiles, partial(advance, begun=begun, steps=steps)):
+            if not advanced:
+                return False
+            done += sum(steps + replica.done * (training.max_steps - begun - steps) for replica in tile.replicas)
+            if progress is not None:
+                progress(done, total, max(replica.best_score for replica in replicas))
+        if not raced and begun + steps >= race_at:
+            raced = True
+            done += len(_race(replicas, count)) * (training.max_steps - begun - steps)
+        tiles = [tile for tile in tiles if tile.keep_going()]
+    return True
+
+
+def _each(crew: Executor, tiles: Sequence[_Tile], advance: Callable[[_Tile], bool]) -> Iterator[tuple[_Tile, bool]]:
+    """Every tile with whether it was advanced: side by side, but those that draw from torch's generator in turn."""
+    beside = [tile for tile in tiles if not tile.drawn]
+    yield from zip(beside, crew.map(advance, beside), strict=True)
+    for tile in tiles:
+        if tile.drawn:
+            yield tile, crew.submit(advance, tile).result() if tile.small else advance(tile)
+
+
+@contextmanager
+def _crew() -> Iterator[Executor]:
+    """As many threads as torch uses within an operation, each of which works through its operations by itself.
+
+    Small operations that are shared between threads wait for the slowest one each time, which on a busy machine takes
+    many times as long as the operation.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as crew:
+            yield crew
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _race(replicas: Sequence[_Replica], count: Callable[[Tensor], int]) -> list[_Replica]:
+    """Drop the settings that are behind the best of their contest by more than two standard errors; those dropped."""
+    contests: dict[int, list[_Replica]] = {}
+    for replica in replicas:
+        contests.setdefault(replica.job.contest, []).append(replica)
+    dropped = []
+    for settings in contests.values():
+        best = max(settings, key=lambda replica: replica.best_score)
+        if not 0 <= best.best_score <= 1:
+            continue
+        rows = count(best.job.inner)
+        for replica in settings:
+            worse = min(max(replica.best_score, 0.0), 1.0)
+            error = sqrt(max(p * (1 - p) for p in (best.best_score, worse)) / rows)
+            if not replica.done and best.best_score - replica.best_score > 2 * error:
+                replica.dropped = replica.done = True
+                dropped.append(replica)
+    return dropped
+
+
+def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
+    """How many rows a standard error goes by: all for accuracy, else the rarest class's, once for each class."""
+
+    def count(rows: Tensor) -> int:
+        if metric.name == "accuracy" or table.y.is_floating_point():
+            return len(rows)
+        counts = table.y[rows.to(table.y.device)].bincount()
+        present = counts[counts > 0]
+        return int(present.min()) * len(present)
+
+    return count
+
+
+@torch.no_grad()
+def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> list[_Replica]:
+    real = table.y.is_floating_point()
+    classes = 1 if real else int(table.y.max()) + 1
+    fitted: dict[tuple[int, int], tuple[Scaler, TargetScale]] = {}
+    replicas = []
+    for number, job in enumerate(jobs):
+        key = (job.fit.data_ptr(), len(job.fit))
+        if key not in fitted:
+            scale = TargetScale.fit(table.y, job.fit.to(table.y.device)) if real else TargetScale()
+            fitted[key] = (Scaler.fit(table.x, job.fit, architecture.scaling), scale)
+        loss = job.objective.loss
+        kind: Kind = loss.kind if isinstance(loss, Loss) else ("real" if real else "classes")
+        sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
+        scaler, scale = fitted[key]
+        order = Order(job.fit.cpu(), torch.Generator().manual_seed(_spawn(job.seed, 1)))
+        values = _values(job.objective, scale, sized.outputs, table.x.device)
+        replicas.append(_Replica(number, job, sized, scaler, scale, values, order))
+    return replicas
+
+
+def _values(objective: Objective, scale: TargetScale, outputs: int, device: torch.device) -> Values:
+    """What reads the outputs of a real loss; bins are found by asking what each of them alone predicts."""
+    loss, support = objective.loss, torch.zeros(outputs)
+    if isinstance(loss, Loss) and loss.kind == "real" and outputs > 1:
+        support = loss.predict(1e4 * torch.eye(outputs)).detach()
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in (scale.mean, scale.std))
+    return Values(support, mean, std).to(device)
+
+
+def _tiles(table: Table, replicas: Sequence[_Replica], training: Training, notes: list[str]) -> list[_Tile]:
+    """Tiles of replicas that stack and whose numbers fit in the cache together."""
+    alike: dict[object, list[_Replica]] = {}
+    for replica in replicas:
+        alike.setdefault((signature(replica.job.objective), replica.architecture), []).append(replica)
+    tiles = []
+    for together in alike.values():
+        reason = _cannot_stack(table, together, training)
+        if reason:
+            notes.append(
+                f"{type(together[0].job.objective.loss).__name__}: trained one at a time, as vmap says: {reason}"
+            )
+        total = len(together) * _bytes(together[0], training.batch_size)
+        count = max(-(-total // TILE_BYTES), 1 + (total >= HALVED_BYTES)) if not reason else len(together)
+        pieces = np.array_split(np.arange(len(together)), min(count, len(together)))
+        tiles += [_tile(table, [together[number] for number in piece], training) for piece in pieces]
+    return tiles
+
+
+def _tile(table: Table, replicas: list[_Replica], training: Training) -> _Tile:
+    networks, objectives = (
+        [_initial(replica, table) for replica in replicas],
+        [replica.job.objective for replica in replicas],
+    )
+    kind, outputs = replicas[0].architecture.kind, replicas[0].architecture.outputs
+    squeeze = kind != "classes" and outputs == 1
+    options = (networks, objectives, training.lr, training.weight_decay, squeeze)
+    stack: Stack = ModuleStack(*options)
+    if replicas[0].architecture.layered and stack.objective.risk_alone:
+        stack = LayerStack(*options)
+    targets = [replica.target for replica in replicas] if kind == "real" else []
+    feed = Feed(table, [replica.order for replica in replicas], [replica.scaler for replica in replicas], targets)
+    for number, replica in enumerate(replicas):
+        replica.best = replica.best or stack.snapshot(number)
+    return _Tile(replicas, stack, feed, table)
+
+
+def _initial(replica: _Replica, table: Table) -> nn.Module:
+    torch.manual_seed(_spawn(replica.job.seed, 0))
+    return replica.architecture.network().to(table.x.device)
+
+
+def _cannot_stack(table: Table, replicas: Sequence[_Replica], training: Training) -> str:
+    """Why ``vmap`` cannot train two of these together, found by trying; empty if it can."""
+    if len(replicas) < 2:
+        return ""
+    pair = [copy.copy(replica) for replica in replicas[:2]]
+    for replica in pair:
+        replica.order = Order(replica.job.fit, torch.Generator().manual_seed(0))
+    tile = _tile(table, pair, training)
+    try:
+        for x, batch in tile.feed.batches(1, training.batch_size):
+            tile.stack.step(x, batch)
+            tile.stack.outputs(x, slice(0, 2))
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error).split("\n", maxsplit=1)[0]
+    return ""
+
+
+def _bytes(replica: _Replica, rows: int) -> int:
+    """About what one replica takes in a step: parameters, gradients, moments, and twice the activations."""
+    network = replica.architecture.network()
+    sizes = [prod(replica.architecture.input_shape)]
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
+        for module in network.modules()
+        if not list(module.children())
+    ]
+    network.eval()(torch.zeros(1, *replica.architecture.input_shape))
+    for hook in hooks:
+        hook.remove()
+    return 4 * (4 * sum(p.numel() for p in network.parameters()) + 2 * rows * sum(sizes))
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    return torch.cat([rows, rows[:1].expand(length - len(rows))])
+
+
+def _spawn(*seeds: int) -> int:
+    """A seed from several."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+@contextmanager
+def _quiet_and_seeded(device: torch.device) -> Iterator[None]:
+    """Torch's own generators as they were, afterwards, and no advice about how fast ``vmap`` is."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
+
+
+def _check(x: Tensor, y: Tensor, jobs: Sequence[Job]) -> None:
+    if not jobs:
+        raise ValueError("jobs must not be empty")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},), one target a row of x, got {tuple(y.shape)}")
+    for number, job in enumerate(jobs):
+        for name, rows in (("fit", job.fit), ("inner", job.inner)):
+            if rows.dtype != torch.int64 or rows.ndim != 1 or not len(rows):
+                raise ValueError(
+                    f"jobs[{number}].{name} must be int64 row numbers, got {rows.dtype} {tuple(rows.shape)}"
+                )
+        if getattr(job.objective.loss, "reduction", "mean") == "none":
+            raise ValueError(f"jobs[{number}].objective must reduce to one number, its loss has reduction='none'")

@@ -1,0 +1,194 @@
+"""The trained model that a run hands over: preprocessing, network and calibration, saved without a pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lossworks.compare.data import Task, read_features
+from lossworks.compare.encode import Encoder
+from lossworks.compare.errors import InputError
+from lossworks.compare.models import Architecture
+
+VERSION = 1
+ROWS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model with everything that it needs to predict on new rows.
+
+    Attributes:
+        task: ``"binary"``, ``"multiclass"`` or ``"real"``.
+        target_name: The column that it predicts.
+        classes: The labels in the order of the probabilities; empty for real targets.
+        objective: The name of the objective that it was trained with, and ``setting`` its setting.
+        temperature: What the logits are divided by before they are read as probabilities.
+        encoder: How raw columns become numbers.
+        network: From encoded rows to one value or one logit a class.
+        columns: How raw columns are read that do not say it themselves, such as ``{"signup": "date:%Y-%m-%d"}``.
+    """
+
+    task: Task
+    target_name: str
+    classes: tuple[str, ...]
+    objective: str
+    setting: str
+    temperature: float
+    encoder: Encoder
+    architecture: Architecture
+    network: nn.Module
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def scores(self, data: Any) -> Tensor:
+        """Logits ``(n, C)``, or values ``(n,)``, of raw rows: a file, a polars or pandas frame, a dict, or an array."""
+        x = torch.from_numpy(self.encoder.transform(read_features(data, {"columns": self.columns})))
+        with torch.inference_mode():
+            return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
+
+    def predict_proba(self, data: Any) -> np.ndarray:
+        """Class probabilities ``(n, C)``, at the temperature that was fitted on inner rows."""
+        if self.task == "real":
+            raise InputError(f"{self.target_name!r} is real-valued: there are no class probabilities, use predict")
+        return class_probabilities(self.scores(data).double(), self.temperature).numpy()
+
+    def predict(self, data: Any) -> np.ndarray:
+        """The most probable label of each row as text ``(n,)``, or its value as float64."""
+        if self.task == "real":
+            return self.scores(data).double().numpy()
+        return np.asarray(self.classes)[self.predict_proba(data).argmax(axis=1)]
+
+    def frame(self, data: Any) -> pl.DataFrame:
+        """The predictions as a table: the label or value, and one probability a class."""
+        if self.task == "real":
+            return pl.DataFrame({f"predicted_{self.target_name}": self.predict(data)})
+        probabilities = self.predict_proba(data)
+        labels = np.asarray(self.classes)[probabilities.argmax(axis=1)]
+        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
+        return pl.DataFrame({f"predicted_{self.target_name}": labels, **columns})
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into the folder, the latter when all else is there."""
+        state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(state))
+        described = {
+            "version": VERSION,
+            "task": self.task,
+            "target": self.target_name,
+            "classes": list(self.classes),
+            "objective": self.objective,
+            "setting": self.setting,
+            "temperature": self.temperature,
+            "architecture": self.architecture.to_json(),
+            "encoder": self.encoder.to_json(),
+            "columns": dict(self.columns),
+        }
+        (folder / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+
+def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities ``(n, C)`` of logits ``(n, C)``, or ``(n, 2)`` of the scores ``(n,)`` of class 1."""
+    scaled = logits / temperature
+    if scaled.ndim == 1:
+        scaled = torch.stack([torch.zeros_like(scaled), scaled], dim=1)
+    return scaled.softmax(dim=1)
+
+
+def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same table with texts that a spreadsheet would run as formulas quoted, in cells and in column names."""
+    quoted = pl.selectors.string()
+    risky = quoted.str.contains(r"^[=+\-@\t\r]")
+    safe = frame.with_columns(pl.when(risky).then("'" + quoted).otherwise(quoted).name.keep())
+    return safe.rename({name: f"'{name}" for name in frame.columns if name[:1] in set("=+-@\t\r")})
+
+
+def load_model(folder: str | Path, factory: Any = None) -> Model:
+    """The model of a run folder.
+
+    Args:
+        folder: The run folder.
+        factory: The model factory, where the run was trained with one of the user's own: its code is not in the folder.
+
+    Raises:
+        InputError: not a run folder, one of another version, or a damaged one.
+    """
+    folder = Path(folder)
+    described = _read_description(folder)
+    try:
+        _check_fields(described)
+        encoder = Encoder.from_json(described["encoder"])
+        architecture = Architecture.from_json(described["architecture"], factory=factory)
+        network = architecture.empty_module()
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return Model(
+            task=described["task"],
+            target_name=described["target"],
+            classes=tuple(described["classes"]),
+            objective=described["objective"],
+            setting=described["setting"],
+            temperature=float(described["temperature"]),
+            encoder=encoder,
+            architecture=architecture,
+            network=network.eval(),
+            columns=described["columns"],
+        )
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder}: the saved model is damaged ({reason}); train it again") from error
+
+
+FIELDS = {
+    "version": int,
+    "task": str,
+    "target": str,
+    "classes": list,
+    "objective": str,
+    "setting": str,
+    "temperature": float,
+    "architecture": dict,
+    "encoder": dict,
+    "columns": dict,
+}
+"""What ``model.json`` holds; nothing else is read."""
+
+
+def _check_fields(described: Mapping[str, Any]) -> None:
+    """Raise unless the description has exactly the known fields, each of its kind, and they fit together."""
+    if strange := sorted(set(described) ^ set(FIELDS)):
+        raise ValueError(f"model.json has{' not' * (strange[0] in FIELDS)} the field {strange[0]!r}")
+    for name, kind in FIELDS.items():
+        if not isinstance(described[name], kind):
+            raise ValueError(f"model.json: {name} must be of type {kind.__name__}, got {described[name]!r}")
+    task, classes, outputs = described["task"], described["classes"], described["architecture"].get("outputs")
+    if task not in get_args(Task):
+        raise ValueError(f"model.json: there is no task {task!r}")
+    kind = described["architecture"].get("kind")
+    wanted = {"classes": outputs, "binary": 2, "real": 0}.get(kind)
+    if (task == "real") != (kind == "real") or len(classes) != wanted or len(set(map(str, classes))) != len(classes):
+        raise ValueError(f"model.json: {len(classes)} classes do not fit a {task} model of {outputs} outputs")
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder")
+    if not path.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: not a finished run folder (model.json and model.safetensors must be in it)")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    version = described.get("version") if isinstance(described, dict) else None
+    if version != VERSION:
+        raise InputError(f"{path}: is of version {version}, this lossworks reads {VERSION}; train it again")
+    return dict(described)

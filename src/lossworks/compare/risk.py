@@ -1,0 +1,155 @@
+"""The objectives of several replicas as one: their tensors stacked, and the gradient that they send to the outputs."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from lossworks.objective import Objective
+from lossworks.roles import Loss, Part
+
+__all__ = ["StackedObjective", "State", "call", "over_replicas", "signature"]
+
+State = dict[str, Tensor]
+
+
+def over_replicas(
+    function: Callable[[State, State], tuple[Tensor, State]], state: State, batch: State
+) -> tuple[Tensor, State]:
+    """The function of each replica's state and batch, all at once; a single replica goes through it untransformed."""
+    if len(next(iter(batch.values()))) > 1:
+        return vmap(function, randomness="different")(state, batch)
+    value, changed = function({k: t[0] for k, t in state.items()}, {k: t[0] for k, t in batch.items()})
+    return value[None], {k: t[None] for k, t in changed.items()}
+
+
+def call(module: nn.Module, state: State, arguments: State) -> tuple[Tensor, State]:
+    """The module's value with these tensors in it, and those buffers that it replaced by new ones."""
+    used = dict(state)
+    value = functional_call(module, used, (), arguments, tie_weights=False)
+    return value, {name: used[name] for name in state if used[name] is not state[name]}
+
+
+def signature(objective: Objective) -> tuple[object, ...]:
+    """What objectives must share to be stacked: their parts, all that is not a tensor, and the tensors' shapes."""
+    plain = [
+        (name, type(module), sorted((k, repr(v)) for k, v in vars(module).items() if not k.startswith("_")))
+        for name, module in objective.named_modules()
+    ]
+    tensors = [(name, t.shape, t.dtype) for name, t in (*objective.named_buffers(), *objective.named_parameters())]
+    return (repr(plain), tuple(tensors))
+
+
+class _Risk(nn.Module):
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, output: Tensor, target: Tensor, index: Tensor, group: Tensor | None = None) -> Tensor:
+        return self.objective.risk(output, target, index=index, group=group)
+
+
+class StackedObjective:
+    """Objectives of one :func:`signature`, each buffer stacked over the replicas.
+
+    Args:
+        objectives: One a replica; they are copied.
+        device: Where their tensors go.
+
+    Attributes:
+        base: The module through which all of them are computed.
+        buffers: By name, ``(R, ...)`` each; what a part remembers in training stays here.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], device: torch.device) -> None:
+        self.each = [copy.deepcopy(objective).to(device).train() for objective in objectives]
+        named = [dict(objective.named_buffers()) for objective in self.each]
+        self.buffers: State = {name: torch.stack([buffers[name] for buffers in named]) for name in named[0]}
+        parts = [module for module in self.base.modules() if isinstance(module, Part)]
+        self._scheduled = any(type(part).set_progress is not Part.set_progress for part in parts)
+        self._pooled = self._rows_are_alike(parts)
+
+    @property
+    def base(self) -> Objective:
+        """The first replica's own."""
+        return self.each[0]
+
+    @property
+    def risk_alone(self) -> bool:
+        """Whether outputs are all that it reads, and nothing in it is learned."""
+        learned = any(True for _ in self.base.parameters())
+        return self.base.perturb is None and not self.base.penalties and not learned
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell every part with a schedule how far the training is."""
+        if not self._scheduled:
+            return
+        for number, objective in enumerate(self.each):
+            for name, buffer in objective.named_buffers():
+                buffer.copy_(self.buffers[name][number])
+            for module in objective.modules():
+                if isinstance(module, Part):
+                    module.set_progress(fraction)
+            for name, buffer in objective.named_buffers():
+                self.buffers[name][number] = buffer
+
+    def keep(self, replicas: Sequence[int]) -> None:
+        """Go on with these replicas alone."""
+        self.each = [self.each[number] for number in replicas]
+        self.buffers = {name: buffer[list(replicas)] for name, buffer in self.buffers.items()}
+
+    def update(self, changed: Mapping[str, Tensor], prefix: str = "objective.") -> None:
+        """Take over buffers that a part replaced."""
+        self.buffers |= {
+            name.removeprefix(prefix): t.detach() for name, t in changed.items() if name.startswith(prefix)
+        }
+
+    def output_gradient(self, output: Tensor, batch: State) -> Tensor:
+        """The gradient of each replica's risk at its outputs ``(R, b, k)``, or ``(R, b)`` for a single output."""
+        try:
+            return self._gradient(output, batch)
+        except ValueError:
+            if bool(output.isfinite().all()):
+                raise
+            # A replica diverged, which the next evaluation sees; the others must not stop for it.
+            return self._gradient(output.nan_to_num(), batch)
+
+    def _gradient(self, output: Tensor, batch: State) -> Tensor:
+        rows = output.shape[:2]
+        if self._pooled:
+            offered = getattr(self.base.loss, "logit_gradient", None)
+            flat, target = output.flatten(0, 1), batch["target"].flatten(0, 1)
+            gradient = (
+                offered(flat, target) / self._divisor(rows[1])
+                if offered
+                else self._pooled_gradient(flat, target, rows[1])
+            )
+            return gradient.view_as(output)
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            state = {f"objective.{name}": buffer for name, buffer in self.buffers.items()}
+            module = _Risk(self.base)
+            risks, changed = over_replicas(lambda s, b: call(module, s, b), state, {"output": leaf, **batch})
+            (gradient,) = torch.autograd.grad(risks.sum(), leaf)
+        self.update(changed)
+        return gradient
+
+    def _pooled_gradient(self, output: Tensor, target: Tensor, rows: int) -> Tensor:
+        """All replicas' rows as one batch, the mean still over each replica's own."""
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            risk = self.base.risk(leaf, target, total=float(rows))
+            (gradient,) = torch.autograd.grad(risk, leaf)
+        return gradient
+
+    def _divisor(self, rows: int) -> float:
+        return rows if self.base.loss.reduction == "mean" else 1
+
+    def _rows_are_alike(self, parts: Sequence[Part]) -> bool:
+        """Whether one plain loss of single rows, in one setting, serves all replicas."""
+        loss = self.base.loss
+        plain = isinstance(loss, Loss) and loss.rowwise and self.base.weights is None and not loss.needs_index
+        drawn = any(part.couples_batch or part.stochastic for part in parts)
+        return plain and not drawn and all(bool((b == b[:1]).all()) for b in self.buffers.values())

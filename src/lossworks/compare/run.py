@@ -1,0 +1,420 @@
+"""The main job from end to end: read, examine, plan, train, judge, hand over."""
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from lossworks.compare.data import Dataset, check_folds, embedded, read
+from lossworks.compare.encode import Encoder
+from lossworks.compare.engine import Trained, Training, train
+from lossworks.compare.errors import InputError
+from lossworks.compare.evaluate import evaluate, thinned
+from lossworks.compare.findings import Finding, examine
+from lossworks.compare.handover import Comparison
+from lossworks.compare.journal import Journal
+from lossworks.compare.judge import choose, judge
+from lossworks.compare.models import Architecture, Factory, architecture_of
+from lossworks.compare.outside import boosted_outputs
+from lossworks.compare.plan import OUTSIDE, Group, Plan, choose_candidates, jobs_of, make_plan
+from lossworks.metrics.registry import find_metric
+from lossworks.objective import Objective
+from lossworks.roles import Loss
+
+IMBALANCED = 3.0
+"""From this ratio of the largest to the smallest class on, the default metric counts every class the same."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison stands: what is running, how many models of how many are trained, how long it may take yet."""
+
+    running: str
+    done: int
+    total: int
+    share: float
+    seconds_left: float | None
+    best: str
+
+
+Watch = Callable[[Progress], None]
+
+
+def compare(
+    data: Any = None,
+    target: str | None = None,
+    *,
+    objectives: Sequence[str] | Mapping[str, Loss | Objective] | None = None,
+    metric: str | None = None,
+    model: str | Factory = "mlp",
+    folds: int = 5,
+    repeats: int = 2,
+    group: str | None = None,
+    seed: int = 0,
+    budget: float | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    task: str | None = None,
+    drop: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    rope: float | None = None,
+    training: Training | None = None,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Train every fitting objective on this data, side by side, and say which is better and whether that is real.
+
+    Args:
+        data: A file (CSV, TSV, Parquet, Arrow, or NPZ with ``X`` and ``y``), a polars or pandas frame, a dict of
+            columns, or a pair ``(X, y)`` of arrays. Without data the embedded example is used.
+        target: The column to predict.
+        objectives: Names from the catalog (parts joined by ``+``), or ``{name: Loss or Objective}``; by default those
+            that the findings point to. The reference (cross-entropy, or the squared loss) is always among them.
+        metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real.
+        model: ``"mlp"``, ``"linear"``, ``"cnn"`` (images), or a factory ``(input_shape, outputs) -> nn.Module``.
+        folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, >= 1.
+        group: A column of groups; the worst group's metric is then reported beside the mean. It is no feature.
+        seed: Of everything that is drawn.
+        budget: Seconds after which no further group of models is begun; what is finished is reported as partial.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        out: The run folder to write; none is written without it. An unfinished run of the same plan is continued.
+        task: ``"binary"``, ``"multiclass"`` or ``"real"``, where the target's column does not say it right.
+        drop: Columns to leave out.
+        columns: How to read columns that do not say it themselves: ``{"signup": "date"}``; or ``"category"``,
+            ``"number"``.
+        rope: The region of practical equivalence in the metric's unit; 0.01 for metrics in [0, 1], else 1 % of the
+            reference.
+        training: Batch size, steps and the like.
+        watch: Called with a :class:`Progress` while it runs.
+
+    Raises:
+        InputError: what does not fit in the data or the options, in one line that says what, where and what to do.
+    """
+    began = time.monotonic()
+    _check_options(folds, repeats, seed, budget, rope)
+    where = find_device(device)
+    options: dict[str, Any] = {"target": target, "task": task, "group": group, "drop": tuple(drop), "columns": columns}
+    dataset = embedded() if data is None else read(data, **options)
+    if data is None and target not in (None, dataset.target_name):
+        raise InputError(
+            f"target {target!r}: the embedded data has the target {dataset.target_name!r}; name a file for another"
+        )
+    check_folds(dataset, folds)
+    decides = _metric(metric, dataset)
+    architecture = architecture_of(model, dataset.features)
+    encoder = Encoder.fit(dataset.features)
+    matrix = encoder.transform(dataset.features)
+    noted = tuple(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "info") for note in dataset.notes)
+    findings = (*noted, *examine(dataset, matrix, seed=seed))
+    candidates = choose_candidates(dataset, findings, objectives)
+    plan = make_plan(dataset, candidates, metric=decides, folds=folds, repeats=repeats, seed=seed, training=training)
+    _check_model(architecture, matrix.shape[1:])
+    rows, width = len(matrix), _width(dataset.features)
+    dataset = replace(dataset, features=dataset.features[:0])  # the table is not needed again once it is encoded
+    x = torch.from_numpy(matrix)
+    groups = [] if dataset.group is None else [dataset.group]
+    fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described())
+    with _journal(out, fingerprint, len(plan.groups) + 1) as journal:
+        partial = _Bench(plan, dataset, x, architecture, where, journal, watch, began).run(budget)
+        replicas = journal.replicas()
+        _require_reference(replicas, plan)
+    scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
+    judgement = judge(
+        scores.filter(pl.col("chosen")),
+        metric=decides,
+        reference=plan.reference,
+        test_fraction=1 / folds,
+        rope=rope,
+        outside=OUTSIDE,
+    )
+    comparison = Comparison(
+        dataset=dataset,
+        data=data if not isinstance(data, (str, Path)) else None,
+        x=x,
+        encoder=encoder,
+        architecture=architecture,
+        device=where,
+        plan=plan,
+        findings=findings,
+        judgement=judgement,
+        results=scores,
+        replicas=tuple(replicas),
+        partial=partial,
+        shape=(rows, width),
+        seconds=time.monotonic() - began,
+    )
+    if out is not None:
+        comparison.save(out)
+    return comparison
+
+
+class _Bench:
+    """The plan at work: each group trained, evaluated and committed, the reference first, boosting beside it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: Dataset,
+        x: Tensor,
+        architecture: Architecture,
+        device: torch.device,
+        journal: Journal,
+        watch: Watch | None,
+        began: float,
+    ) -> None:
+        self.plan, self.dataset, self.x, self.architecture = plan, dataset, x, architecture
+        self.device, self.journal, self.watch, self.began = device, journal, watch, began
+        dtype = torch.float32 if dataset.task == "real" else torch.int64
+        self.y = torch.from_numpy(dataset.target).to(dtype)
+        self.group = None if dataset.group is None else torch.from_numpy(dataset.group)
+        self.total = sum(len(group.replicas) for group in plan.groups) + len(plan.splits)
+        self.done, self.fresh = 0, 0.0
+        self.best: dict[str, list[float]] = {}
+        self.stopped = False
+
+    def run(self, budget: float | None) -> str | None:
+        """Train all that the journal does not have; what cut it short, in words, or None."""
+        first = [group for group in self.plan.groups if group.candidate == 0]
+        rest = [group for group in self.plan.groups if group.candidate != 0]
+        with _interruptible(self):
+            for number, work in [
+                *((g.number, g) for g in first),
+                (len(self.plan.groups), None),
+                *((g.number, g) for g in rest),
+            ]:
+                if self.stopped:
+                    return "stopped by the user"
+                if budget is not None and time.monotonic() - self.began > budget and self.done:
+                    return f"stopped after its budget of {budget:g} s"
+                count = len(work.replicas) if work else len(self.plan.splits)
+                if number not in self.journal.done():
+                    results = self._train(work) if work else self._boost()
+                    if results is None:
+                        return "stopped by the user"
+                    self.journal.add(number, results)
+                    self.fresh += count
+                self.done += count
+        return None
+
+    def _train(self, group: Group) -> list[dict[str, Any]] | None:
+        candidate = self.plan.candidates[group.candidate]
+        jobs = jobs_of(self.plan, group, self.dataset)
+
+        def progress(steps: int, total: int, best: float) -> None:
+            self._tell(candidate.name, len(jobs) * steps / total)
+
+        trained = train(
+            self.x,
+            self.y,
+            jobs,
+            self.architecture,
+            self.plan.training,
+            find_metric(self.plan.metric, self.dataset.task),
+            group=self.group,
+            device=self.device,
+            progress=progress,
+            stop=lambda: self.stopped,
+        )
+        return None if self.stopped else [self._result(group, trained, r) for r in range(len(jobs))]
+
+    def _result(self, group: Group, trained: Trained, number: int) -> dict[str, Any]:
+        replica, candidate = group.replicas[number], self.plan.candidates[group.candidate]
+        split = self.plan.splits[replica.split]
+        inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
+        result = evaluate(self.dataset, self.plan.metric, inner=(split.inner, inner), test=(split.test, test))
+        return (
+            self._named(candidate.name, candidate.setting(replica.setting), replica.split)
+            | result
+            | {
+                "setting_number": replica.setting,
+                "dropped": bool(trained.dropped[number]),
+                "inner_score": float(trained.best_score[number]),
+                "best_step": int(trained.best_step[number]),
+                "curve": thinned(trained.curves[number]),
+            }
+        )
+
+    def _boost(self) -> list[dict[str, Any]] | None:
+        results = []
+        for number, split in enumerate(self.plan.splits):
+            if self.stopped:
+                return None
+            self._tell(OUTSIDE, number)
+            outputs = boosted_outputs(self.dataset, self.x, split, self.plan.seed)
+            found = evaluate(self.dataset, self.plan.metric, inner=None, test=(split.test, outputs))
+            results.append(self._named(OUTSIDE, "default", number) | found | {"setting_number": 0, "inner_score": 0.0})
+        return results
+
+    def _named(self, objective: str, setting: str, split: int) -> dict[str, Any]:
+        where = self.plan.splits[split]
+        return {
+            "objective": objective,
+            "setting": setting,
+            "fold": where.fold,
+            "repeat": where.repeat,
+            "dropped": False,
+        }
+
+    def _tell(self, running: str, within: float) -> None:
+        if self.watch is None:
+            return
+        worked = self.fresh + within
+        left = self.total - self.done - within
+        elapsed = time.monotonic() - self.began
+        seconds = elapsed * left / worked if worked >= 1 else None
+        share = (self.done + within) / self.total
+        self.watch(Progress(running, int(self.done + within), self.total, share, seconds, self._leader()))
+
+    def _leader(self) -> str:
+        """The objective with the best mean so far, with its mean."""
+        decides = find_metric(self.plan.metric, self.dataset.task)
+        found: dict[str, list[float]] = {}
+        for replica in self.journal.replicas():
+            found.setdefault(replica["objective"], []).append(replica["metrics"][decides.name])
+        if not found:
+            return ""
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        best = (max if decides.higher_is_better else min)(means, key=means.__getitem__)
+        return f"{best} {means[best]:.3f}"
+
+
+@contextlib.contextmanager
+def _interruptible(bench: _Bench) -> Iterator[None]:
+    """Ctrl-C asks for a stop at the next evaluation; a second one is what it always is."""
+
+    def ask(*_: object) -> None:
+        bench.stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # only the main thread has signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def find_device(device: str) -> torch.device:
+    """The device of that name, if this machine has it."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu")
+    return torch.device(device)
+
+
+def _metric(name: str | None, dataset: Dataset) -> str:
+    if name is None:
+        if dataset.task == "real":
+            return "rmse"
+        counts = np.bincount(dataset.target)
+        return "balanced_accuracy" if counts.max() >= IMBALANCED * counts.min() else "accuracy"
+    try:
+        return find_metric(name, dataset.task).name
+    except ValueError as error:
+        raise InputError(f"{error} (the target is {dataset.task})") from error
+
+
+def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:
+    for name, value, low in (("folds", folds, 2), ("repeats", repeats, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < low:
+            raise InputError(f"{name} must be an int >= {low}, got {value!r}")
+    if budget is not None and not budget > 0:
+        raise InputError(f"budget must be a number of seconds > 0, got {budget!r}")
+    if rope is not None and not 0 <= rope < math.inf:
+        raise InputError(f"rope must be a number >= 0 in the metric's unit, got {rope!r}")
+
+
+def _require_reference(replicas: Sequence[Mapping[str, Any]], plan: Plan) -> None:
+    if all(replica["objective"] != plan.reference for replica in replicas):
+        raise InputError("the run was stopped before the reference was trained: there is nothing to report yet")
+
+
+def _flat(replica: Mapping[str, Any]) -> dict[str, Any]:
+    """A replica's result as a row of the results' table."""
+    named = (
+        "objective",
+        "setting",
+        "setting_number",
+        "fold",
+        "repeat",
+        "dropped",
+        "inner_score",
+        "best_step",
+        "temperature",
+    )
+    return {name: replica.get(name) for name in named} | dict(replica["metrics"])
+
+
+def _width(features: pl.DataFrame | np.ndarray) -> int:
+    return features.width if isinstance(features, pl.DataFrame) else int(np.prod(features.shape[1:]))
+
+
+def _check_model(architecture: Architecture, shape: tuple[int, ...]) -> None:
+    """Raise unless a factory of the user's own gives a network from rows of this shape to the outputs asked for."""
+    if isinstance(architecture.model, str):
+        return
+    name = getattr(architecture.model, "__name__", "model")
+    try:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            got = tuple(architecture.model(shape, 3).eval()(torch.zeros(2, *shape)).shape)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"model: {name}({shape}, 3) fails on two rows ({type(error).__name__}: {reason})") from error
+    if got != (2, 3):
+        raise InputError(f"model: {name}({shape}, 3) must map two rows to outputs of shape (2, 3), got {got}")
+
+
+@contextlib.contextmanager
+def _journal(out: str | Path | None, fingerprint: str, groups: int) -> Iterator[Journal]:
+    """The journal in the run folder, which is made; what was made goes again if nothing came to be in it."""
+    if out is None:
+        with contextlib.closing(Journal(None, fingerprint)) as journal:
+            yield journal
+        return
+    folder = Path(out)
+    path, model = folder / "journal.sqlite", folder / "model.json"
+    if model.exists() and not path.exists():
+        raise _finished(folder)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    began = not path.exists()
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{folder}: cannot be written; choose another --out")
+        with contextlib.closing(Journal(path, fingerprint)) as journal:
+            if model.exists() and len(journal.done()) == groups:
+                raise _finished(folder)
+            try:
+                yield journal
+            finally:
+                began = began and not journal.done()
+    except BaseException:
+        if began:
+            for leftover in folder.glob("journal.sqlite*"):
+                leftover.unlink()
+            with contextlib.suppress(OSError):
+                for empty in made:
+                    empty.rmdir()
+        raise
+
+
+def _finished(folder: Path) -> InputError:
+    return InputError(f"{folder}: there is a finished run; choose another --out or remove it")

@@ -1,0 +1,297 @@
+"""Files and objects in memory, as they are: one polars frame, or the arrays of an NPZ file."""
+
+import codecs
+import csv
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+
+from lossworks.checks import nearest
+from lossworks.compare.errors import InputError
+
+__all__ = ["Arrays", "Place", "listed", "load"]
+
+Arrays = dict[str, np.ndarray]
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".arrow", ".feather", ".ipc", ".npz")
+MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "?"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data came from, for messages: delimited files count lines (the header is line 1), all else rows from 0."""
+
+    label: str
+    path: Path | None = None
+    lines: bool = False
+
+    def row(self, number: int) -> str:
+        """The row's name in the source."""
+        return f"line {number + 2}" if self.lines else f"row {number}"
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The names in quotes, the first few of many."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def load(data: Any, *, exact: str | None = None, arrays: Sequence[str] = ("X",)) -> tuple[pl.DataFrame | Arrays, Place]:
+    """The raw table or arrays of ``data``; floats are narrowed to float32 except those of the column ``exact``."""
+    if isinstance(data, (str, Path)):
+        path = Path(data).expanduser()
+        _check_file(path)
+        return _read(path, exact, arrays)
+    place = Place("the data")
+    if isinstance(data, tuple) and len(data) == 2 and not hasattr(data[0], "columns"):
+        return {arrays[0]: np.asarray(data[0]), arrays[1] if len(arrays) > 1 else "y": np.asarray(data[1])}, place
+    if isinstance(data, np.ndarray):
+        return {arrays[0]: data}, place
+    return _narrow(_frame(data), exact), place
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        hint = f"give a file in it, such as {inside[0]!r}" if inside else "give a file"
+        raise InputError(f"{path} is a folder: {hint}")
+    if not path.exists():
+        folder = path.parent
+        if not folder.is_dir():
+            raise InputError(f"{path} does not exist: there is no folder {str(folder)!r}")
+        raise InputError(
+            f"{path} does not exist{nearest(path.name, (p.name for p in folder.iterdir())) or ': check its name'}"
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} has the unknown suffix {path.suffix!r}: save it as one of {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: it has no bytes; save the table again")
+
+
+def _read(path: Path, exact: str | None, arrays: Sequence[str]) -> tuple[pl.DataFrame | Arrays, Place]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npz":
+            return _npz(path, arrays), Place(str(path), path)
+        if suffix in (".csv", ".tsv", ".txt"):
+            return _delimited(path, exact), Place(str(path), path, lines=True)
+        lazy = pl.scan_parquet(path) if suffix in (".parquet", ".pq") else _arrow(path).lazy()
+        table = _narrow(lazy, exact)
+    except PermissionError:
+        raise InputError(f"{path} cannot be opened: you have no permission to read it") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        what = "a Parquet" if suffix in (".parquet", ".pq") else "an Arrow"
+        raise InputError(
+            f"{path} is not {what} file: {_first_line(error)}; save it again or correct its suffix"
+        ) from None
+    if table.height == 0:
+        raise InputError(f"{path} has no rows; save the table again")
+    return table, Place(str(path), path)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _narrow(frame: pl.DataFrame | pl.LazyFrame, exact: str | None) -> pl.DataFrame:
+    floats = cs.by_dtype(pl.Float64)
+    if exact is not None:
+        floats = floats - cs.by_name(exact, require_all=False)
+    return frame.lazy().with_columns(floats.cast(pl.Float32)).collect(engine="streaming")
+
+
+# Objects in memory
+
+
+def _frame(data: Any) -> pl.DataFrame:
+    if isinstance(data, pl.LazyFrame):
+        return data.collect(engine="streaming")
+    if isinstance(data, pl.DataFrame):
+        return data
+    if isinstance(data, Mapping):
+        data = {str(name): values if isinstance(values, pl.Series) else list(values) for name, values in data.items()}
+        lengths = {name: len(values) for name, values in data.items()}
+        if len(set(lengths.values())) > 1:
+            short, long = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+            raise InputError(
+                f"the data's columns differ in length: {short!r} has {lengths[short]} rows, "
+                f"{long!r} has {lengths[long]}"
+            )
+        return pl.DataFrame([_series(name, values) for name, values in data.items()])
+    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "columns"):
+        frame, target = _frame(data[0]), np.asarray(data[1])
+        if "y" in frame.columns:
+            raise InputError("X has a column 'y' beside the y given: rename it, or give one frame and target='y'")
+        if target.shape != (frame.height,):
+            raise InputError(f"y must have shape ({frame.height},), one value a row of X, got {target.shape}")
+        return frame.with_columns(_series("y", target))
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        names = [str(name) for name in data.columns]
+        _check_names(names, "the data")
+        return pl.DataFrame([_from_pandas(name, data.iloc[:, i]) for i, name in enumerate(names)])
+    raise InputError(
+        f"data must be a path, a polars or pandas frame, a dict of columns or a tuple (X, y), got {type(data).__name__}"
+    )
+
+
+def _series(name: str, values: Any) -> pl.Series:
+    return pl.Series(name, values, strict=False, nan_to_null=True)
+
+
+def _from_pandas(name: str, column: Any) -> pl.Series:
+    if str(column.dtype) != "object":
+        return pl.Series(pl.from_pandas(column)).alias(name)
+    missing = column.isna().to_numpy()
+    return _series(name, [None if gone else value for value, gone in zip(column, missing, strict=True)])
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if name in first:
+            raise InputError(f"{where}: columns {first[name]} and {number} are both named {name!r}; rename one of them")
+        first[name] = number
+
+
+# Delimited text
+
+
+def _delimited(path: Path, exact: str | None) -> pl.DataFrame:
+    header = _header(path)
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
+    names = [
+        name.strip() or f"column {number}"
+        for number, name in enumerate(next(csv.reader([header], delimiter=separator)), start=1)
+    ]
+    _check_names(names, f"{path}, line 1")
+    options: dict[str, Any] = {
+        "separator": separator,
+        "null_values": MISSING,
+        "decimal_comma": separator == ";" and _has_decimal_commas(path),
+    }
+    try:
+        try:
+            table = _scan(path, exact, options, rows=10_000)
+        except pl.exceptions.ComputeError as error:
+            if "fields" in str(error) or "utf-8" in str(error):
+                raise
+            table = _scan(path, exact, options, rows=None)  # a column's later rows are of another type than its first
+    except pl.exceptions.PolarsError as error:
+        _check_text(path)
+        _check_ragged(path, separator, len(names))
+        raise InputError(f"{path} cannot be read as a table: {_first_line(error)}") from None
+    if table.height == 0:
+        raise InputError(f"{path} has a header and no rows; save the table again")
+    if table.width != len(names):
+        raise InputError(f"{path}, line 1: the header cannot be read; write each column's name on one line")
+    if table.width > 1 and table.to_series(-1).null_count():  # polars fills short rows, so they show in the last column
+        _check_ragged(path, separator, len(names))
+    table.columns = names
+    return table
+
+
+def _scan(path: Path, exact: str | None, options: dict[str, Any], rows: int | None) -> pl.DataFrame:
+    schema = pl.scan_csv(path, infer_schema_length=rows, **options).collect_schema()
+    narrow = {name: pl.Float32() for name, dtype in schema.items() if dtype == pl.Float64 and name.strip() != exact}
+    return pl.scan_csv(path, schema=pl.Schema({**schema, **narrow}), **options).collect(engine="streaming")
+
+
+def _header(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path} is UTF-16 text: save it as UTF-8")
+    if b"\0" in start:
+        raise InputError(
+            f"{path} is not a table of text: byte {start.index(0)} is zero; give a CSV file or correct its suffix"
+        )
+    line = start.removeprefix(codecs.BOM_UTF8).splitlines()[0] if start.removeprefix(codecs.BOM_UTF8) else b""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        _check_text(path)
+        raise
+    if not text.strip():
+        if not start.strip():
+            raise InputError(f"{path} is empty: it has only blank lines; save the table again")
+        raise InputError(f"{path}, line 1 is blank: the first line must hold the columns' names")
+    return text
+
+
+def _has_decimal_commas(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        sample = "".join(line for line, _ in zip(file, range(100), strict=False))
+    return re.search(r"(^|;)-?\d+,\d+(;|$)", sample, re.MULTILINE) is not None
+
+
+def _check_text(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                raise InputError(
+                    f"{path}, line {number} is not UTF-8 text (byte 0x{byte:02X}): "
+                    "save it as UTF-8, or correct its suffix"
+                ) from None
+
+
+def _check_ragged(path: Path, separator: str, width: int) -> None:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        try:
+            for row in reader:
+                if row and len(row) != width:
+                    raise InputError(
+                        f"{path}, line {reader.line_num} has {len(row)} values where the header has {width} columns: "
+                        "correct the line, or quote a value that holds the separator"
+                    )
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num} cannot be read: {error}") from None
+
+
+# Binary files
+
+
+def _arrow(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_ipc(path)
+    except (pl.exceptions.PolarsError, OSError):
+        return pl.read_ipc_stream(path)
+
+
+def _npz(path: Path, names: Sequence[str]) -> Arrays:
+    how = "save it with np.savez(path, X=..., y=...)"
+    with path.open("rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+            raise InputError(f"{path} is not an NPZ file: {how}") from None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is not an NPZ file but a single array: {how}")
+        for name in names:
+            if name not in file:
+                hint = nearest(name, file.files)
+                raise InputError(f"{path} has no array {name!r}{hint}; its arrays are {listed(file.files)}: {how}")
+        return {name: _array(file, name, path) for name in names}
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError:
+        raise InputError(
+            f"{path}, array {name!r} holds pickled objects, which are not read because they can run code: "
+            "save numbers or fixed-width text (astype(str))"
+        ) from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path}, array {name!r} is damaged: save the file again") from None
