@@ -1,0 +1,403 @@
+"""The command line: a thin face on the library."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from typer.exceptions import TyperException
+
+if TYPE_CHECKING:
+    from lossworks.compare import Comparison, Progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+claims_app = typer.Typer(no_args_is_help=True, help="The papers' claims, measured.")
+app.add_typer(claims_app, name="claims")
+out, err = Console(), Console(stderr=True)
+WIDE = 120
+INTERRUPTED = 130
+METRIC_HEADINGS = {"balanced_accuracy": "bal. accuracy", "average_precision": "avg. precision"}
+VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": "red", "unclear": "dim"}
+
+
+def main() -> None:
+    """Run the command line: bad input is one line and exit code 2."""
+    from lossworks.compare.errors import InputError
+
+    try:
+        code = app(standalone_mode=False)
+    except (InputError, TyperException) as error:
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        if message:
+            err.print(f"[red]error:[/red] {_plain(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        err.print("stopped")
+    sys.exit(code)
+
+
+@app.command("compare")
+def compare_command(
+    data: Annotated[
+        Path | None, typer.Argument(help="CSV, TSV, Parquet, Arrow or NPZ; the embedded example without it.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What decides, such as balanced_accuracy or rmse.")] = None,
+    objectives: Annotated[str | None, typer.Option(help="Names joined by commas; parts of one joined by +.")] = None,
+    model: Annotated[str, typer.Option(help="mlp, linear, cnn, or FILE.py:FUNCTION of your own.")] = "mlp",
+    folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
+    repeats: Annotated[int, typer.Option(help="How often the folds are drawn anew.")] = 2,
+    group: Annotated[str | None, typer.Option(help="A column of groups: the worst group is reported too.")] = None,
+    task: Annotated[str | None, typer.Option(help="binary, multiclass or real, if the target does not say it.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
+    as_: Annotated[
+        list[str] | None, typer.Option("--as", help="NAME=category, NAME=number or NAME=date; may be repeated.")
+    ] = None,
+    rope: Annotated[float | None, typer.Option(help="Differences within this count as equal in practice.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    budget: Annotated[float | None, typer.Option(help="Seconds after which nothing further is begun.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out_: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/TARGET-N by default.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train every fitting objective on your data and say which is better, and whether that is real."""
+    from lossworks.compare import compare, embedded
+
+    name = target or (embedded().target_name if data is None else "run")
+    folder = out_ or _free_folder(name)
+    with _watching(quiet or as_json) as watch:
+        result = compare(
+            data,
+            target,
+            objectives=[name.strip() for name in objectives.split(",")] if objectives else None,
+            metric=metric,
+            model=_model(model),
+            folds=folds,
+            repeats=repeats,
+            group=group,
+            seed=seed,
+            budget=budget,
+            device=device,
+            out=folder,
+            task=task,
+            drop=tuple(drop or ()),
+            columns=_columns(as_ or []),
+            rope=rope,
+            watch=watch,
+        )
+    if as_json:
+        print(json.dumps(result.to_json() | {"run": str(folder)}, default=str))  # noqa: T201
+    elif quiet:
+        out.print(_plain(result.answer), soft_wrap=True, highlight=False)
+    else:
+        _tell(result, folder)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path, typer.Argument(help="New rows: CSV, TSV, Parquet, Arrow or NPZ.")],
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="A CSV or Parquet file; by default CSV on the screen.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, if the run used a model of your own.")] = None,
+) -> None:
+    """Predict new rows with the model of a run."""
+    from lossworks.compare import load
+    from lossworks.compare.errors import InputError
+    from lossworks.compare.files import whole
+    from lossworks.compare.model import spreadsheet_safe
+
+    if out_ is not None and out_.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--out {out_}: predictions are written as .csv or .parquet")
+    trained = load(run, factory=_model(model) if model else None)
+    predicted = trained.frame(data)
+    if out_ is None:
+        sys.stdout.write(spreadsheet_safe(predicted).write_csv())
+        return
+    with whole(out_) as unfinished:
+        if out_.suffix == ".parquet":
+            predicted.write_parquet(unfinished)
+        else:
+            spreadsheet_safe(predicted).write_csv(unfinished)
+
+
+@app.command()
+def find(
+    text: Annotated[str, typer.Argument(help='What troubles you, such as "my labels are noisy".')],
+    limit: Annotated[int, typer.Option(help="How many parts at most.")] = 10,
+) -> None:
+    """Find the parts that help with what you describe."""
+    from lossworks.catalog import HELPS
+    from lossworks.catalog import find as search
+
+    found = search(text, limit)
+    if not found:
+        out.print(f"Nothing found. Parts help with: {', '.join(HELPS)}.")
+        raise typer.Exit(1)
+    for entry, terms in found:
+        out.print(f"[bold]{entry.name}[/bold]  [dim]{entry.role}; {', '.join(terms or entry.helps)}[/dim]")
+        out.print(Padding(_plain(_words(entry.summary)), (0, 0, 0, 4)), highlight=False)
+    out.print("[dim]lossworks show NAME tells more.[/dim]")
+
+
+@app.command("list")
+def list_() -> None:
+    """List every part by role."""
+    from lossworks.catalog import parts
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for role, entries in groupby(sorted(parts().values(), key=lambda entry: entry.role), lambda entry: entry.role):
+        table.add_row(f"[bold]{role}[/bold]")
+        for entry in entries:
+            table.add_row(f"  {entry.name}", ", ".join(entry.helps))
+    out.print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A part, such as LDRLoss.")]) -> None:
+    """Show one part: what it is for, its equation, arguments, papers and measured claim."""
+    import inspect
+
+    from lossworks.catalog import papers
+    from lossworks.catalog import show as look
+    from lossworks.claims import results
+    from lossworks.compare.errors import InputError
+
+    try:
+        entry = look(name)
+    except KeyError as error:
+        raise InputError(str(error.args[0])) from error
+    out.print(
+        f"[bold]{entry.path}[/bold]  [dim]{entry.role}; helps with {', '.join(entry.helps) or 'nothing named'}[/dim]\n"
+    )
+    out.print(_plain(inspect.getdoc(entry.part) or ""), highlight=False, soft_wrap=True)
+    measured = results()
+    for key in entry.papers:
+        paper = papers()[key]
+        out.print(f"\n[bold]{key}[/bold]  {_plain(paper.cite())}", soft_wrap=True, highlight=False)
+        if paper.claim or paper.note:
+            out.print(f"  {_plain(paper.claim or paper.note)}", soft_wrap=True, highlight=False)
+        if key in measured:
+            shown = "shown" if measured[key]["shown"] else "not shown"
+            out.print(f"  measured: {shown}. {_plain(measured[key]['measured'])}", soft_wrap=True, highlight=False)
+
+
+@claims_app.command("run")
+def claims_run(
+    keys: Annotated[list[str] | None, typer.Argument(help="Paper keys; all without them.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Where the results are kept; the package's own by default.")
+    ] = None,
+) -> None:
+    """Measure claims, print claimed beside measured, and keep the results."""
+    from lossworks.claims import run
+
+    table = Table("paper", "claimed", "measured", "shown", "seconds", show_lines=True)
+    for record in run(keys or None, results):
+        mark = "[green]yes[/green]" if record["shown"] else "[yellow]no[/yellow]"
+        table.add_row(
+            record["paper"], _plain(record["claimed"]), _plain(record["measured"]), mark, f"{record['seconds']:.0f}"
+        )
+    out.print(table)
+
+
+@claims_app.command("table")
+def claims_table(
+    results: Annotated[Path | None, typer.Option(help="Where the table is kept; the package's own by default.")] = None,
+) -> None:
+    """Measure the LDR paper's table in small (minutes), print the ranks, and keep it."""
+    from lossworks.claims import ldr_table
+
+    measured = ldr_table.run(results)
+    table = Table("loss", "mean rank", "worst rank")
+    for name, rank in measured["mean_rank"].items():
+        table.add_row(name, f"{rank:.2f}", f"{measured['worst_rank'][name]:g}")
+    out.print(table)
+    out.print(f"{measured['rule']} [bold]{'Shown' if measured['shown'] else 'Not shown'}[/bold].")
+
+
+@claims_app.command("document")
+def claims_document(
+    out_: Annotated[Path | None, typer.Option("--out", help="A Markdown file; by default the screen.")] = None,
+) -> None:
+    """Write the page of all claims beside what was last measured."""
+    from lossworks.claims.document import markdown
+    from lossworks.compare.files import whole
+
+    if out_ is None:
+        sys.stdout.write(markdown())
+        return
+    with whole(out_) as unfinished:
+        unfinished.write_text(markdown(), encoding="utf-8")
+
+
+@claims_app.command("list")
+def claims_list() -> None:
+    """List the claims that can be measured, and the last results."""
+    from lossworks.claims import keys, results
+
+    measured = results()
+    for key in keys():
+        state = "not measured" if key not in measured else "shown" if measured[key]["shown"] else "not shown"
+        out.print(f"{key}: {state}")
+
+
+def _plain(text: str) -> str:
+    """Text in which brackets are brackets, not markup."""
+    return text.replace("[", r"\[")
+
+
+def _words(text: str) -> str:
+    """A docstring's line without its markup."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "")
+
+
+def _free_folder(name: str) -> Path:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    from lossworks.compare.errors import InputError
+
+    pairs = [pair.rpartition("=") for pair in given]
+    for name, _, kind in pairs:
+        if not name:
+            raise InputError(f"--as must be NAME=category, NAME=number or NAME=date, got {kind!r}")
+    return {name: kind for name, _, kind in pairs}
+
+
+def _model(name: str) -> Any:
+    """A built-in model's name, or the factory in the file that the user names: only then is a file's code run."""
+    from lossworks.compare.errors import InputError
+
+    if ".py:" not in name:
+        return name
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--model {name}: no such file {path}")
+    spec = importlib.util.spec_from_file_location("lossworks_user_model", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--model {name}: {path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"--model {name}: {path} fails when imported ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, function, None)):
+        raise InputError(f"--model {name}: {path} has no function {function!r}")
+    return getattr(module, function)
+
+
+@contextlib.contextmanager
+def _watching(silent: bool) -> Iterator[Any]:
+    """A live display of what is running, how many of how many, time left and best so far."""
+    if silent:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Display
+
+    columns = (
+        TextColumn("{task.fields[running]}", style="bold"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("best so far {task.fields[best]}", style="dim"),
+    )
+    with Display(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
+        task = display.add_task("", total=None, running="reading", left="", best="none yet")
+
+        def watch(progress: "Progress") -> None:
+            left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"
+            display.update(
+                task,
+                total=progress.total,
+                completed=progress.done,
+                running=progress.running,
+                left=left,
+                best=progress.best or "none yet",
+            )
+
+        yield watch
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _tell(result: "Comparison", folder: Path) -> None:
+    """The answer, the ranking and where everything lies."""
+    out.print(f"\n[bold]{_plain(result.answer)}[/bold]\n", highlight=False)
+    if result.partial:
+        out.print(f"[yellow]Partial: {result.partial}.[/yellow]\n")
+    out.print(_ranking(result, wide=out.width >= WIDE))
+    out.print()
+    for finding in result.findings:
+        colour = {"info": "dim", "notice": "default", "warning": "yellow"}[finding.level]
+        out.print(f"[{colour}]- {_plain(finding.text)}[/{colour}]", highlight=False)
+    out.print(f"\nreport   {_plain(str(folder))}/report.html", soft_wrap=True, highlight=False)
+    out.print(f"predict  lossworks predict {_plain(str(folder))} new.csv", soft_wrap=True, highlight=False)
+
+
+def _ranking(result: "Comparison", *, wide: bool) -> Table:
+    """The ranking; a narrow screen has what decides, a wide one also the settings and the chances."""
+    metric = result.plan.metric
+    table = Table(box=None, pad_edge=False)
+    table.add_column("objective", overflow="fold")
+    for heading in (METRIC_HEADINGS.get(metric, metric), "difference", "adj. p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("P(better)", "P(equal)", "P(worse)") if wide else ():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    if wide:
+        table.add_column("setting")
+    for row in result.ranking.to_dicts():
+        reference = row["role"] == "reference"
+        chances = [_number(row[key]) for key in ("p_better", "p_equal", "p_worse")]
+        table.add_row(
+            row["objective"],
+            _with_margin(row[metric], row["high"]),
+            "" if reference else _with_margin(row["difference"], row["difference_high"], sign=True),
+            _number(row["p_adjusted"]),
+            *(chances if wide else ()),
+            f"[{VERDICTS[row['verdict']]}]{row['verdict']}[/]",
+            *((row["setting"],) if wide else ()),
+        )
+    return table
+
+
+def _with_margin(mean: float | None, high: float | None, *, sign: bool = False) -> str:
+    """A mean with half of its 95 % interval."""
+    margin = "" if mean is None or high is None else f" ± {_number(high - mean)}"
+    return _number(mean, sign=sign) + margin
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    if value is None or value != value:
+        return ""
+    digits = ".3f" if abs(value) < 1000 else ".4g"
+    return f"{value:{'+' if sign else ''}{digits}}"
+
+
+if __name__ == "__main__":
+    main()
