@@ -1,0 +1,111 @@
+"""Time of each loss the catalog finds, forward and backward, as a multiple of torch's own loss for such targets.
+
+Losses of classes are measured at (8192, 1000) float32 against ``cross_entropy``, those of two classes and of real
+targets at as many numbers against ``binary_cross_entropy_with_logits`` and ``mse_loss``, those of binned real targets
+at 51 and 1000 bins against ``cross_entropy``. In each round the two take turns; the ratio is the median over rounds of
+paired ratios.
+
+    python bench/losses.py [--json] [--rounds 15] [--threads 2] [--only NAME ...] [--cpu]
+"""
+
+import argparse
+import inspect
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.catalog import parts
+from lossworks.losses import CrossEntropyLoss
+from lossworks.roles import Loss
+from lossworks.testing import from_data
+
+ROWS, CLASSES = 8192, 1000
+FULL_ROUNDS = 15
+REACH = 1.5
+PEERS = {"classes": F.cross_entropy, "binary": F.binary_cross_entropy_with_logits, "real": F.mse_loss}
+
+
+def losses() -> Iterator[tuple[str, Loss]]:
+    """Every loss of the catalog at its default setting, with further rows where another argument changes the work."""
+    facts = from_data(num_samples=ROWS, num_classes=CLASSES)
+    for name, entry in parts().items():
+        if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss)):
+            continue
+        arguments = {**{need: facts[need] for need in entry.part.needs}, **entry.part.settings[0]}
+        yield name, entry.part(**arguments)
+        named = inspect.signature(entry.part).parameters
+        if "num_bins" in named:
+            yield f"{name}, 1000 bins", entry.part(**{**arguments, "num_bins": 1000})
+        if "normalize" in named and named["normalize"].default is None:
+            yield f"{name}, normalized", entry.part(**{**arguments, "normalize": "softplus_mean"})
+    yield "CrossEntropyLoss, tensor smoothing", CrossEntropyLoss(torch.tensor(0.1))
+
+
+def inputs(loss: Loss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Scores, targets and further arguments at the size that the loss's kind is measured at."""
+    generator = torch.Generator().manual_seed(0)
+    columns = loss.output_size(CLASSES)
+    shape = (ROWS, columns) if loss.kind == "classes" or columns > 1 else (ROWS * CLASSES,)
+    output = torch.randn(shape, generator=generator)
+    if loss.kind == "classes":
+        target = torch.randint(CLASSES, (ROWS,), generator=generator)
+    elif loss.kind == "binary":
+        target = torch.randint(2, shape, generator=generator).float()
+    else:
+        target = torch.randn(shape[0], generator=generator)
+    return output.requires_grad_(), target, {"index": torch.arange(ROWS)} if loss.needs_index else {}
+
+
+def measure(loss: Loss, rounds: int, clock: Callable[[], float]) -> tuple[float, float, float]:
+    """Median milliseconds of torch's loss and of ours, and the median of their paired ratios."""
+    output, target, extra = inputs(loss)
+    binned = loss.kind == "real" and output.ndim == 2
+    peer = F.cross_entropy if binned else PEERS[loss.kind]
+    peer_target = torch.randint(output.shape[1], (ROWS,)) if binned else target
+
+    def spent(step: Callable[[], Tensor]) -> float:
+        output.grad = None
+        began = clock()
+        step().backward()
+        return (clock() - began) * 1e3
+
+    def pair() -> tuple[float, float]:
+        return spent(lambda: peer(output, peer_target)), spent(lambda: loss(output, target, **extra))
+
+    pair()  # warms both
+    pairs = [pair() for _ in range(rounds)]
+    theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return theirs, ours, statistics.median(mine / other for other, mine in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the ratios as one JSON object, last")
+    parser.add_argument("--rounds", type=int, default=FULL_ROUNDS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="these losses alone")
+    parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time, for a busy machine")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu else time.perf_counter
+    ratios = {}
+    for name, loss in losses():
+        if options.only and name.split(",")[0] not in options.only:
+            continue
+        torch_time, own_time, ratios[name] = measure(loss, options.rounds, clock)
+        flag = "" if ratios[name] <= REACH else f"  above {REACH:g}"
+        print(
+            f"{name:>40}  torch {torch_time:7.1f} ms  ours {own_time:7.1f} ms  ratio {ratios[name]:6.2f}{flag}",
+            flush=True,
+        )
+    if options.json:
+        print(json.dumps({"ratios": {name: round(ratio, 2) for name, ratio in ratios.items()}}))
+
+
+if __name__ == "__main__":
+    main()
