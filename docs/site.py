@@ -31,8 +31,8 @@ def _contract() -> str:
     assertions = [name for name in testing.losses.__all__ if name.startswith("assert_")]
     lines = [
         "# The contract, part by part",
-        f"`lossworks.testing.check_loss` holds {len(assertions)} assertions; the test suite runs them on every loss in every "
-        f"setting that it declares: {', '.join(f'`{name}`' for name in assertions)}.",
+        f"`lossworks.testing.check_loss` holds {len(assertions)} assertions; the suite runs them on every loss, in "
+        f"every setting that it declares: {', '.join(f'`{name}`' for name in assertions)}.",
         "\n".join(
             ["| loss | settings | run | does not apply |", "|---|---|---|---|", *_contract_rows(len(assertions))]
         ),
