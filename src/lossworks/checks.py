@@ -32,21 +32,21 @@ __all__ = [
 
 Number = TypeVar("Number", float, Tensor, float | Tensor)
 
-_everywhere: ContextVar[bool] = ContextVar("lossworks_checks", default=False)
+_asked: ContextVar[bool | None] = ContextVar("lossworks_checks", default=None)
 
 
 @contextlib.contextmanager
 def checks(enabled: bool = True) -> Iterator[None]:
-    """Turn value checks on (or off) for tensors on every device, at the price of waiting for the device.
+    """Turn value checks on for tensors on any device, at the price of waiting for it; ``checks(False)`` turns them off.
 
     >>> with checks():
     ...     pass
     """
-    token = _everywhere.set(enabled)
+    token = _asked.set(enabled)
     try:
         yield
     finally:
-        _everywhere.reset(token)
+        _asked.reset(token)
 
 
 def readable(tensor: Tensor) -> bool:
@@ -55,7 +55,8 @@ def readable(tensor: Tensor) -> bool:
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
-    return tensor.device.type == "cpu" or _everywhere.get()
+    asked = _asked.get()
+    return tensor.device.type == "cpu" if asked is None else asked
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lossworks.checks import checks
 from lossworks.objective import Objective
 from lossworks.roles import Loss, Part
 
@@ -108,13 +109,9 @@ class StackedObjective:
 
     def output_gradient(self, output: Tensor, batch: State) -> Tensor:
         """The gradient of each replica's risk at its outputs ``(R, b, k)``, or ``(R, b)`` for a single output."""
-        try:
+        # A replica that diverges is seen at the next evaluation; the others must not stop for it.
+        with checks(False):
             return self._gradient(output, batch)
-        except ValueError:
-            if bool(output.isfinite().all()):
-                raise
-            # A replica diverged, which the next evaluation sees; the others must not stop for it.
-            return self._gradient(output.nan_to_num(), batch)
 
     def _gradient(self, output: Tensor, batch: State) -> Tensor:
         rows = output.shape[:2]

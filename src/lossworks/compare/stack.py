@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
+from lossworks.checks import checks
 from lossworks.compare.risk import StackedObjective, State, call, over_replicas
 from lossworks.objective import Objective
 
@@ -225,7 +226,7 @@ class ModuleStack:
     def step(self, x: Tensor, batch: State) -> None:
         """See :class:`Stack`."""
         self._network.train()
-        with torch.enable_grad():
+        with torch.enable_grad(), checks(False):
             leaves = {name: view.detach().requires_grad_() for name, view in self._parameters().items()}
             remembered = {f"objective.{name}": buffer for name, buffer in self.objective.buffers.items()}
             state = {**leaves, **self._buffers, **remembered}

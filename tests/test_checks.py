@@ -1,0 +1,80 @@
+"""Errors name the argument, what came and what was wanted; values are read only where that is free."""
+
+import math
+
+import pytest
+import torch
+
+import lossworks as lw
+from lossworks.checks import check_between, check_choice, check_finite, check_int, check_positive, nearest, readable
+from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss, LogisticLoss
+
+LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: check_positive("lam", 0.0), ValueError, "lam must be finite and > 0, got 0"),
+        (lambda: check_positive("lam", math.nan), ValueError, "lam must be finite"),
+        (lambda: check_positive("lam", "1"), TypeError, "lam must be a number or a 0-d tensor, got str"),
+        (lambda: check_positive("lam", True), TypeError, "lam must be a number"),
+        (lambda: check_positive("lam", torch.ones(2)), ValueError, r"got a tensor of shape \(2,\)"),
+        (lambda: check_positive("lam", torch.tensor(1)), TypeError, "lam must be a floating-point tensor"),
+        (lambda: check_positive("lam", torch.tensor(-1.0)), ValueError, "lam must be finite and > 0, got -1"),
+        (lambda: check_between("q", 1.0, 0, 1, open_high=True), ValueError, r"q must be in \[0, 1\), got 1"),
+        (lambda: check_between("q", 0.0, 0, 1, open_low=True), ValueError, r"q must be in \(0, 1\], got 0"),
+        (lambda: check_finite("b", math.inf), ValueError, "b must be finite, got inf"),
+        (lambda: check_int("k", 2.0, low=1), TypeError, "k must be an int, got float"),
+        (lambda: check_int("k", 0, low=1), ValueError, "k must be >= 1, got 0"),
+        (lambda: check_int("k", 9, low=1, high=8), ValueError, r"k must be in \[1, 8\], got 9"),
+        (lambda: check_choice("how", "maen", ("mean", "sum")), ValueError, "did you mean 'mean'"),
+        (lambda: CrossEntropyLoss()(LOGITS, torch.tensor([0, 1, 4])), ValueError, r"in \[0, 4\), got 4 in row 2"),
+        (lambda: CrossEntropyLoss()(LOGITS, TARGET.int()), TypeError, "target must be int64 classes, got torch.int32"),
+        (lambda: LDRLoss()(LOGITS, torch.zeros(3, 4)), TypeError, "LDRLoss takes int64 classes as target"),
+        (lambda: CrossEntropyLoss()(LOGITS[0], TARGET), ValueError, "output must have shape"),
+        (lambda: HuberLoss()(torch.zeros(3), torch.zeros(3, 1)), ValueError, "target must have the shape of output"),
+        (lambda: LogisticLoss()(torch.zeros(2), torch.tensor([0.0, 0.5])), ValueError, "0 or 1, got 0.5 at 1"),
+        (
+            lambda: CrossEntropyLoss()(LOGITS, TARGET, sample_weight=torch.tensor([1.0, -1.0, 1.0])),
+            ValueError,
+            "sample_weight must be finite and >= 0, got -1 at 1",
+        ),
+        (
+            lambda: CrossEntropyLoss()(LOGITS.masked_fill(torch.eye(3, 4).bool(), math.nan), TARGET),
+            ValueError,
+            "output has NaN in row 0, 1, 2",
+        ),
+    ],
+)
+def test_the_message_says_what_came_and_what_was_wanted(call, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_checks_may_be_turned_off_and_are_on_again_afterwards():
+    wrong = torch.full((3, 4), math.nan)
+    with lw.checks(False):
+        assert CrossEntropyLoss()(wrong, TARGET).isnan()
+    with pytest.raises(ValueError, match="NaN"):
+        CrossEntropyLoss()(wrong, TARGET)
+
+
+def test_values_are_not_read_on_other_devices_unless_asked_for():
+    elsewhere = torch.zeros(1, device="meta")
+    assert not readable(elsewhere)
+    with lw.checks():
+        assert not readable(elsewhere)  # there are no values to read
+    assert readable(torch.zeros(1))
+
+
+def test_values_are_not_read_inside_vmap():
+    seen = []
+    torch.func.vmap(lambda row: seen.append(readable(row)) or row)(torch.zeros(2, 3))
+    assert seen == [False]
+
+
+def test_nearest_is_silent_when_nothing_is_near():
+    assert nearest("churn", ["Churn_"]) == "; did you mean 'Churn_'?"
+    assert nearest("zzz", ["churn"]) == ""
