@@ -13,11 +13,11 @@ from lossworks.compare.plan import (
     PREFERRED,
     candidate_from_name,
     choose_candidates,
-    facts_of,
     inner_split,
     jobs_of,
     make_plan,
     make_splits,
+    training_facts,
 )
 from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss
 
@@ -80,14 +80,14 @@ def test_seeds_differ_between_objectives_settings_and_folds(plan):
 
 
 def test_a_fold_s_facts_come_from_its_own_training_rows(dataset):
-    facts = facts_of(dataset, np.arange(70))
+    facts = training_facts(dataset.target, np.arange(70), 3)
     assert facts["class_counts"].tolist() == [60, 10, 0]
     assert facts["num_samples"] == 120
 
 
 def test_real_bounds_hold_the_standardised_training_rows():
     values = np.random.default_rng(0).normal(50, 5, size=200)
-    facts = facts_of(read((np.zeros((200, 1), np.float32), values)), np.arange(100))
+    facts = training_facts(values, np.arange(100), 0)
     standardised = (values[:100] - values[:100].mean()) / values[:100].std()
     assert facts["v_min"] <= standardised.min()
     assert facts["v_max"] >= standardised.max()

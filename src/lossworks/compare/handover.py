@@ -21,7 +21,7 @@ from lossworks.compare.findings import Finding
 from lossworks.compare.judge import Judgement, winner
 from lossworks.compare.model import Model
 from lossworks.compare.models import Architecture
-from lossworks.compare.plan import OUTSIDE, Candidate, Plan, derive_seed, facts_of, inner_split
+from lossworks.compare.plan import OUTSIDE, Candidate, Plan, derive_seed, inner_split, training_facts
 from lossworks.compare.recipe import recipe
 from lossworks.compare.reporting import answer, report_data
 from lossworks.compare.tables import load
@@ -93,7 +93,7 @@ class Comparison:
         seed = derive_seed(self.plan.seed, "final", candidate.name)
         fit, inner = inner_split(everything, dataset.target, dataset.task != "real", seed)
         job = Job(
-            objective=candidate.objective(setting, facts_of(dataset, fit)),
+            objective=candidate.objective(setting, training_facts(dataset.target, fit, len(dataset.classes))),
             fit=torch.from_numpy(fit),
             inner=torch.from_numpy(inner),
             seed=seed,

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,6 @@ class Plan:
     seed: int
     folds: int
     repeats: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self, data: Sequence[np.ndarray], *also: object) -> str:
         """A digest that two runs on this data share when they would train the same models."""
@@ -325,11 +324,6 @@ def _chunks(replicas: list[Replica], size: int) -> list[tuple[Replica, ...]]:
     return [tuple(piece) for piece in pieces]
 
 
-def facts_of(dataset: Dataset, rows: np.ndarray) -> dict[str, Any]:
-    """See :func:`training_facts`."""
-    return training_facts(dataset.target, rows, len(dataset.classes))
-
-
 def training_facts(target: np.ndarray, rows: np.ndarray, num_classes: int) -> dict[str, Any]:
     """What losses and weightings may ask of the rows that they are fitted on; real targets in standardised units.
 
@@ -360,7 +354,9 @@ def jobs_of(plan: Plan, group: Group, dataset: Dataset) -> list[Job]:
         split = plan.splits[replica.split]
         jobs.append(
             Job(
-                objective=candidate.objective(replica.setting, facts_of(dataset, split.fit)),
+                objective=candidate.objective(
+                    replica.setting, training_facts(dataset.target, split.fit, len(dataset.classes))
+                ),
                 fit=torch.from_numpy(split.fit),
                 inner=torch.from_numpy(split.inner),
                 seed=replica.seed,
