@@ -1,26 +1,64 @@
 """The formula, composed: a loss, the weights on it, the worst case it guards against, the penalty on the model."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.checks import check_sample_weight
-from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting, weighted_reduction
+from lossworks.checks import check_choice
+from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
+from lossworks.roles import (
+    BatchLoss,
+    Loss,
+    Offers,
+    Part,
+    Penalty,
+    Perturbation,
+    Weighting,
+    held_back,
+    remember_over_ranks,
+    weighted_reduction,
+)
 
 __all__ = ["Objective"]
+
+ARGUMENTS = ("x", "target", "index", "group", "sample_weight")
 
 
 class Objective(nn.Module):
     r"""What training minimises: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
+
+    The value and the gradient are those of the whole batch however it is split, where the method allows it at all.
+
+    Under ``DistributedDataParallel`` or FSDP, which average gradients over ranks, name the group (uneven and empty
+    shares are right)::
+
+        group = torch.distributed.group.WORLD
+        objective(model, x, target, index=index, process_group=group).backward()
+        optimizer.step()
+
+    Over micro-batches (gradient accumulation), on one process or with the group as well::
+
+        for value in objective.micro_batches(model, parts, process_group=group):
+            value.backward()
+        optimizer.step()
+
+    or, where the weights don't look at the whole batch, with its total::
+
+        total = sum(objective.loss.total_of(target) for _, target in parts)
+        for x, target in parts:
+            objective(model, x, target, total=total).backward()
 
     Args:
         loss: :math:`\ell`. Its ``reduction`` says whether the weighted losses are averaged or summed.
         weights: :math:`w`, given the losses and whatever it needs of ``index``, ``group``, ``target``. The losses are
             detached: weights are the adversary's or the user's choice, and by the envelope theorem their own gradient
             does not count.
-        perturb: :math:`\delta`, given the risk as a function of the input.
+        perturb: :math:`\delta`, given the risk as a function of the input. It sees the rows of its own rank and
+            micro-batch only, and leaves the loss's memories alone.
         penalties: The terms of :math:`R`, summed.
 
     Shape:
@@ -72,14 +110,38 @@ class Objective(nn.Module):
         group: Int[Tensor, " n"] | None = None,
         sample_weight: Float[Tensor, " n"] | None = None,
         total: float | Tensor | None = None,
+        row_weights: Float[Tensor, " n"] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> Tensor:
-        """The objective on this batch; ``total`` is what ``mean`` divides by when the batch is a micro-batch."""
-        if self.perturb is not None:
-            x = self.perturb(lambda changed: self._losses(model(changed), target, index), x)
-        value = self.risk(model(x), target, index=index, group=group, sample_weight=sample_weight, total=total)
-        if not self.penalties or getattr(self.loss, "reduction", "mean") == "none":
-            return value
-        return value + torch.stack([penalty(model) for penalty in self.penalties]).sum()
+        """The objective on this batch, or this batch's share of it.
+
+        Args:
+            model: Called on ``x``.
+            x: The inputs.
+            target: The targets, see the loss.
+            index: The rows' numbers in the training data.
+            group: The rows' groups.
+            sample_weight: One weight a row, >= 0.
+            total: What ``mean`` divides by when the batch is a micro-batch (``loss.total_of`` summed over all of them,
+                and over all ranks); penalties then count by this batch's share of it, so that the parts add up.
+            row_weights: The weights of these rows as :meth:`weigh` found them on the whole batch; ``weights`` is then
+                not asked again.
+            process_group: The ranks that hold the other rows of the batch; all of them call this. The mean over ranks
+                of the values, and of their gradients, is that of the whole batch. With ``reduction="none"`` a rank
+                gets its own rows' weighted losses as they are.
+        """
+        x = self._perturbed(model, x, target, index)
+        value = self.risk(
+            model(x),
+            target,
+            index=index,
+            group=group,
+            sample_weight=sample_weight,
+            total=total,
+            row_weights=row_weights,
+            process_group=process_group,
+        )
+        return self._with_penalties(value, model, self._share(target, sample_weight, total, process_group))
 
     def risk(
         self,
@@ -90,21 +152,237 @@ class Objective(nn.Module):
         group: Int[Tensor, " n"] | None = None,
         sample_weight: Float[Tensor, " n"] | None = None,
         total: float | Tensor | None = None,
+        row_weights: Float[Tensor, " n"] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> Tensor:
         """The weighted loss of given outputs: the formula without its perturbation and penalties."""
         if isinstance(self.loss, BatchLoss):
-            return self.loss(output, target, sample_weight=sample_weight)
-        if self.weights is None:
-            return self.loss(output, target, sample_weight=sample_weight, index=index, total=total)
-        losses, kept = self.loss.rows(output, target, index)
-        rows = losses.new_ones(losses.shape) if kept is None else kept.to(losses.dtype)
-        if sample_weight is not None:
-            check_sample_weight(sample_weight, losses.shape)
-            rows = rows * sample_weight.to(losses.dtype)
+            self._refuse_rows(total, row_weights)
+            if process_group is None:
+                return self.loss(output, target, sample_weight=sample_weight)
+            return self.loss.over_ranks(output, target, sample_weight=sample_weight, process_group=process_group)
+        if self.weights is None and row_weights is None:
+            return self.loss(
+                output, target, sample_weight=sample_weight, index=index, total=total, process_group=process_group
+            )
+        if process_group is not None and self.loss.couples_batch:
+            counts = row_counts(len(output), process_group, output.device)
+            columns = {"index": index, "group": group, "sample_weight": sample_weight, "row_weights": row_weights}
+            whole = _gathered({"output": output, "target": target, **columns}, process_group, counts)
+            value = self.risk(**whole, total=total)
+            return own_rows(value, process_group, counts) if self.loss.reduction == "none" else value
+        losses, rows = self.loss.weighted_rows(
+            output, target, sample_weight=sample_weight, index=index, process_group=process_group
+        )
+        if row_weights is None:
+            row_weights = self.weigh(losses, index=index, group=group, target=target, process_group=process_group)
+        elif row_weights.numel() != losses.numel():
+            raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
         # Weights are relative to the rows' own: the mean still divides by the rows, or fixed weights would cancel.
-        weights = self.weights(losses.detach().flatten(), index=index, group=group, target=_rows(target, kept)).detach()
-        weighted = losses * weights.reshape(losses.shape)
-        return weighted_reduction(weighted, rows, self.loss.reduction, total)
+        weighted = losses * row_weights.detach().reshape(losses.shape).to(losses.dtype)
+        return weighted_reduction(weighted, rows, self.loss.reduction, total, process_group)
+
+    def weigh(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The weights of the whole batch's rows, found once so that its micro-batches can be given theirs.
+
+        With a ``process_group`` the weighting is asked on all ranks' rows, in the order of the ranks, by each of them,
+        and each gets its own rows' weights; a weighting that draws needs the ranks' generators in one state. A row
+        whose target is the loss's ``ignore_index`` has weight 0, and a weighting that couples the batch does not see it
+        (except under ``vmap`` and ``torch.compile``, where rows can't be left out: there it is a row of loss 0).
+
+        Args:
+            losses: The rows' losses; their gradient is not used.
+            index: The rows' numbers in the training data.
+            group: The rows' groups.
+            target: The rows' targets.
+            process_group: The ranks that hold the other rows of the batch.
+
+        Returns:
+            One weight a row, in the losses' shape.
+        """
+        flat = losses.detach().flatten()
+        if self.weights is None:
+            return torch.ones_like(losses)
+        given = {"index": index, "group": group, "target": target}
+        columns = _flat_columns({name: column for name, column in given.items() if column is not None})
+        for name, column in columns.items():
+            if len(column) != len(flat):
+                raise ValueError(f"{name} must have one entry for each of {len(flat)} losses, got {len(column)}")
+        kept = None
+        if isinstance(self.loss, Loss) and self.loss.kind == "classes" and target is not None:
+            kept = None if target.is_floating_point() else columns["target"] != self.loss.ignore_index
+        if kept is not None:
+            columns["target"] = torch.where(kept, columns["target"], 0)
+        if kept is None or not self.weights.couples_batch or not _selectable(flat):
+            return self._ask(flat, columns, process_group).reshape(losses.shape)
+        rows = kept.nonzero().flatten()
+        some = self._ask(flat[rows], {name: column[rows] for name, column in columns.items()}, process_group)
+        return torch.zeros_like(flat).index_copy(0, rows, some.to(flat.dtype)).reshape(losses.shape)
+
+    def micro_batches(
+        self,
+        model: nn.Module,
+        parts: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
+        process_group: ProcessGroup | None = None,
+    ) -> Iterator[Tensor]:
+        """The objective on a batch that comes in parts: a value for each, to be sent backward before the next is taken.
+
+        The values add up to the whole batch's (in the mean over ranks, with a ``process_group``), and so do the
+        gradients. Only one part's graph is alive at a time. Where the weights or the loss look at the whole batch, all
+        parts are first run without gradients, and run again with the same random draws and from the same buffers
+        (dropout is right; batch normalisation is another model on each part whatever an objective does). What a part
+        remembers per training row is written once, as if the batch had come whole. ::
+
+            for value in objective.micro_batches(model, parts):
+                value.backward()
+            optimizer.step()
+
+        Under ``DistributedDataParallel`` all but the last ``backward`` belong under ``model.no_sync()``.
+
+        Args:
+            model: Called on each part's ``x``.
+            parts: ``(x, target)``, or a mapping with ``x``, ``target`` and what is needed of ``index``, ``group`` and
+                ``sample_weight``. At least one on each rank; ranks may have different numbers of them.
+            process_group: The ranks that hold the other rows of the batch.
+
+        Raises:
+            ValueError: no parts, an argument that isn't known, or ``reduction="none"``.
+        """
+        batches = [_arguments(part) for part in parts]
+        if not batches:
+            raise ValueError("parts must hold at least one micro-batch, of no rows if need be")
+        if any(batch.keys() != batches[0].keys() for batch in batches):
+            raise ValueError(f"parts must all have {', '.join(batches[0])}, got others in some of them")
+        if getattr(self.loss, "reduction", "mean") == "none":
+            raise ValueError("reduction must be 'mean' or 'sum' for micro-batches to add up, got 'none'")
+        if self.loss.couples_batch:
+            yield from self._of_outputs(model, batches, process_group)
+        else:
+            yield from self._of_rows(model, batches, process_group)
+
+    def _of_rows(
+        self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
+    ) -> Iterator[Tensor]:
+        """Micro-batches of a loss with rows: a part needs the total and its rows' weights of the others, no more."""
+        assert isinstance(self.loss, Loss)
+        own = torch.stack([self.loss.total_of(b["target"], b.get("sample_weight")).detach() for b in batches]).sum()
+        total = sum_over_ranks(own, process_group)
+        total = torch.where(total > 0, total, torch.ones_like(total))
+        draws: list[_Draws | None] = [None] * len(batches)
+        weights: list[Tensor | None] = [None] * len(batches)
+        if self.weights is not None and _asked_once(self.weights):
+            by_row = self.loss.rows
+            outputs, draws = self._first_pass(
+                model, batches, lambda out, b: by_row(out, b["target"], b.get("index"))[0]
+            )
+            flat = [_flat_columns(batch) for batch in batches]
+            columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
+            found = self.weigh(torch.cat([rows.flatten() for rows in outputs]), **columns, process_group=process_group)
+            weights = list(found.split([rows.numel() for rows in outputs]))
+        offers: Offers = []
+        for number, batch in enumerate(batches):
+            moved = draws[number] is not None
+            x = batch["x"] if moved else self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
+            given: dict[str, Any] = {name: column for name, column in batch.items() if name != "x"}
+            with held_back(self, offers), _drawing(draws[number]):
+                value = self.risk(model(x), **given, total=total, row_weights=weights[number])
+            share = self._share(batch["target"], batch.get("sample_weight"), total, process_group)
+            value = self._with_penalties(value * world_size(process_group), model, share)
+            if number == len(batches) - 1:
+                remember_over_ranks(self, offers, process_group)
+            yield value
+
+    def _of_outputs(
+        self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
+    ) -> Iterator[Tensor]:
+        """Micro-batches of a loss that couples its batch: the gradient in all outputs, then each part's own of it."""
+        outputs, draws = self._first_pass(model, batches, lambda output, _: output)
+        whole = torch.cat(outputs).requires_grad_()
+        columns: dict[str, Any] = {
+            name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "x"
+        }
+        with torch.enable_grad():
+            value = self.risk(whole, **columns, process_group=process_group)
+            learned = [tensor for tensor in (*self.loss.parameters(), *self.loss.buffers()) if tensor.requires_grad]
+            gradients = torch.autograd.grad(value, [whole, *learned], allow_unused=True)
+        pairs = zip(learned, gradients[1:], strict=True)
+        through = [(tensor * gradient).sum() for tensor, gradient in pairs if gradient is not None]
+        pieces = gradients[0].split([len(output) for output in outputs])
+        for batch, draw, gradient in zip(batches, draws, pieces, strict=True):
+            with _drawing(draw):
+                linear = (model(batch["x"]) * gradient).sum()
+            # What the loss itself learns goes with the first part.
+            linear, through = torch.stack([linear, *through]).sum(), []
+            share = value.detach() / len(batches) + (linear - linear.detach())
+            yield self._with_penalties(share, model, 1 / len(batches))
+
+    def _first_pass(
+        self,
+        model: nn.Module,
+        batches: list[dict[str, Tensor]],
+        take: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    ) -> tuple[list[Tensor], list["_Draws | None"]]:
+        """What is taken of each part's outputs, and how its draws are repeated; perturbed inputs replace the parts'."""
+        for batch in batches:
+            batch["x"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
+        changing = [*model.buffers(), *_changing(self.loss)]
+        buffers = [(buffer, buffer.clone()) for buffer in changing if not buffer.requires_grad]
+        taken, draws = [], list[_Draws | None]()
+        with torch.no_grad(), held_back(self.loss):
+            for batch in batches:
+                draws.append(_Draws(batch["x"]))
+                taken.append(take(model(batch["x"]), batch))
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return taken, draws
+
+    def _ask(self, losses: Tensor, columns: dict[str, Tensor], process_group: ProcessGroup | None) -> Tensor:
+        assert self.weights is not None
+        if process_group is None or not _asked_once(self.weights):
+            return self.weights(losses, **columns).detach()
+        counts = row_counts(len(losses), process_group, losses.device)
+        whole = _gathered({"losses": losses, **columns}, process_group, counts)
+        return own_rows(self.weights(**whole).detach(), process_group, counts)
+
+    def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
+        if self.perturb is None:
+            return x
+        with held_back(self.loss):
+            return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
+
+    def _share(
+        self,
+        target: Tensor,
+        sample_weight: Tensor | None,
+        total: float | Tensor | None,
+        process_group: ProcessGroup | None,
+    ) -> float | Tensor:
+        """How much of the penalties is this batch's."""
+        if total is None or not self.penalties or isinstance(self.loss, BatchLoss):
+            return 1
+        return self.loss.total_of(target, sample_weight) / total * world_size(process_group)
+
+    def _with_penalties(self, value: Tensor, model: nn.Module, share: float | Tensor) -> Tensor:
+        if not self.penalties or getattr(self.loss, "reduction", "mean") == "none":
+            return value
+        penalty = torch.stack([penalty(model) for penalty in self.penalties]).sum()
+        return value + (penalty * share).to(value.dtype)
+
+    def _refuse_rows(self, total: float | Tensor | None, row_weights: Tensor | None) -> None:
+        for name, given in (("total", total), ("row_weights", row_weights)):
+            if given is not None:
+                raise ValueError(
+                    f"{name} splits a mean over rows, and {type(self.loss).__name__} couples the whole batch: "
+                    "use Objective.micro_batches"
+                )
 
     def _losses(self, output: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         if isinstance(self.loss, BatchLoss):
@@ -113,6 +391,68 @@ class Objective(nn.Module):
         return losses.reshape(len(output), -1).sum(dim=1)
 
 
-def _rows(target: Tensor, kept: Tensor | None) -> Tensor:
-    flat = target.flatten()
-    return flat if kept is None else torch.where(kept.flatten(), flat, 0)
+class _Draws:
+    """The state of torch's random generators before a part was first run."""
+
+    def __init__(self, x: Tensor) -> None:
+        from torch.utils.checkpoint import get_device_states
+
+        self.cpu = torch.get_rng_state()
+        self.devices, self.states = get_device_states(x)
+
+
+@contextlib.contextmanager
+def _drawing(draws: _Draws | None) -> Iterator[None]:
+    """Draw as from that state, and leave the generators as they were."""
+    if draws is None:
+        yield
+        return
+    from torch.utils.checkpoint import set_device_states
+
+    with torch.random.fork_rng(devices=draws.devices):
+        torch.set_rng_state(draws.cpu)
+        set_device_states(draws.devices, draws.states)
+        yield
+
+
+def _arguments(part: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A micro-batch by the names of the arguments."""
+    named = dict(part) if isinstance(part, Mapping) else dict(zip(("x", "target"), part, strict=True))
+    for name in named:
+        check_choice("parts", name, ARGUMENTS)
+    for name in ("x", "target"):
+        if name not in named:
+            raise ValueError(f"parts must each have {name}, got {', '.join(named)}")
+    return named
+
+
+def _flat_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a weighting may ask for, one entry a row; class probabilities keep their second dimension."""
+    return {
+        name: column.flatten() if name != "target" or not column.is_floating_point() else column
+        for name, column in columns.items()
+        if name in ("index", "group", "target")
+    }
+
+
+def _asked_once(weights: Weighting) -> bool:
+    """Whether the weighting must see the whole batch at once, or remembers what it saw."""
+    return weights.couples_batch or not weights.over_data_set or bool(weights.memories)
+
+
+def _changing(loss: nn.Module) -> Iterator[Tensor]:
+    """The buffers that the loss may change at once: all but the memories, which can be held back."""
+    for module in loss.modules():
+        memories = module.memories if isinstance(module, Part) else ()
+        yield from (buffer for name, buffer in module.named_buffers(recurse=False) if name not in memories)
+
+
+def _selectable(tensor: Tensor) -> bool:
+    """Whether rows can be left out by their values here."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _gathered(columns: Mapping[str, Tensor | None], process_group: ProcessGroup, counts: list[int]) -> dict[str, Any]:
+    return {
+        name: None if column is None else gather_rows(column, process_group, counts) for name, column in columns.items()
+    }

@@ -8,8 +8,9 @@ r"""The roles of the formula: one base class a symbol, each with one method.
 from.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -24,8 +25,21 @@ from lossworks.checks import (
     check_sample_weight,
     readable,
 )
+from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
+from lossworks.memories import MERGES, merge_rows
 
-__all__ = ["BatchLoss", "Loss", "Part", "Penalty", "Perturbation", "Weighting", "cite", "weighted_reduction"]
+__all__ = [
+    "BatchLoss",
+    "Loss",
+    "Part",
+    "Penalty",
+    "Perturbation",
+    "Weighting",
+    "cite",
+    "held_back",
+    "remember_over_ranks",
+    "weighted_reduction",
+]
 
 REDUCTIONS = ("mean", "sum", "none")
 Kind = Literal["classes", "binary", "real"]
@@ -52,7 +66,12 @@ class Part(nn.Module):
         needs: Constructor arguments that come from the training data, of ``class_counts``, ``num_classes``,
             ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``. :func:`lossworks.compare` fills them in.
         needs_index: Whether it has a memory per training row and so must be given ``index=``.
-        couples_batch: Whether a row's value depends on the other rows of its batch by definition.
+        memories: The buffers with one value a training row, ``(N, ...)``, and how several values for one row in one
+            batch become one: ``"amin"``, ``"amax"`` or ``"mean"`` replaces what was held, ``"sum"`` is added to it.
+            They are written by :meth:`remember` and by nothing else, which keeps them the same on all ranks and
+            however a batch is split.
+        couples_batch: Whether a row's value depends on the other rows of its batch by definition. Any other buffer
+            that changes in training makes it so too: the part is then asked once about the whole batch.
         stochastic: Whether it draws random numbers.
     """
 
@@ -61,8 +80,15 @@ class Part(nn.Module):
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     needs: ClassVar[tuple[str, ...]] = ()
     needs_index: ClassVar[bool] = False
+    memories: ClassVar[Mapping[str, str]] = {}
     couples_batch: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    _held_back: list[tuple[str, Tensor, Tensor]] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for merge in cls.memories.values():
+            check_choice(f"{cls.__name__}.memories", merge, MERGES)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name not in self._buffers:
@@ -70,6 +96,16 @@ class Part(nn.Module):
             self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
+
+    def remember(self, name: str, index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"]) -> None:
+        """Write these rows' values into the memory ``name``, merged as :attr:`memories` says.
+
+        An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
+        """
+        if self._held_back is None:
+            merge_rows(self.get_buffer(name), index, values.detach(), self.memories[name])
+        else:
+            self._held_back.append((name, index, values.detach()))
 
     def set_progress(self, fraction: float) -> None:
         """Tell a part with a schedule how far the training is, in [0, 1]; the others ignore it."""
@@ -87,25 +123,69 @@ class Part(nn.Module):
         return ", ".join(shown)
 
 
+Offers = list[tuple[Part, str, Tensor, Tensor]]
+
+
+@contextlib.contextmanager
+def held_back(module: nn.Module, offers: Offers | None = None) -> Iterator[None]:
+    """Keep what the parts in ``module`` would remember in ``offers`` (or drop it) and leave their memories alone."""
+    parts = [(part, part._held_back) for part in module.modules() if isinstance(part, Part) and part.memories]
+    for part, _ in parts:
+        part._held_back = []
+    try:
+        yield
+    finally:
+        for part, before in parts:
+            if offers is not None:
+                offers += [(part, *offer) for offer in part._held_back or ()]
+            part._held_back = before
+
+
+def remember_over_ranks(module: nn.Module, offers: Offers, process_group: ProcessGroup | None) -> None:
+    """Write what was held back on all ranks into the memories of each, as one batch."""
+    for part in module.modules():
+        if not (isinstance(part, Part) and part.training):
+            continue
+        for name in part.memories:
+            memory = part.get_buffer(name)
+            own = [(index, values) for owner, key, index, values in offers if owner is part and key == name]
+            index = torch.cat([memory.new_empty(0, dtype=torch.int64), *(rows for rows, _ in own)])
+            values = torch.cat([memory[:0], *(value.to(memory.dtype) for _, value in own)])
+            if process_group is not None:
+                counts = row_counts(len(index), process_group, index.device)
+                index = gather_rows(index, process_group, counts)
+                values = gather_rows(values, process_group, counts)
+            part.remember(name, index, values)
+
+
 def weighted_reduction(
-    losses: Tensor, weights: Tensor | None, reduction: str, total: float | Tensor | None = None
+    losses: Tensor,
+    weights: Tensor | None,
+    reduction: str,
+    total: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Reduce per-row losses as torch does: ``mean`` divides by the sum of the weights (rows kept), or by ``total``.
 
     An empty or wholly ignored batch has mean 0, with zero gradients. ``total`` is what the whole batch sums to when
-    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly.
+    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly. With a
+    ``process_group`` whose ranks hold the other rows, the mean over ranks of what each returns is the whole's value.
     """
     weighted = losses if weights is None else losses * weights
     if reduction == "none":
         return weighted
     summed = weighted.sum()
+    if process_group is not None:
+        summed = summed * world_size(process_group)
     if reduction == "sum":
         return summed
     if total is not None:
-        return summed / total
-    if weights is None:
+        # A number of any dtype leaves the value in the losses' own.
+        return summed / (total.to(summed.dtype) if isinstance(total, Tensor) else total)
+    if weights is None and process_group is None:
         return summed / max(losses.numel(), 1)
-    kept = weights.sum()
+    own = summed.new_tensor(losses.numel()) if weights is None else weights.sum()
+    kept = sum_over_ranks(own, process_group)
     return summed / torch.where(kept > 0, kept, torch.ones_like(kept))
 
 
@@ -163,22 +243,77 @@ class Loss(Part):
         sample_weight: Float[Tensor, "n *rest2"] | None = None,
         index: Int[Tensor, "n *rest2"] | None = None,
         total: float | Tensor | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> Tensor:
         """The reduced loss.
+
+        In data-parallel training ``process_group=torch.distributed.group.WORLD`` makes the gradient that it averages
+        over ranks that of the whole batch, however many rows each rank has: a rank returns its own sum times the number
+        of ranks over the sum of all ranks' weights. A loss that couples the batch is computed by every rank from all
+        ranks' outputs, gathered with their gradients; if it draws, the ranks' generators must be in one state.
 
         Args:
             output: The model's outputs, see the class.
             target: The targets, see the class.
             sample_weight: One weight a row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
             index: The rows' numbers in the training data, for losses with a memory per row.
-            total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+            total: What ``mean`` divides by instead, when this batch is a part of a larger one: the sum of
+                :meth:`total_of` over its parts on all ranks.
+            process_group: The ranks that hold the other rows of one batch; all of them call this.
         """
-        losses, kept = self.rows(output, target, index)
+        if process_group is not None and self.couples_batch:
+            counts = row_counts(len(output), process_group, output.device)
+
+            def all_ranks(rows: Tensor | None) -> Any:
+                return None if rows is None else gather_rows(rows, process_group, counts)
+
+            value = self.forward(
+                all_ranks(output),
+                all_ranks(target),
+                sample_weight=all_ranks(sample_weight),
+                index=all_ranks(index),
+                total=total,
+            )
+            return own_rows(value, process_group, counts) if self.reduction == "none" else value
+        losses, weights = self.weighted_rows(
+            output, target, sample_weight=sample_weight, index=index, process_group=process_group
+        )
+        return weighted_reduction(losses, weights, self.reduction, total, process_group)
+
+    def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """What ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights."""
+        kept = None
+        if self.kind == "classes" and not target.is_floating_point():
+            kept = target != self.ignore_index
+        if sample_weight is not None:
+            return sample_weight.sum() if kept is None else (sample_weight * kept).sum()
+        if kept is not None:
+            return kept.sum()
+        rows = target[:, 0] if self.kind == "classes" else target
+        return torch.tensor(rows.numel(), device=target.device)
+
+    def weighted_rows(
+        self,
+        output: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        index: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Per-row losses and what they weigh in the mean; a memory per row is then the same on all ranks."""
+        if process_group is None:
+            losses, kept = self.rows(output, target, index)
+        else:
+            offers: Offers = []
+            with held_back(self, offers):
+                losses, kept = self.rows(output, target, index)
+            remember_over_ranks(self, offers, process_group)
         weights = kept.to(losses.dtype) if kept is not None else None
         if sample_weight is not None:
             check_sample_weight(sample_weight, losses.shape)
             weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
-        return weighted_reduction(losses, weights, self.reduction, total)
+        return losses, weights
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Per-row losses in the target's shape, and which rows are kept (None where all are)."""
@@ -236,11 +371,28 @@ class Loss(Part):
 
 
 class BatchLoss(Part):
-    """A loss that couples the whole batch and has no per-sample form; a ``Weighting`` refuses it."""
+    """A loss that couples the whole batch and has no per-sample form; a ``Weighting`` refuses it.
+
+    Split over ranks it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
+    """
+
+    couples_batch = True
 
     def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """One number for the batch."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(...) -> scalar")
+
+    def over_ranks(
+        self, *inputs: Tensor, sample_weight: Tensor | None = None, process_group: ProcessGroup
+    ) -> Float[Tensor, ""]:
+        """The loss of all ranks' rows, computed by each of them from what was gathered with its gradients.
+
+        The mean over ranks of the gradients is the whole batch's. A loss that draws needs the ranks' generators in one
+        state.
+        """
+        gathered = [gather_rows(rows, process_group) for rows in inputs]
+        weight = None if sample_weight is None else gather_rows(sample_weight, process_group)
+        return self(*gathered, sample_weight=weight)
 
 
 class Weighting(Part):

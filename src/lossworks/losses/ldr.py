@@ -1,6 +1,8 @@
 """Label-distributionally robust losses: the worst case over how the label's weight is spread across classes."""
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -166,8 +168,8 @@ class AdaptiveLDRLoss(Loss):
 
     In ``train()`` mode each row's ``lam`` is updated, remembered, and taken as a constant by the gradient; in
     ``eval()`` mode the remembered one is used and none changes. Ignored rows are not remembered. A row that is in a
-    batch twice keeps the smaller of its two. A training step passes over the scores for the update as well, and costs
-    some five times cross-entropy.
+    batch twice keeps the smaller of its two, on whichever ranks of a ``process_group`` they are. A training step
+    passes over the scores for the update as well, and costs some five times cross-entropy.
 
     Args:
         num_samples: N, the rows of the training data.
@@ -207,6 +209,7 @@ class AdaptiveLDRLoss(Loss):
     rowwise = True
     needs = ("num_samples",)
     needs_index = True
+    memories: ClassVar[Mapping[str, str]] = {"lam": "amin"}
     settings = ({"lam0": 10.0}, {"lam0": 1.0})
     lam: Tensor
 
@@ -245,7 +248,7 @@ class AdaptiveLDRLoss(Loss):
             with torch.no_grad():
                 one_step = self.mode == "one_step"
                 updated = self._one_step(scores, size, remembered) if one_step else self._exact(scores, size, target)
-                self._remember(index, updated)
+                self.remember("lam", index, updated)
         else:
             updated = remembered
         return self._value(scores, size, target, updated)
@@ -292,15 +295,6 @@ class AdaptiveLDRLoss(Loss):
             left, right = torch.where(rising, inner_left, left), torch.where(rising, right, inner_right)
         refined = (left + right) / 2
         return torch.where(self._value(scores, size, target, refined) > best_value, refined, best)
-
-    def _remember(self, index: Tensor, updated: Tensor) -> None:
-        """Write the rows' lam: of several for one row the least, in any order; never a NaN, nor for index -1."""
-        rows = index.clamp(min=0)
-        before = self.lam[rows]
-        offered = torch.where((index >= 0) & updated.isfinite(), updated.to(before.dtype), math.inf)
-        self.lam.scatter_reduce_(0, rows, offered, "amin", include_self=False)
-        least = self.lam[rows]
-        self.lam[rows] = torch.where(least.isinf(), before, least)
 
 
 def _divergence(logits: Float[Tensor, "n classes"]) -> tuple[Float[Tensor, " n"]]:

@@ -25,6 +25,8 @@ class Uniform(Weighting):
     tensor([1., 1.])
     """
 
+    over_data_set = True
+
     def forward(
         self,
         losses: Float[Tensor, " n"],

@@ -1,0 +1,44 @@
+"""Memories with one value a training row: how several values for one row in one batch become one."""
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+__all__ = ["MERGES", "merge_rows"]
+
+MERGES = ("amin", "amax", "mean", "sum")
+"""The least, the largest or the mean of the values replaces what was held; their sum is added to it."""
+
+
+def merge_rows(
+    memory: Shaped[Tensor, "N *rest"], index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"], merge: str
+) -> None:
+    """Write values into the rows of a memory, in place; a row that comes several times is merged in any order.
+
+    An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
+
+    >>> memory = torch.zeros(3)
+    >>> merge_rows(memory, torch.tensor([2, 2, 0, -1]), torch.tensor([3.0, 5.0, 1.0, 9.0]), "mean")
+    >>> memory
+    tensor([1., 0., 4.])
+    """
+    trailing = tuple(range(1, values.ndim))
+    finite = values.isfinite().all(dim=trailing) if trailing else values.isfinite()
+    wanted = ((index >= 0) & finite).reshape(-1, *(1 for _ in trailing)).expand(values.shape)
+    rows, values = index.clamp(min=0), values.to(memory.dtype)
+    places = rows.reshape(-1, *(1 for _ in trailing)).expand(values.shape)
+    if merge == "sum":
+        memory.index_add_(0, rows, torch.where(wanted, values, 0))
+        return
+    before = memory[rows]
+    if merge == "mean":
+        # The memory itself is the scratch space, so that the cost is the batch's and not the data set's.
+        memory.scatter_reduce_(0, places, wanted.to(memory.dtype), "sum", include_self=False)
+        times = memory[rows]
+        memory.scatter_reduce_(0, places, torch.where(wanted, values / times, 0), "sum", include_self=False)
+        memory[rows] = torch.where(times > 0, memory[rows], before)
+        return
+    nothing = torch.inf if merge == "amin" else -torch.inf
+    memory.scatter_reduce_(0, places, torch.where(wanted, values, nothing), merge, include_self=False)
+    best = memory[rows]
+    memory[rows] = torch.where(best == nothing, before, best)
