@@ -64,7 +64,8 @@ class Part(nn.Module):
         helps: What it helps with, in the catalog's vocabulary.
         settings: One to four settings worth trying, as keyword arguments; the first is the default.
         needs: Constructor arguments that come from the training data, of ``class_counts``, ``num_classes``,
-            ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``. :func:`lossworks.compare` fills them in.
+            ``num_groups``, ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``.
+            :func:`lossworks.compare` fills them in.
         needs_index: Whether it has a memory per training row and so must be given ``index=``.
         memories: The buffers with one value a training row, ``(N, ...)``, and how several values for one row in one
             batch become one: ``"amin"``, ``"amax"`` or ``"mean"`` replaces what was held, ``"sum"`` is added to it.

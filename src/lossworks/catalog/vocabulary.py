@@ -3,6 +3,7 @@
 HELPS: dict[str, tuple[str, ...]] = {
     "baseline": ("baseline", "reference", "standard", "default", "usual", "plain"),
     "calibration": ("calibrat*", "overconfiden*", "confiden*", "probabilit*", "temperature", "reliab*", "ece"),
+    "groups": ("group*", "subgroup*", "subpopulation*", "fair*", "spurious"),
     "hard examples": ("hard", "difficult", "easy"),
     "heavy tails": ("heavy", "tail", "tails", "skew*", "fat"),
     "imbalance": ("imbalanc*", "unbalanced", "rare", "minority", "long-tail*", "skewed", "underrepresent*", "frequen*"),
@@ -15,6 +16,8 @@ HELPS: dict[str, tuple[str, ...]] = {
     "quantiles": ("quantile*", "median", "percentile*", "interval*"),
     "ranking systems": ("leaderboard", "benchmark*", "systems", "aggregate", "rank*", "borda", "kemeny"),
     "real targets by classification": ("regress*", "real", "value", "histogram", "bins", "distribution*"),
+    "shift": ("shift*", "drift*", "domain*", "transfer*", "deploy*", "contrast", "brightness"),
     "top-k": ("top-k", "topk", "top", "retriev*"),
+    "worst case": ("worst*", "worst-case", "distributionally", "dro", "cvar", "minimax"),
 }
 """Each term of ``helps`` and the words that lead to it; ``*`` stands for any ending."""

@@ -18,6 +18,7 @@ def from_data(num_samples: int = ROWS, num_classes: int = CLASSES) -> dict[str, 
     return {
         "class_counts": counts * 4,
         "num_classes": num_classes,
+        "num_groups": 3,
         "num_samples": num_samples,
         "sample_weights": torch.linspace(0.5, 1.5, num_samples, dtype=torch.float64),
         "v_min": -3.0,

@@ -1,7 +1,10 @@
 """w: how much each row counts."""
 
+from lossworks.weights.chi_square_dro import ChiSquareDRO
 from lossworks.weights.class_balanced import ClassBalanced
+from lossworks.weights.cvar import CVaR
 from lossworks.weights.fixed import SampleWeights, Uniform
+from lossworks.weights.group_dro import GroupDRO
 from lossworks.weights.kl_dro import KLDRO
 
-__all__ = ["KLDRO", "ClassBalanced", "SampleWeights", "Uniform"]
+__all__ = ["KLDRO", "CVaR", "ChiSquareDRO", "ClassBalanced", "GroupDRO", "SampleWeights", "Uniform"]

@@ -1,0 +1,70 @@
+"""The worst distribution within a chi-square ball around the data's own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_positive
+from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, rank
+
+__all__ = ["ChiSquareDRO"]
+
+
+class ChiSquareDRO(WorstCase):
+    r"""The worst weights whose spread is bounded: to first order the mean plus a price on the losses' spread.
+
+    .. math::
+        \max_w \; \tfrac1n \sum_i w_i \ell_i \quad\text{with}\quad
+        \tfrac{1}{2n} \sum_i (w_i - 1)^2 \le \rho, \quad w \ge 0, \quad \tfrac1n \sum_i w_i = 1,
+        \qquad w_i \propto (\ell_i - \eta)_+
+
+    For a small radius the value is :math:`\bar\ell + \sqrt{2 \rho \mathrm{Var}(\ell)}`; from
+    :math:`\rho = (n - 1)/2` on it is the worst row's loss, and ``radius=0`` is the mean. Solved exactly, by sorting;
+    the dual variable is :math:`\eta`, below which rows count nothing (:math:`-\infty` at ``radius=0``), with
+    :math:`\text{value} = \eta + \sqrt{1 + 2\rho}\, \sqrt{\tfrac1n \sum_i (\ell_i - \eta)_+^2}`.
+
+    Args:
+        radius: :math:`\rho`, >= 0.
+
+    Shape:
+        - losses: ``(n,)``, n >= 1; returns ``(n,)``. The weights couple the batch: see
+          :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+
+    Raises:
+        ValueError: ``radius < 0``, no rows, or losses that are NaN.
+
+    Use it when a part of the rows, not known which, does worse than the rest and should not; not with wrong labels,
+    whose losses are large too.
+
+    Papers: namkoong2017variance, levy2020largescale
+
+    >>> ChiSquareDRO(radius=0.5)(torch.tensor([1.0, 3.0]))
+    tensor([0., 2.])
+    """
+
+    papers = ("namkoong2017variance", "levy2020largescale")
+    settings = ({}, {"radius": 0.1}, {"radius": 2.0})
+
+    def __init__(self, radius: float | Tensor = 0.5) -> None:
+        super().__init__()
+        self.radius = check_positive("radius", radius, allow_zero=True)
+
+    def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        second = 1 + 2 * number_like(losses, self.radius)  # the mean of w's squares
+        n, top = len(losses), losses.max()
+        below = descending(losses) - top
+        sums, squares = below.cumsum(0), below.square().cumsum(0)
+        # At eta = the j-th largest loss the rows above it are active; their mean square grows with eta.
+        counted = rank(n, losses)
+        first = sums - counted * below
+        mean_square = n * (squares - 2 * below * sums + counted * below.square()) / first.square()
+        active = torch.where(first > 0, mean_square > second, True).sum()
+        chosen = (active - 1)[None]
+        mean = sums.gather(0, chosen).squeeze(0) / active
+        variance = (squares.gather(0, chosen).squeeze(0) / active - mean.square()).relu()
+        slope = (second * active / n - 1).relu() / torch.where(variance > 0, variance, torch.ones_like(variance))
+        slope = torch.where(variance > 0, slope.sqrt(), torch.zeros_like(slope))
+        in_play = losses - top >= below.gather(0, chosen)
+        weights = torch.where(in_play, (1 + (losses - top - mean) * slope).relu(), 0)
+        weights = weights / weights.mean()
+        return Solution((weights * losses).mean(), weights, top + mean - 1 / slope)

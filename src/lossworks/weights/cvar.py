@@ -1,0 +1,90 @@
+"""The mean of the worst share of the rows, plain and smoothed."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_between, check_positive
+from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, rank
+
+__all__ = ["CVaR"]
+
+
+class CVaR(WorstCase):
+    r"""The rows with the largest losses count alone: the mean over the worst share of the batch.
+
+    .. math::
+        \max_w \; \tfrac1n \sum_i w_i \ell_i - \tau\, \tfrac1n \sum_i w_i \log w_i
+        \quad\text{with}\quad 0 \le w_i \le \tfrac1\alpha, \quad \tfrac1n \sum_i w_i = 1
+
+    With ``smoothing`` :math:`\tau = 0` the worst :math:`\alpha n` rows have weight :math:`1/\alpha` (the row at the
+    edge its fraction, shared by rows of one loss) and the rest 0; the dual variable is the value at risk t, with
+    :math:`\text{value} = t + \tfrac{1}{\alpha n} \sum_i (\ell_i - t)_+`. With :math:`\tau > 0` the weights are
+    :math:`w_i = \min(1/\alpha, e^{(\ell_i - \eta)/\tau})`, which change smoothly as the losses do; the dual variable is
+    :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. Solved exactly, by sorting.
+
+    Args:
+        alpha: The share of the rows that counts, in (0, 1].
+        smoothing: :math:`\tau`, in loss units, >= 0.
+
+    Shape:
+        - losses: ``(n,)``, n >= 1; returns ``(n,)``. The weights couple the batch: see
+          :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+
+    Raises:
+        ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, no rows, or losses that are NaN.
+
+    Use it when the worst rows matter and their labels can be trusted: wrong labels have large losses too. A small
+    ``alpha`` uses few rows of each batch, so take larger batches, or smooth.
+
+    Papers: rockafellar2000cvar, levy2020largescale
+
+    >>> CVaR(alpha=0.5)(torch.tensor([3.0, 1.0, 2.0, 0.0]))
+    tensor([2., 0., 2., 0.])
+    """
+
+    papers = ("rockafellar2000cvar", "levy2020largescale")
+    settings = ({}, {"alpha": 0.2}, {"alpha": 0.5, "smoothing": 0.5})
+
+    def __init__(self, alpha: float | Tensor = 0.5, smoothing: float | Tensor = 0.0) -> None:
+        super().__init__()
+        self.alpha = check_between("alpha", alpha, 0, 1, open_low=True)
+        self.smoothing = check_positive("smoothing", smoothing, allow_zero=True)
+
+    def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        alpha, tau = (number_like(losses, number) for number in (self.alpha, self.smoothing))
+        plain = _plain(losses, alpha)
+        if not isinstance(self.smoothing, Tensor) and self.smoothing == 0:
+            return plain
+        smooth = _smoothed(losses, alpha, torch.where(tau > 0, tau, torch.ones_like(tau)))
+        return Solution(*(torch.where(tau > 0, s, p) for s, p in zip(smooth, plain, strict=True)))
+
+
+def _plain(losses: Float[Tensor, " n"], alpha: Tensor) -> Solution:
+    rows = alpha * len(losses)
+    edge = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
+    value_at_risk = descending(losses).gather(0, edge[None]).squeeze(0)
+    above, tied = losses > value_at_risk, losses == value_at_risk
+    share = (rows - above.sum()) / tied.sum()  # alpha n < 1 leaves all to the largest
+    weights = (above + tied * share) / alpha
+    value = value_at_risk + (losses - value_at_risk).relu().mean() / alpha
+    return Solution(value, weights, value_at_risk)
+
+
+def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Solution:
+    """The k largest are at the cap and the rest is a softmax: the smallest k of which this holds."""
+    ordered = descending(losses)
+    capped = rank(len(losses), losses) - 1
+    rest = (ordered / tau).flip(0).logcumsumexp(0).flip(0)
+    free = len(losses) - capped / alpha
+    level = tau * (rest - torch.where(free > 0, free, torch.ones_like(free)).log())
+    holds = (ordered - level <= -tau * alpha.log()) & (free > 0)
+    first = holds.to(torch.int8).argmax()
+    # Where all mass is at the cap (alpha n rows), no row is free: the level is anything up to the last capped one's.
+    all_capped = (len(losses) * alpha).ceil().long().clamp(1, len(losses)) - 1
+    edge = ordered.gather(0, all_capped[None]).squeeze(0) + tau * alpha.log()
+    eta = torch.where(holds.any(), level.gather(0, first[None]).squeeze(0), edge)
+    log_weights = torch.minimum((losses - eta) / tau, -alpha.log())
+    weights = log_weights.exp()
+    value = (weights * (losses - tau * log_weights)).mean()
+    return Solution(value, weights, eta)

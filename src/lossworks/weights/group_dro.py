@@ -1,0 +1,116 @@
+"""The worst mixture of groups."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossworks.checks import check_int, check_positive, readable
+from lossworks.roles import Weighting
+from lossworks.weights.worst_case import check_losses
+
+__all__ = ["GroupDRO"]
+
+
+class GroupDRO(Weighting):
+    r"""Groups on which the model does worst count more: the worst mixture of groups, followed step by step.
+
+    .. math::
+        \max_{q \in \Delta_G} \sum_g q_g \bar\ell_g, \qquad
+        q_g \leftarrow q_g\, e^{\eta\, \bar\ell_g} / Z, \qquad w_i = q_{g_i} \frac{n}{n_{g_i}}
+
+    with the batch's mean loss :math:`\bar\ell_g` and count :math:`n_g` of each group. The weight of groups that the
+    batch lacks is not changed, and goes to the others in proportion within that batch, so the mean is 1. q is
+    remembered from batch to batch; it changes in ``train()`` mode only.
+
+    Args:
+        num_groups: G, at least 1.
+        step_size: :math:`\eta`, > 0, in 1 / loss units; ``math.inf`` takes the batch's worst group alone.
+        adjustment: The constant C that adds :math:`C / \sqrt{N_g}` to a group's mean, >= 0; needs ``group_counts``.
+        group_counts: ``(G,)``, rows of each group in the training data.
+
+    Buffers:
+        log_q: ``(G,)`` float64, the groups' weights.
+
+    Shape:
+        - losses: ``(n,)``, n >= 1; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``. The weights couple the batch:
+          see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+
+    Raises:
+        ValueError: group missing or out of range, no rows, NaN losses, ``step_size <= 0``, an adjustment without
+            counts.
+
+    Use it when the groups are known and the worst of them is what counts, with a strong penalty or early stopping: a
+    network that fits every training row has no worst group there.
+
+    Papers: sagawa2020groupdro
+
+    >>> weights = GroupDRO(num_groups=2, step_size=math.inf)
+    >>> weights(torch.tensor([1.0, 3.0, 2.0]), group=torch.tensor([0, 1, 1]))
+    tensor([0.0000, 1.5000, 1.5000])
+    """
+
+    papers = ("sagawa2020groupdro",)
+    helps = ("worst case", "groups")
+    needs = ("num_groups",)
+    settings = ({"step_size": 0.01}, {"step_size": 0.1}, {"step_size": 1.0})
+    needs_group = True
+    couples_batch = True
+
+    log_q: Tensor
+
+    def __init__(
+        self,
+        num_groups: int,
+        step_size: float | Tensor = 0.01,
+        adjustment: float | Tensor = 0.0,
+        group_counts: Float[Tensor, " groups"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_groups = check_int("num_groups", num_groups, low=1)
+        self.step_size = step_size if step_size == math.inf else check_positive("step_size", step_size)
+        self.adjustment = check_positive("adjustment", adjustment, allow_zero=True)
+        if group_counts is None:
+            if not isinstance(adjustment, Tensor) and adjustment > 0:
+                raise ValueError(f"adjustment {adjustment:g} needs group_counts, how many rows each group has")
+            group_counts = torch.full((num_groups,), math.inf)
+        if group_counts.shape != (num_groups,):
+            raise ValueError(f"group_counts must have shape ({num_groups},), got {tuple(group_counts.shape)}")
+        self.group_counts = group_counts
+        self.log_q = torch.full((num_groups,), -math.log(num_groups), dtype=torch.float64)
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The weights of the rows' groups, after this batch's step of q."""
+        group = self._required("group", group, losses)
+        check_losses(losses)
+        if readable(group) and not 0 <= int(group.min()) <= int(group.max()) < self.num_groups:
+            row = int(((group < 0) | (group >= self.num_groups)).nonzero()[0])
+            raise ValueError(f"group must be in [0, {self.num_groups}), got {int(group[row])} in row {row}")
+        inside = (group[:, None] == torch.arange(self.num_groups, device=group.device)).double()
+        counts = inside.sum(dim=0)
+        present = counts > 0
+        means = (losses.detach().double() @ inside) / counts.clamp(min=1)
+        means = means + self.adjustment / self.group_counts.sqrt()
+        log_q = self._moved(torch.where(present, means, -math.inf), present)
+        if self.training:
+            self.log_q = log_q
+        share = torch.where(present, log_q, -math.inf).softmax(dim=0)
+        return (inside @ (share * len(losses) / counts.clamp(min=1))).to(losses.dtype)
+
+    def _moved(self, means: Float[Tensor, " groups"], present: Tensor) -> Float[Tensor, " groups"]:
+        """log q after a step; a group that is not there keeps its weight."""
+        if self.step_size == math.inf:
+            worst = (means == means.max()).double()
+            return (worst / worst.sum()).log()
+        moved = self.log_q + self.step_size * torch.where(present, means, 0)
+        here = torch.where(present, self.log_q, -math.inf).logsumexp(dim=0)
+        scale = here - torch.where(present, moved, -math.inf).logsumexp(dim=0)
+        return torch.where(present, moved + scale, self.log_q)

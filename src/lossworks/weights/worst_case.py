@@ -1,0 +1,80 @@
+"""The shared form of weights that look for the worst distribution over the rows."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossworks.checks import check_floating, readable
+from lossworks.roles import Weighting
+
+__all__ = ["Solution", "WorstCase", "check_losses"]
+
+
+class Solution(NamedTuple):
+    r"""The inner maximum over the weights.
+
+    Attributes:
+        value: :math:`\max_w \tfrac1n \sum_i w_i \ell_i` less the price on w where there is one, ``()``.
+        weights: The weights that reach it, ``(n,)``, of mean 1.
+        dual: The dual variable that gives the same value, ``()``; each class says what it is.
+    """
+
+    value: Float[Tensor, ""]
+    weights: Float[Tensor, " n"]
+    dual: Float[Tensor, ""]
+
+
+class WorstCase(Weighting):
+    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, in float64."""
+
+    couples_batch = True
+    helps = ("worst case", "shift", "imbalance")
+
+    def solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
+        check_losses(losses)
+        found = self._solve(losses.detach().double())
+        return Solution(*(part.to(losses.dtype) for part in found))
+
+    def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        raise NotImplementedError(f"{type(self).__name__} must define _solve(losses) -> Solution")
+
+    def forward(
+        self,
+        losses: Float[Tensor, " n"],
+        *,
+        index: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " n"] | None = None,
+        target: Tensor | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The worst weights of these rows."""
+        return self.solve(losses).weights
+
+
+def check_losses(losses: Tensor) -> None:
+    """Raise unless these are one number a row, of at least one row, none of them NaN."""
+    check_floating("losses", losses)
+    if losses.ndim != 1 or not len(losses):
+        raise ValueError(f"losses must have shape (n,) with n >= 1, got {tuple(losses.shape)}")
+    if readable(losses) and bool(losses.detach().sum().isnan()):  # one number tells for all
+        rows = losses.detach().isnan().nonzero().flatten()
+        if len(rows):
+            more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+            raise ValueError(f"losses has NaN in row {', '.join(str(int(row)) for row in rows[:3])}{more}")
+
+
+def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """From the largest to the smallest."""
+    return losses.sort(descending=True).values
+
+
+def rank(number: int, like: Tensor) -> Float[Tensor, " n"]:
+    """1, 2, ..., n in this tensor's dtype and device."""
+    return torch.arange(1, number + 1, dtype=like.dtype, device=like.device)
+
+
+def number_like(losses: Tensor, number: float | Tensor) -> Float[Tensor, ""]:
+    """The hyperparameter in the losses' dtype and on their device."""
+    return torch.as_tensor(number, dtype=losses.dtype, device=losses.device)
