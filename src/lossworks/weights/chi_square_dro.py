@@ -9,6 +9,8 @@ from lossworks.weights.worst_case import Solution, WorstCase, descending, number
 
 __all__ = ["ChiSquareDRO"]
 
+_LEAST = 1e-300
+
 
 class ChiSquareDRO(WorstCase):
     r"""The worst weights whose spread is bounded: to first order the mean plus a price on the losses' spread.
@@ -52,19 +54,17 @@ class ChiSquareDRO(WorstCase):
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
         second = 1 + 2 * number_like(losses, self.radius)  # the mean of w's squares
         n, top = len(losses), losses.max()
-        below = descending(losses) - top
-        sums, squares = below.cumsum(0), below.square().cumsum(0)
-        # At eta = the j-th largest loss the rows above it are active; their mean square grows with eta.
-        counted = rank(n, losses)
-        first = sums - counted * below
-        mean_square = n * (squares - 2 * below * sums + counted * below.square()) / first.square()
-        active = torch.where(first > 0, mean_square > second, True).sum()
+        below = descending(losses).sub_(top)
+        sums, squares = below.cumsum(0), (below * below).cumsum(0)
+        # At eta = the j-th largest loss the rows above it are active: sum (l - eta) and sum (l - eta)^2 over them.
+        first = torch.addcmul(sums, rank(n, losses), below, value=-1)
+        spread = torch.addcmul(squares, below, sums + first, value=-1)
+        active = (spread >= (second / n) * first * first).sum()
         chosen = (active - 1)[None]
         mean = sums.gather(0, chosen).squeeze(0) / active
         variance = (squares.gather(0, chosen).squeeze(0) / active - mean.square()).relu()
-        slope = (second * active / n - 1).relu() / torch.where(variance > 0, variance, torch.ones_like(variance))
-        slope = torch.where(variance > 0, slope.sqrt(), torch.zeros_like(slope))
-        in_play = losses - top >= below.gather(0, chosen)
-        weights = torch.where(in_play, (1 + (losses - top - mean) * slope).relu(), 0)
-        weights = weights / weights.mean()
-        return Solution((weights * losses).mean(), weights, top + mean - 1 / slope)
+        slope = ((second * active / n - 1).relu() / variance.clamp(min=_LEAST)).sqrt()
+        slope = torch.where(variance > 0, slope, 1 / _LEAST)  # rows of one loss alone are active, and nothing below it
+        weights = (losses - (top + mean)).mul_(slope).add_(1).relu_()
+        weights = weights.div_(weights.mean())
+        return Solution(weights @ losses / n, weights, top + mean - 1 / slope)
