@@ -1,13 +1,14 @@
+import cvxpy
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from torch import nn
 from torch.testing import assert_close
 
 from lossworks import Objective
 from lossworks.losses import CrossEntropyLoss
-from lossworks.weights import KLDRO
+from lossworks.weights import KLDRO, CompositionalEMA, KLDRORisk, kl_dro_weights
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_runs_from_the_worst_row_to_all_rows_alike(losses):
 def test_the_weighted_mean_never_falls_as_the_temperature_does(losses):
     means = [(KLDRO(temperature=t)(losses) * losses).mean() for t in (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.1)]
     assert losses.mean() <= means[0]
-    assert all(low <= high for low, high in zip(means, means[1:], strict=False))
+    assert bool((torch.stack(means).diff() >= 0).all())
     assert means[-1] <= losses.max()
 
 
@@ -97,6 +98,102 @@ def test_the_temperature_may_be_stacked(losses):
     weighting = KLDRO(temperature=temperatures[0])
     together = vmap(lambda t: functional_call(weighting, {"temperature": t}, (losses,)))(temperatures)
     assert_close(together, torch.stack([KLDRO(temperature=float(t))(losses) for t in temperatures]))
+
+
+@pytest.mark.parametrize("radius", [1e-6, 0.01, 0.3, 1.0, 1.9])
+def test_a_radius_equals_a_convex_solver(losses, radius):
+    q = cvxpy.Variable(7, nonneg=True)
+    near = cvxpy.sum(cvxpy.kl_div(7 * q, np.ones(7))) / 7 <= radius
+    problem = cvxpy.Problem(cvxpy.Maximize(losses.numpy() @ q), [cvxpy.sum(q) == 1, near])
+    problem.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+    assert KLDRO(radius=radius).solve(losses).value.item() == pytest.approx(problem.value, abs=1e-7)
+
+
+@pytest.mark.parametrize("radius", [1e-8, 1e-3, 0.3, 1.0, 1.9, 1.9459])
+def test_a_radius_is_reached_and_its_dual_is_the_temperature(losses, radius):
+    value, weights, temperature = KLDRO(radius=radius).solve(losses)
+    assert float((weights * weights.log()).mean()) == pytest.approx(radius, rel=1e-7, abs=1e-12)
+    assert_close(weights, KLDRO(temperature=float(temperature))(losses), rtol=1e-7, atol=1e-9)
+
+    def dual(log_t):
+        return robust_risk(losses, np.exp(log_t)) + np.exp(log_t) * radius
+
+    found = minimize_scalar(dual, bracket=(np.log(float(temperature)) - 1, np.log(float(temperature)) + 1), tol=1e-14)
+    assert value.item() == pytest.approx(found.fun, abs=1e-8)
+
+
+def test_a_radius_runs_from_all_rows_alike_to_the_worst(losses):
+    assert_close(KLDRO(radius=0.0)(losses), torch.ones_like(losses))
+    hardest = 7 * nn.functional.one_hot(losses.argmax(), 7).double()
+    for radius in (np.log(7), 5.0):
+        assert_close(KLDRO(radius=float(radius))(losses), hardest)
+    tied = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    assert_close(KLDRO(radius=3.0)(tied), torch.tensor([1.5, 1.5, 0.0], dtype=torch.float64))
+    assert_close(KLDRO(radius=0.5)(torch.ones(4)), torch.ones(4))
+
+
+def test_the_risk_has_the_weights_as_its_gradient(losses):
+    leaf = losses.clone().requires_grad_()
+    value = KLDRORisk(0.7)(leaf)
+    assert_close(value, KLDRO(temperature=0.7).solve(losses).value)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert_close(gradient, kl_dro_weights(losses, 0.7))
+    assert torch.autograd.gradcheck(KLDRORisk(0.7), leaf)
+
+
+def test_a_base_tilts_the_shares(losses, generator):
+    base = torch.rand(7, generator=generator, dtype=torch.float64)
+    base /= base.sum()
+    tilted = base * (losses / 0.4).exp()
+    assert_close(kl_dro_weights(losses, 0.4, base), tilted / tilted.sum())
+
+
+def test_the_running_normaliser_is_the_moving_mean(generator):
+    weighting, u = CompositionalEMA(temperature=0.5, momentum=0.2), None
+    for _ in range(5):
+        losses = torch.rand(6, generator=generator, dtype=torch.float64)
+        now = np.exp(losses.numpy() / 0.5).mean()
+        u = now if u is None else 0.8 * u + 0.2 * now
+        assert_close(weighting(losses), torch.from_numpy(np.exp(losses.numpy() / 0.5) / u))
+    before = weighting.log_u.clone()
+    weighting.eval()(losses)
+    assert_close(weighting.log_u, before, rtol=0, atol=0)
+
+
+def test_full_momentum_is_kl_dro(losses):
+    weighting = CompositionalEMA(temperature=0.5, momentum=1.0)
+    weighting(losses.flip(0) + 3)
+    assert_close(weighting(losses), KLDRO(temperature=0.5)(losses))
+
+
+def test_the_running_normaliser_does_not_overflow():
+    weighting = CompositionalEMA(temperature=1e-3)
+    assert_close(weighting(torch.tensor([1e4, -1e4, 1e4])), torch.tensor([1.5, 0.0, 1.5]))
+
+
+def test_micro_batches_move_the_normaliser_once(generator):
+    logits = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    target = torch.randint(3, (8,), generator=generator)
+    whole, split = (Objective(CrossEntropyLoss(), CompositionalEMA(momentum=0.3)) for _ in range(2))
+    for _ in range(3):
+        value = whole(nn.Identity(), logits, target)
+        parts = [(logits[rows], target[rows]) for rows in torch.arange(8).split(3)]
+        assert_close(sum(part.item() for part in split.micro_batches(nn.Identity(), parts)), value.item())
+        assert_close(split.weights.log_u, whole.weights.log_u)
+        logits = 1.3 * logits
+
+
+def test_bad_shares_and_two_ways_are_named(losses):
+    with pytest.raises(ValueError, match="temperature and radius"):
+        KLDRO(temperature=1.0, radius=1.0)
+    with pytest.raises(ValueError, match="radius must be finite and >= 0"):
+        KLDRO(radius=-1.0)
+    with pytest.raises(ValueError, match="momentum"):
+        CompositionalEMA(momentum=0.0)
+    with pytest.raises(ValueError, match="base must be shares"):
+        kl_dro_weights(losses, 1.0, torch.ones_like(losses))
+    with pytest.raises(ValueError, match="n >= 1"):
+        KLDRORisk()(torch.zeros(0))
 
 
 def test_bad_rows_and_temperatures_are_named():

@@ -5,6 +5,17 @@ from lossworks.weights.class_balanced import ClassBalanced
 from lossworks.weights.cvar import CVaR
 from lossworks.weights.fixed import SampleWeights, Uniform
 from lossworks.weights.group_dro import GroupDRO
-from lossworks.weights.kl_dro import KLDRO
+from lossworks.weights.kl_dro import KLDRO, CompositionalEMA, KLDRORisk, kl_dro_weights
 
-__all__ = ["KLDRO", "CVaR", "ChiSquareDRO", "ClassBalanced", "GroupDRO", "SampleWeights", "Uniform"]
+__all__ = [
+    "KLDRO",
+    "CVaR",
+    "ChiSquareDRO",
+    "ClassBalanced",
+    "CompositionalEMA",
+    "GroupDRO",
+    "KLDRORisk",
+    "SampleWeights",
+    "Uniform",
+    "kl_dro_weights",
+]

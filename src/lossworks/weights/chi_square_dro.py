@@ -29,11 +29,11 @@ class ChiSquareDRO(WorstCase):
         radius: :math:`\rho`, >= 0.
 
     Shape:
-        - losses: ``(n,)``, n >= 1; returns ``(n,)``. The weights couple the batch: see
+        - losses: ``(n,)``; returns ``(n,)``. The weights couple the batch: see
           :meth:`lossworks.Objective.weigh` for batches that come in pieces.
 
     Raises:
-        ValueError: ``radius < 0``, no rows, or losses that are NaN.
+        ValueError: ``radius < 0``, or a loss that is NaN or infinite, with its row.
 
     Use it when a part of the rows, not known which, does worse than the rest and should not; not with wrong labels,
     whose losses are large too.

@@ -28,11 +28,11 @@ class CVaR(WorstCase):
         smoothing: :math:`\tau`, in loss units, >= 0.
 
     Shape:
-        - losses: ``(n,)``, n >= 1; returns ``(n,)``. The weights couple the batch: see
+        - losses: ``(n,)``; returns ``(n,)``. The weights couple the batch: see
           :meth:`lossworks.Objective.weigh` for batches that come in pieces.
 
     Raises:
-        ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, no rows, or losses that are NaN.
+        ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, or a loss that is NaN or infinite, with its row.
 
     Use it when the worst rows matter and their labels can be trusted: wrong labels have large losses too. A small
     ``alpha`` uses few rows of each batch, so take larger batches, or smooth.

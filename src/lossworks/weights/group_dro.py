@@ -34,12 +34,12 @@ class GroupDRO(Weighting):
         log_q: ``(G,)`` float64, the groups' weights.
 
     Shape:
-        - losses: ``(n,)``, n >= 1; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``. The weights couple the batch:
+        - losses: ``(n,)``; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``. The weights couple the batch:
           see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
 
     Raises:
-        ValueError: group missing or out of range, no rows, NaN losses, ``step_size <= 0``, an adjustment without
-            counts.
+        ValueError: group missing or out of range, ``step_size <= 0``, an adjustment without counts; a loss that is NaN
+            or infinite, with its row.
 
     Use it when the groups are known and the worst of them is what counts, with a strong penalty or early stopping: a
     network that fits every training row has no worst group there.
@@ -91,6 +91,8 @@ class GroupDRO(Weighting):
         """The weights of the rows' groups, after this batch's step of q."""
         group = self._required("group", group, losses)
         check_losses(losses)
+        if not len(losses):
+            return losses.detach().clone()
         if readable(group) and not 0 <= int(group.min()) <= int(group.max()) < self.num_groups:
             row = int(((group < 0) | (group >= self.num_groups)).nonzero()[0])
             raise ValueError(f"group must be in [0, {self.num_groups}), got {int(group[row])} in row {row}")

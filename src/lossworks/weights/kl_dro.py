@@ -1,34 +1,47 @@
-"""Weights by distributional robustness: the worst case over how the rows are distributed."""
+"""The worst distribution near the data's own in relative entropy: exponential weights."""
+
+import math
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_positive, readable
-from lossworks.roles import Weighting
+from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable
+from lossworks.roles import Part, Weighting, cite
+from lossworks.weights.worst_case import Solution, WorstCase, check_losses, number_like
+
+__all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
+
+_STEPS, _CLOSE = 60, 1e-15
 
 
-class KLDRO(Weighting):
-    r"""Hard rows count more: the worst distribution of the rows, as far from uniform as its price in KL allows.
+class KLDRO(WorstCase):
+    r"""Hard rows count more: the worst distribution of the rows, as far from uniform as KL allows.
 
     .. math::
-        w = n \arg\max_{q \in \Delta_n} \; \sum_i q_i \ell_i - T\, \mathrm{KL}(q \,\|\, 1/n), \qquad
+        \max_w \; \tfrac1n \sum_i w_i \ell_i - T\, \mathrm{KL}(w), \qquad
+        \mathrm{KL}(w) = \tfrac1n \sum_i w_i \log w_i, \qquad
         w_i = \frac{e^{\ell_i / T}}{\tfrac1n \sum_j e^{\ell_j / T}}
 
-    The gradient of the weighted mean, the weights held fixed, is that of :math:`T \log \tfrac1n \sum_i e^{\ell_i / T}`,
-    which lies between the mean (:math:`T \to \infty`) and the largest loss (:math:`T \to 0`).
+    With ``temperature`` T is the price; the value is :math:`T \log \tfrac1n \sum_i e^{\ell_i / T}`, between the mean
+    (:math:`T \to \infty`) and the largest loss (:math:`T \to 0`). With ``radius`` the maximum is over
+    :math:`\mathrm{KL}(w) \le \rho`, and T is found so that the weights are at that distance; from
+    :math:`\rho = \log n` on the worst row alone counts. The dual variable is T.
 
     The weights compare the rows of a batch, so they are by definition others when the batch is split; an
     :class:`lossworks.Objective` with ``process_group=``, and its ``micro_batches``, find them on the whole batch.
+    :class:`CompositionalEMA` remembers the normaliser from batch to batch, for batches that are small.
 
     Args:
-        temperature: The price :math:`T`, in units of the loss, > 0. Large counts all rows alike, small only the worst.
+        temperature: The price T, in units of the loss, > 0; 1 where neither is given. Large counts all rows alike,
+            small only the worst.
+        radius: :math:`\rho`, >= 0, instead of a temperature.
 
     Shape:
         - losses: ``(n,)``; returns ``(n,)``, of mean 1.
 
     Raises:
-        ValueError: ``temperature <= 0``; a loss that is NaN or infinite, with its row.
+        ValueError: ``temperature <= 0``, ``radius < 0``, or both given; a loss that is NaN or infinite, with its row.
         TypeError: losses are not floating-point.
 
     Use it when the worst rows matter, as with rare classes or groups that nobody labelled. Wrong labels are hard rows
@@ -41,13 +54,105 @@ class KLDRO(Weighting):
     """
 
     papers = ("sow2024doubly",)
-    helps = ("hard examples", "imbalance")
-    settings = ({"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 2.0})
+    helps = ("worst case", "hard examples", "imbalance")
+    settings = ({"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 2.0}, {"radius": 0.1})
+
+    def __init__(self, *, temperature: float | Tensor | None = None, radius: float | Tensor | None = None) -> None:
+        super().__init__()
+        if temperature is not None and radius is not None:
+            raise ValueError("temperature and radius are two ways to say one thing: give one of them")
+        price = 1.0 if temperature is None and radius is None else temperature
+        self.radius = None if radius is None else check_positive("radius", radius, allow_zero=True)
+        self.temperature = None if price is None else check_positive("temperature", price)
+
+    def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        top = losses.max()
+        below = losses - top
+        if self.temperature is not None:
+            temperature = number_like(losses, self.temperature)
+            scaled = below / temperature
+            value = top + temperature * (scaled.logsumexp(dim=0) - math.log(len(losses)))
+            return Solution(value, scaled.softmax(dim=0) * len(losses), temperature)
+        assert self.radius is not None
+        rate, sharp = _rate(below, number_like(losses, self.radius))
+        weights = (below * rate).softmax(dim=0) * len(losses)
+        worst = (below == 0).to(weights.dtype)
+        weights = torch.where(sharp, worst / worst.mean(), weights)
+        return Solution((weights * losses).mean(), weights, torch.where(sharp, 0, 1 / rate))
+
+
+def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""], Tensor]:
+    """The 1/T at which the weights are at this distance from uniform, and whether no finite one is far enough.
+
+    The root of twice the distance is nearly linear in 1/T, so Newton's steps on it are few; a bracket holds them.
+    """
+    wanted = (2 * radius).sqrt()
+    sharp = radius >= -(below == 0).to(below.dtype).mean().log()
+    low, high = torch.zeros_like(radius), torch.full_like(radius, math.inf)
+    variance = below.var(correction=0)
+    rate = wanted / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    for _ in range(_STEPS):
+        scaled = below * rate
+        weights = scaled.exp()
+        total = weights.mean()
+        mean = (weights * below).mean() / total
+        spread = (weights * below * below).mean() / total - mean * mean
+        distance = (2 * (rate * mean - total.log()).clamp(min=0)).sqrt()
+        error = wanted - distance
+        if readable(error) and (bool(sharp) or bool(error.abs() <= _CLOSE * wanted)):
+            break
+        low, high = torch.where(error > 0, rate, low), torch.where(error < 0, rate, high)
+        step = rate + error * distance / (rate * spread)
+        within = (step > low) & (step < high)
+        middle = torch.where(high.isinf(), 2 * rate, (low + high) / 2)
+        rate = torch.where(error == 0, rate, torch.where(within, step, middle))
+    return rate, sharp
+
+
+class CompositionalEMA(Weighting):
+    r"""The weights of :class:`KLDRO` against a normaliser that is remembered from batch to batch.
+
+    .. math::
+        u \leftarrow (1 - \eta)\, u + \eta\, \tfrac1n \sum_i e^{\ell_i / T}, \qquad w_i = e^{\ell_i / T} / u
+
+    A small batch of easy rows then has small weights, where :class:`KLDRO` would give it mean 1: over many batches the
+    gradient is that of :math:`T \log \mathbb{E}\, e^{\ell / T}`. The first batch sets u. The mean is 1 over what u
+    remembers. u changes once a step in ``train()`` mode only; micro-batches and ranks see one u, of the whole batch.
+
+    Args:
+        temperature: T, in loss units, > 0.
+        momentum: The share :math:`\eta` of the newest batch, in (0, 1]; 1 is :class:`KLDRO`.
+
+    Buffers:
+        log_u: ``()`` float64, :math:`\log u`; minus infinity before the first batch.
+
+    Shape:
+        - losses: ``(n,)``; returns ``(n,)``.
+
+    Raises:
+        ValueError: ``temperature <= 0``, ``momentum`` outside (0, 1]; a loss that is NaN or infinite, with its row.
+
+    Use it instead of :class:`KLDRO` where batches are small beside the share of rows that are hard.
+
+    Papers: sow2024doubly
+
+    >>> weights = CompositionalEMA(momentum=0.5)
+    >>> weights(torch.zeros(2)), weights(torch.full((2,), 1.0)).round(decimals=3)
+    (tensor([1., 1.]), tensor([1.4620, 1.4620]))
+    """
+
+    papers = ("sow2024doubly",)
+    helps = ("worst case", "hard examples", "imbalance")
+    settings = ({"momentum": 0.9}, {"momentum": 0.3}, {"momentum": 0.9, "temperature": 0.5})
     couples_batch = True
 
-    def __init__(self, *, temperature: float | Tensor = 1.0) -> None:
+    log_u: Tensor
+
+    def __init__(self, temperature: float | Tensor = 1.0, momentum: float | Tensor = 0.9) -> None:
         super().__init__()
         self.temperature = check_positive("temperature", temperature)
+        self.momentum = check_between("momentum", momentum, 0, 1, open_low=True)
+        self.log_u = torch.full((), -math.inf, dtype=torch.float64)
 
     def forward(
         self,
@@ -57,9 +162,87 @@ class KLDRO(Weighting):
         group: Int[Tensor, " n"] | None = None,
         target: Tensor | None = None,
     ) -> Float[Tensor, " n"]:
-        """The weights of these rows among each other."""
-        check_floating("losses", losses)
-        if readable(losses) and not bool(losses.isfinite().all()):
-            row = int((~losses.isfinite()).nonzero()[0])
-            raise ValueError(f"losses must be finite, got {losses[row].item():g} in row {row}")
-        return (losses / self.temperature).softmax(dim=0) * len(losses)
+        """The weights of these rows, after this batch has moved the normaliser."""
+        check_losses(losses)
+        if not len(losses):
+            return losses.detach().clone()
+        scaled = losses.detach().double() / self.temperature
+        now = scaled.logsumexp(dim=0) - math.log(len(losses))
+        share = number_like(scaled, self.momentum)
+        moved = torch.logaddexp((1 - share).log() + self.log_u, share.log() + now)
+        first = self.log_u.isinf()
+        log_u = torch.where(first, now, moved if self.training else self.log_u)
+        if self.training:
+            self.log_u = log_u
+        return (scaled - log_u).exp().to(losses.dtype)
+
+
+class KLDRORisk(Part):
+    r"""The value of the worst case itself, with its gradient: between the mean loss and the largest.
+
+    .. math:: r \log \tfrac1n \sum_i e^{\ell_i / r}
+
+    Its gradient in the losses is :math:`w_i / n` of :class:`KLDRO`.
+
+    Args:
+        r: The price of the distance from uniform, in loss units, > 0.
+
+    Shape:
+        - losses: ``(n,)``, n >= 1; returns ``()``.
+
+    Raises:
+        ValueError: ``r <= 0``, no rows; a loss that is NaN or infinite, with its row.
+
+    Use it where the value is wanted and not the mean of weighted losses, as for early stopping.
+
+    Papers: sow2024doubly
+
+    >>> KLDRORisk(1.0)(torch.tensor([2.0, 2.0]))
+    tensor(2.)
+    """
+
+    papers = ("sow2024doubly",)
+    helps = ("worst case",)
+    couples_batch = True
+
+    def __init__(self, r: float | Tensor = 1.0) -> None:
+        super().__init__()
+        self.r = check_positive("r", r)
+
+    def forward(self, losses: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The robust value of these losses."""
+        check_losses(losses, empty=False)
+        return self.r * ((losses / self.r).logsumexp(dim=0) - math.log(len(losses)))
+
+
+@cite("sow2024doubly", helps=("worst case",))
+def kl_dro_weights(
+    losses: Float[Tensor, " n"], r: float | Tensor, base: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    r"""The worst distribution over the rows against a price on its distance from ``base``, as shares of 1.
+
+    .. math:: q_i = \frac{b_i\, e^{\ell_i / r}}{\sum_j b_j\, e^{\ell_j / r}}
+
+    Args:
+        losses: One a row.
+        r: The price, in loss units, > 0.
+        base: b, shares >= 0 with the sum 1; uniform by default.
+
+    Raises:
+        ValueError: ``r <= 0``, no rows, shares that don't match or don't sum to 1; a loss that is NaN or infinite.
+
+    Papers: sow2024doubly
+
+    >>> kl_dro_weights(torch.tensor([1.0, 1.0]), 0.5, base=torch.tensor([0.25, 0.75]))
+    tensor([0.2500, 0.7500])
+    """
+    check_losses(losses, empty=False)
+    check_positive("r", r)
+    scaled = losses.detach() / r
+    if base is not None:
+        check_floating("base", base)
+        check_same_shape(losses, base, names=("losses", "base"))
+        if readable(base) and not (bool((base >= 0).all()) and abs(float(base.sum()) - 1) < 1e-4):
+            raise ValueError(f"base must be shares >= 0 with the sum 1, got the sum {float(base.sum()):g}")
+        scaled = scaled + base.log()
+    return scaled.softmax(dim=0)

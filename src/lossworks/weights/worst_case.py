@@ -28,14 +28,17 @@ class Solution(NamedTuple):
 
 
 class WorstCase(Weighting):
-    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, in float64."""
+    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, in float64.
+
+    They couple the batch: see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+    """
 
     couples_batch = True
     helps = ("worst case", "shift", "imbalance")
 
     def solve(self, losses: Float[Tensor, " n"]) -> Solution:
         """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
-        check_losses(losses)
+        check_losses(losses, empty=False)
         found = self._solve(losses.detach().double())
         return Solution(*(part.to(losses.dtype) for part in found))
 
@@ -51,19 +54,21 @@ class WorstCase(Weighting):
         target: Tensor | None = None,
     ) -> Float[Tensor, " n"]:
         """The worst weights of these rows."""
-        return self.solve(losses).weights
+        check_losses(losses)
+        return self.solve(losses).weights if len(losses) else losses.detach().clone()
 
 
-def check_losses(losses: Tensor) -> None:
-    """Raise unless these are one number a row, of at least one row, none of them NaN."""
+def check_losses(losses: Tensor, *, empty: bool = True) -> None:
+    """Raise unless these are one finite number a row, of at least one row unless they may be ``empty``."""
     check_floating("losses", losses)
-    if losses.ndim != 1 or not len(losses):
-        raise ValueError(f"losses must have shape (n,) with n >= 1, got {tuple(losses.shape)}")
-    if readable(losses) and bool(losses.detach().sum().isnan()):  # one number tells for all
-        rows = losses.detach().isnan().nonzero().flatten()
+    if losses.ndim != 1 or not (empty or len(losses)):
+        raise ValueError(f"losses must have shape (n,){'' if empty else ' with n >= 1'}, got {tuple(losses.shape)}")
+    if readable(losses) and not bool(losses.detach().sum().isfinite()):  # one number tells for all
+        rows = (~losses.detach().isfinite()).nonzero().flatten()
         if len(rows):
+            named = ", ".join(str(int(row)) for row in rows[:3])
             more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-            raise ValueError(f"losses has NaN in row {', '.join(str(int(row)) for row in rows[:3])}{more}")
+            raise ValueError(f"losses must be finite, got {float(losses.detach()[rows[0]]):g} in row {named}{more}")
 
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
