@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--overhead-rounds", type=int, default=200)
     options = parser.parse_args()
     torch.manual_seed(0)
-    losses = torch.randn(options.rows, dtype=torch.float64).exp()
+    losses = 3 * torch.rand(options.rows, dtype=torch.float64)
     weightings: dict[str, Weighting] = {
         "KLDRO": KLDRO(temperature=1.0),
         "ChiSquareDRO": ChiSquareDRO(radius=0.5),
