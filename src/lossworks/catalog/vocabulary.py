@@ -1,6 +1,7 @@
 """The one short vocabulary of what a part helps with, and the words by which people ask for it."""
 
 HELPS: dict[str, tuple[str, ...]] = {
+    "attacks": ("attack*", "adversar*", "perturb*", "evasion", "worst-case input*"),
     "baseline": ("baseline", "reference", "standard", "default", "usual", "plain"),
     "calibration": ("calibrat*", "overconfiden*", "confiden*", "probabilit*", "temperature", "reliab*", "ece"),
     "groups": ("group*", "subgroup*", "subpopulation*", "fair*", "spurious"),

@@ -1,0 +1,120 @@
+"""Balls around the input, kept exactly: the changed input is in the ball and in the data's range to the last bit."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_choice, check_floating, check_positive, readable
+
+__all__ = ["Ball"]
+
+NORMS = ("linf", "l2")
+_SHRINK = 8
+"""By how many roundings an l2 change is made shorter than the radius, so that they cannot make it longer."""
+
+Bounds = Sequence[float | Tensor]
+
+
+class Ball:
+    """All inputs at most ``eps`` from ``x``, within the data's range.
+
+    Args:
+        x: The centre, ``(n, ...)`` floating-point.
+        eps: The radius in x's units, >= 0.
+        norm: ``"linf"``, the largest change of a coordinate, or ``"l2"``, the row's Euclidean norm.
+        bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; None where there is none.
+
+    Raises:
+        TypeError: x is not floating-point.
+        ValueError: ``bounds`` that are not two, or that x does not lie in.
+    """
+
+    def __init__(self, x: Tensor, eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
+        check_floating("x", x)
+        self.x, self.norm = x.detach(), norm
+        self.eps = _rounded_down(eps, self.x)
+        low, high = (-torch.inf, torch.inf) if bounds is None else bounds
+        self.low, self.high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (low, high))
+        if bounds is not None:
+            _check_within(self.x, self.low, self.high)
+        if norm == "linf":
+            reach = self.eps.expand_as(self.x)
+            self.low = torch.maximum(self.low, _add_towards(self.x, -reach))
+            self.high = torch.minimum(self.high, _add_towards(self.x, reach))
+
+    def project(self, changed: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
+        """The nearest input that is in the ball, or one just inside it, and within the range."""
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(changed, self.low), self.high)
+        change = torch.minimum(torch.maximum(changed, self.low), self.high) - self.x
+        inside = 1 - _SHRINK * torch.finfo(change.dtype).eps
+        length = row_norm(change)
+        change = change * torch.where(length > inside * self.eps, inside * self.eps / length, 1)
+        # Clamping brings a coordinate nearer to x's, which is in the range, so it cannot leave the ball again.
+        return torch.minimum(torch.maximum(_add_towards(self.x, change), self.low), self.high)
+
+    def start(self, generator: torch.Generator | None) -> Float[Tensor, "n *features"]:
+        """An input drawn uniformly from the ball, brought into the range."""
+        x, options = self.x, {"dtype": self.x.dtype, "device": self.x.device, "generator": generator}
+        if self.norm == "linf":
+            uniform = torch.rand_like(x) if generator is None else torch.rand(x.shape, **options)
+            return self.project(x + self.eps * (2 * uniform - 1))
+        normal = torch.randn_like(x) if generator is None else torch.randn(x.shape, **options)
+        ends = x.flatten(1)[:, :1]
+        radius = torch.rand_like(ends) if generator is None else torch.rand(ends.shape, **options)
+        radius = radius ** (1 / max(x[:1].numel(), 1))
+        return self.project(x + normal * (self.eps * radius.reshape(_column(x)) / row_norm(normal)))
+
+    def steepest(self, gradient: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
+        """The direction of length 1 in this norm in which a function with this gradient grows fastest."""
+        return gradient.sign() if self.norm == "linf" else gradient / row_norm(gradient)
+
+
+def check_ball(eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
+    """Raise unless these describe a ball: ``eps >= 0``, a known norm, and two bounds or none."""
+    check_positive("eps", eps, allow_zero=True)
+    check_choice("norm", norm, NORMS)
+    if bounds is None:
+        return
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise ValueError(f"bounds must be a pair (low, high), got {bounds!r}")
+    low, high = (torch.as_tensor(bound) for bound in bounds)
+    if readable(low) and readable(high) and not bool((low <= high).all()):
+        raise ValueError(f"bounds must have low <= high, got {bounds!r}")
+
+
+def row_norm(x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *ones"]:
+    """Each row's Euclidean norm, above 0, in a shape that broadcasts to x."""
+    flat = x.flatten(1)
+    largest = flat.abs().amax(dim=1, keepdim=True) if flat.shape[1] else flat.new_zeros(len(flat), 1)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))  # the squares of what is left cannot overflow
+    norm = largest * (flat / largest).square().sum(dim=1, keepdim=True).sqrt()
+    return torch.where(norm > 0, norm, torch.ones_like(norm)).reshape(_column(x))
+
+
+def _column(x: Tensor) -> tuple[int, ...]:
+    return (x.shape[0], *(1 for _ in x.shape[1:]))
+
+
+def _rounded_down(eps: float | Tensor, x: Tensor) -> Tensor:
+    """The largest number of x's dtype that is at most ``eps``."""
+    exact = torch.as_tensor(eps, dtype=torch.float64, device=x.device)
+    near = exact.to(x.dtype)
+    return torch.where(near.double() > exact, torch.nextafter(near, torch.zeros_like(near)), near).clamp(min=0)
+
+
+def _add_towards(x: Tensor, change: Tensor) -> Tensor:
+    """``x + change``, rounded towards x: no further from it than ``change`` is long."""
+    total = x + change
+    part = total - x  # Knuth's exact sum: total + error is x + change without rounding
+    error = (x - (total - part)) + (change - part)
+    beyond = torch.where(change > 0, error < 0, error > 0)
+    return torch.where(beyond, torch.nextafter(total, x), total)
+
+
+def _check_within(x: Tensor, low: Tensor, high: Tensor) -> None:
+    if readable(x) and not bool(((x >= low) & (x <= high)).all()):
+        rows = ((x < low) | (x > high) | x.isnan()).flatten(1).any(dim=1).nonzero().flatten()
+        raise ValueError(f"x must lie within bounds before it is changed, row {int(rows[0])} does not")

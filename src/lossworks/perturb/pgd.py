@@ -1,0 +1,183 @@
+"""The worst input near the given one, looked for by following the risk's gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_int, check_positive
+from lossworks.perturb.ball import Ball, Bounds, check_ball
+from lossworks.roles import Perturbation
+
+Risk = Callable[[Tensor], Float[Tensor, " n"]]
+
+
+class PGD(Perturbation):
+    r"""Projected gradient ascent: the worst input found in a ball around each row.
+
+    .. math::
+        \max_{\|\delta_i\|_p \le \varepsilon} \ell(f(x_i + \delta_i), y_i), \qquad
+        x^{t+1} = \Pi_{B(x, \varepsilon)}\big(x^t + \alpha\, d(\nabla_x \ell(x^t))\big)
+
+    with :math:`d(g) = \mathrm{sign}(g)` for linf and :math:`g / \|g\|_2` for l2. Each row keeps the worst input that
+    it met over all steps and restarts, its clean one included, so a row's risk is never below its clean risk. The
+    changed input is in the ball and within ``bounds`` exactly, not up to rounding.
+
+    It costs ``steps`` forward and backward passes a restart, one forward pass at the end of each, and one for the clean
+    input where the start is drawn at random.
+
+    Args:
+        eps: The ball's radius :math:`\varepsilon`, in the input's units, >= 0.
+        steps: How many steps of each restart, >= 1.
+        step_size: The length :math:`\alpha` of a step, in the input's units, > 0; by default ``2.5 * eps / steps``.
+        norm: ``"linf"``, the largest change of a coordinate, or ``"l2"``, the row's Euclidean norm.
+        restarts: How often it begins anew, >= 1; more than one needs ``random_start``.
+        random_start: Whether it begins at a point drawn from the ball, or at the clean input.
+        bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; no range by default.
+        generator: Where the starts are drawn from; torch's own generator by default.
+
+    Shape:
+        - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
+
+    Raises:
+        ValueError: ``eps < 0``, ``step_size <= 0``, ``steps < 1``, ``restarts < 1``, restarts without a random start,
+            an input outside ``bounds``, or a risk that is not one number a row.
+        TypeError: x is not floating-point: integers have no gradient, scale them first.
+
+    Use it to train against small changes of the input, or to measure what they do. Found is not worst: for what no
+    change can do, see the certificates. Rows must not depend on each other: keep batch normalisation in evaluation
+    mode, as :class:`lossworks.Objective` does while it looks.
+
+    Papers: madry2018pgd
+
+    >>> attack = PGD(0.1, steps=3, random_start=False)
+    >>> attack(lambda x: x.sum(1), torch.zeros(1, 2))
+    tensor([[0.1000, 0.1000]])
+    """
+
+    papers: tuple[str, ...] = ("madry2018pgd",)
+    helps = ("attacks",)
+    stochastic = True
+    settings: tuple[dict[str, Any], ...] = ({}, {"eps": 0.03}, {"norm": "l2", "eps": 0.5})
+
+    def __init__(
+        self,
+        eps: float | Tensor = 0.1,
+        steps: int = 10,
+        step_size: float | Tensor | None = None,
+        norm: str = "linf",
+        *,
+        restarts: int = 1,
+        random_start: bool = True,
+        bounds: Bounds | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_ball(eps, norm, bounds)
+        self.eps, self.norm, self.generator = eps, norm, generator
+        self.steps = check_int("steps", steps, low=1)
+        self.step_size = None if step_size is None else check_positive("step_size", step_size)
+        self.restarts = check_int("restarts", restarts, low=1)
+        self.random_start = random_start
+        if restarts > 1 and not random_start:
+            raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
+        self.low, self.high = (None, None) if bounds is None else bounds
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The data's range, if there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
+        """The worst input found for each row."""
+        ball = Ball(x, self.eps, self.norm, self.bounds)
+        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        worst, highest = ball.x, None
+        for _ in range(self.restarts):
+            changed = ball.x
+            if self.random_start:
+                highest = _value(risk, ball.x) if highest is None else highest
+                changed = ball.start(self.generator)
+            for _ in range(self.steps):
+                gradient, values = _slope(risk, changed)
+                worst, highest = _worse(changed, values, worst, highest)
+                changed = ball.project(changed + step * ball.steepest(gradient))
+            worst, highest = _worse(changed, _value(risk, changed), worst, highest)
+        return worst
+
+
+class FGSM(PGD):
+    r"""The fast gradient sign method: one step to the corner of the ball that the gradient points at.
+
+    .. math::
+        x' = \Pi_{[low, high]}\big(x + \varepsilon\, \mathrm{sign}(\nabla_x \ell(f(x), y))\big)
+
+    A row whose risk the step lowers keeps its clean input. It costs a forward and backward pass and a forward pass.
+
+    Args:
+        eps: The ball's radius :math:`\varepsilon`, in the input's units, >= 0.
+        norm: ``"linf"``, or ``"l2"`` for a step along the gradient.
+        bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; no range by default.
+
+    Shape:
+        - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
+
+    Raises:
+        ValueError: ``eps < 0``, an input outside ``bounds``, or a risk that is not one number a row.
+        TypeError: x is not floating-point.
+
+    Use it as the cheapest attack. Training against it alone can teach the model to hide its gradient (catastrophic
+    overfitting): train with :class:`PGD`, or measure with it.
+
+    Papers: goodfellow2015explaining
+
+    >>> FGSM(0.5)(lambda x: (x**2).sum(1), torch.tensor([[1.0, -2.0]]))
+    tensor([[ 1.5000, -2.5000]])
+    """
+
+    papers = ("goodfellow2015explaining",)
+    settings = ({}, {"eps": 0.03})
+    stochastic = False
+
+    def __init__(self, eps: float | Tensor = 0.1, norm: str = "linf", *, bounds: Bounds | None = None) -> None:
+        super().__init__(eps, 1, norm=norm, random_start=False, bounds=bounds)
+
+
+def _worse(changed: Tensor, values: Tensor, worst: Tensor, highest: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Row by row, whichever of the two inputs has the higher risk, and that risk; NaN is never higher."""
+    if highest is None:
+        return changed, values
+    higher = values > highest
+    rows = higher.reshape(len(higher), *(1 for _ in changed.shape[1:]))
+    return torch.where(rows, changed, worst), torch.where(higher, values, highest)
+
+
+def _value(risk: Risk, x: Tensor) -> Float[Tensor, " n"]:
+    with torch.no_grad():
+        return _one_a_row(risk(x), x).detach()
+
+
+def _slope(risk: Risk, x: Tensor) -> tuple[Float[Tensor, "n *features"], Float[Tensor, " n"]]:
+    """Each row's gradient and risk; nothing of it is recorded for the parameters' own gradient."""
+
+    def summed(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        values = _one_a_row(risk(inputs), inputs)
+        return values.sum(), values
+
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        with torch.no_grad():  # func.grad records all the same, but for itself alone
+            gradient, values = torch.func.grad(summed, has_aux=True)(x)
+        return gradient.detach(), values.detach()
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        total, values = summed(leaf)
+        (found,) = torch.autograd.grad(total, leaf)
+    return found, values.detach()
+
+
+def _one_a_row(values: Tensor, x: Tensor) -> Tensor:
+    if values.shape != x.shape[:1]:
+        raise ValueError(f"risk must give one number a row, shape {tuple(x.shape[:1])}, it gave {tuple(values.shape)}")
+    return values
