@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lossworks.checks import check_choice, check_floating, check_positive, readable
 
-__all__ = ["Ball"]
+__all__ = ["Ball", "Bounds", "check_ball", "draw_normal", "row_norm"]
 
 NORMS = ("linf", "l2")
 _SHRINK = 8
@@ -24,21 +24,21 @@ class Ball:
         x: The centre, ``(n, ...)`` floating-point.
         eps: The radius in x's units, >= 0.
         norm: ``"linf"``, the largest change of a coordinate, or ``"l2"``, the row's Euclidean norm.
-        bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; None where there is none.
+        bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x.
 
     Raises:
         TypeError: x is not floating-point.
-        ValueError: ``bounds`` that are not two, or that x does not lie in.
+        ValueError: x does not lie in ``bounds``.
     """
 
-    def __init__(self, x: Tensor, eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
+    def __init__(
+        self, x: Tensor, eps: float | Tensor, norm: str = "linf", bounds: Bounds = (-torch.inf, torch.inf)
+    ) -> None:
         check_floating("x", x)
         self.x, self.norm = x.detach(), norm
         self.eps = _rounded_down(eps, self.x)
-        low, high = (-torch.inf, torch.inf) if bounds is None else bounds
-        self.low, self.high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (low, high))
-        if bounds is not None:
-            _check_within(self.x, self.low, self.high)
+        self.low, self.high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)
+        _check_within(self.x, self.low, self.high)
         if norm == "linf":
             reach = self.eps.expand_as(self.x)
             self.low = torch.maximum(self.low, _add_towards(self.x, -reach))
@@ -57,15 +57,12 @@ class Ball:
 
     def start(self, generator: torch.Generator | None) -> Float[Tensor, "n *features"]:
         """An input drawn uniformly from the ball, brought into the range."""
-        x, options = self.x, {"dtype": self.x.dtype, "device": self.x.device, "generator": generator}
+        x = self.x
         if self.norm == "linf":
-            uniform = torch.rand_like(x) if generator is None else torch.rand(x.shape, **options)
-            return self.project(x + self.eps * (2 * uniform - 1))
-        normal = torch.randn_like(x) if generator is None else torch.randn(x.shape, **options)
-        ends = x.flatten(1)[:, :1]
-        radius = torch.rand_like(ends) if generator is None else torch.rand(ends.shape, **options)
-        radius = radius ** (1 / max(x[:1].numel(), 1))
-        return self.project(x + normal * (self.eps * radius.reshape(_column(x)) / row_norm(normal)))
+            return self.project(x + self.eps * (2 * _uniform(x, generator) - 1))
+        normal = draw_normal(x, generator)
+        radius = _uniform(x.new_empty(_column(x)), generator) ** (1 / max(x[:1].numel(), 1))
+        return self.project(x + normal * (self.eps * radius / row_norm(normal)))
 
     def steepest(self, gradient: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The direction of length 1 in this norm in which a function with this gradient grows fastest."""
@@ -92,6 +89,19 @@ def row_norm(x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *ones"]:
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))  # the squares of what is left cannot overflow
     norm = largest * (flat / largest).square().sum(dim=1, keepdim=True).sqrt()
     return torch.where(norm > 0, norm, torch.ones_like(norm)).reshape(_column(x))
+
+
+def draw_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers in this tensor's shape, dtype and device."""
+    if generator is None:
+        return torch.randn_like(like)
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return torch.rand_like(like)
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def _column(x: Tensor) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_floating, check_positive
+from lossworks.perturb.ball import draw_normal
 from lossworks.roles import Perturbation
 
 
@@ -56,9 +57,4 @@ class GaussianNoise(Perturbation):
         check_floating("x", x)
         if not self.training:
             return x
-        noise = (
-            torch.randn_like(x)
-            if self.generator is None
-            else torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
-        )
-        return x + self.std * noise
+        return x + self.std * draw_normal(x, self.generator)

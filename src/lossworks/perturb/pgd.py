@@ -1,7 +1,7 @@
 """The worst input near the given one, looked for by following the risk's gradient."""
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,10 +57,10 @@ class PGD(Perturbation):
     tensor([[0.1000, 0.1000]])
     """
 
-    papers: tuple[str, ...] = ("madry2018pgd",)
+    papers = ("madry2018pgd",)
     helps = ("attacks",)
     stochastic = True
-    settings: tuple[dict[str, Any], ...] = ({}, {"eps": 0.03}, {"norm": "l2", "eps": 0.5})
+    settings = ({}, {"eps": 0.03}, {"norm": "l2", "eps": 0.5})
 
     def __init__(
         self,
@@ -83,16 +83,11 @@ class PGD(Perturbation):
         self.random_start = random_start
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
-        self.low, self.high = (None, None) if bounds is None else bounds
-
-    @property
-    def bounds(self) -> Bounds | None:
-        """The data's range, if there is one."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+        self.low, self.high = (-math.inf, math.inf) if bounds is None else bounds
 
     def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The worst input found for each row."""
-        ball = Ball(x, self.eps, self.norm, self.bounds)
+        ball = Ball(x, self.eps, self.norm, (self.low, self.high))
         step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         worst, highest = ball.x, None
         for _ in range(self.restarts):
@@ -138,7 +133,6 @@ class FGSM(PGD):
     """
 
     papers = ("goodfellow2015explaining",)
-    settings = ({}, {"eps": 0.03})
     stochastic = False
 
     def __init__(self, eps: float | Tensor = 0.1, norm: str = "linf", *, bounds: Bounds | None = None) -> None:

@@ -13,6 +13,7 @@ from lossworks.testing.losses import *  # noqa: F403  (the named assertions are 
 from lossworks.testing.losses import __all__ as _assertions
 from lossworks.testing.others import (
     assert_leaves_model_alone,
+    assert_never_helps_the_model,
     assert_perturbs_in_place_of,
     assert_scalar_penalty,
     assert_weights_valid,
@@ -22,6 +23,7 @@ from lossworks.testing.others import (
 __all__ = [
     *_assertions,
     "assert_leaves_model_alone",
+    "assert_never_helps_the_model",
     "assert_perturbs_in_place_of",
     "assert_scalar_penalty",
     "assert_weights_valid",
@@ -105,8 +107,14 @@ def check_weighting(weighting: Weighting) -> dict[str, str]:
 
 
 def check_perturbation(perturbation: Perturbation) -> dict[str, str]:
-    """Run the contract of a perturbation: shape and dtype kept, the model left as it was."""
-    return _run(perturbation, assert_perturbs_in_place_of, assert_leaves_model_alone, _losses.assert_documented)
+    """Run the contract of a perturbation: shape and dtype kept, the model left as it was and never helped."""
+    return _run(
+        perturbation,
+        assert_perturbs_in_place_of,
+        assert_leaves_model_alone,
+        assert_never_helps_the_model,
+        _losses.assert_documented,
+    )
 
 
 def check_penalty(penalty: Penalty) -> dict[str, str]:

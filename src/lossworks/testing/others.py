@@ -99,8 +99,31 @@ def assert_leaves_model_alone(perturbation: Perturbation) -> None:
     perturbation(model, torch.rand(ROWS, 4, generator=torch.Generator().manual_seed(0)))
     assert not model.training
     assert_close(model.first.weight.grad, torch.ones_like(model.first.weight))
+    assert all(parameter.grad is None for parameter in model.rest.parameters())
     for name, tensor in model.state_dict().items():
         assert_close(tensor, before[name], atol=0, rtol=0)
+
+
+def assert_never_helps_the_model(perturbation: Perturbation) -> None:
+    """A perturbation that looks at the risk never lowers it, row by row, and its rows do not look at each other."""
+    x = torch.randn(ROWS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    asked = 0
+
+    def risk(inputs: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return (3 * inputs).sin().sum(1) - inputs.square().sum(1)
+
+    torch.manual_seed(0)
+    changed = perturbation(risk, x)
+    if not asked:
+        return
+    assert bool((risk(changed) >= risk(x)).all()), "a row's risk is lower than at its clean input"
+    if not perturbation.stochastic:
+        alone = torch.cat([perturbation(risk, row[None]) for row in x])
+        assert_close(alone, changed, msg="a row is changed otherwise when it is alone: {}".format)
+        stacked = torch.func.vmap(lambda rows: perturbation(risk, rows))(torch.stack([x, 2 * x]))
+        assert_close(stacked, torch.stack([changed, perturbation(risk, 2 * x)]))
 
 
 def assert_scalar_penalty(penalty: Penalty) -> None:
