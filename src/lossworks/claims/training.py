@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Split", "accuracy", "digits", "fit", "flip_labels", "mlp", "outputs", "split"]
+__all__ = ["Split", "accuracy", "digits", "fit", "flip_labels", "images", "mlp", "outputs", "split"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ def digits(*, seed: int) -> Split:
     """scikit-learn's 1,797 handwritten digits, 64 features, 10 classes; half of them are the test."""
     features, target = load_digits(return_X_y=True)
     return split(features, target, seed=seed)
+
+
+def images(*, seed: int) -> Split:
+    """The same digits with pixels in [0, 1], as attacks and shifts need them."""
+    features, target = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(
+        features.astype(np.float32) / 16, target, test_size=0.5, random_state=seed, stratify=target
+    )
+    return Split(*(torch.from_numpy(array) for array in (x, y, x_test, y_test)))
 
 
 def flip_labels(target: Int[Tensor, " n"], rate: float, num_classes: int, *, seed: int) -> Int[Tensor, " n"]:

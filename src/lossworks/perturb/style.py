@@ -1,0 +1,257 @@
+"""Perturbations of style: each channel's mean and spread in a feature map, shifted at random or for the worst."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lossworks.checks import check_floating, check_int, check_positive
+from lossworks.perturb.ball import draw_normal
+from lossworks.roles import Part, cite
+
+__all__ = ["AdvStyle", "DSUStyle", "adversarial_style_step", "style_perturb"]
+
+
+@cite("zhang2023advstyle", helps=("shift",))
+def style_perturb(
+    x: Float[Tensor, "n c h w"],
+    mean_shift: Float[Tensor, "#n #c 1 1"],
+    std_shift: Float[Tensor, "#n #c 1 1"],
+    eps: float = 1e-6,
+) -> Float[Tensor, "n c h w"]:
+    r"""Give each channel of each image another mean and standard deviation.
+
+    .. math::
+        y = (\sigma + s_\sigma) \frac{x - \mu}{\sigma} + \mu + s_\mu, \qquad
+        \sigma = \sqrt{\mathrm{Var}_{hw}(x) + \epsilon}
+
+    Args:
+        x: Feature maps, floating-point, of at least two pixels.
+        mean_shift: :math:`s_\mu`, in x's units; broadcasts to ``(n, c, 1, 1)``.
+        std_shift: :math:`s_\sigma`, likewise.
+        eps: What is added to the (unbiased) variance, > 0.
+
+    Raises:
+        ValueError: x is not ``(n, c, h, w)``, or has a single pixel.
+
+    Papers: zhang2023advstyle
+
+    >>> x = torch.tensor([[[[1.0, 3.0]]]])
+    >>> style_perturb(x, torch.full((1, 1, 1, 1), 2.0), torch.zeros(1, 1, 1, 1))
+    tensor([[[[3., 5.]]]])
+    """
+    check_positive("eps", eps)
+    mean, std = _moments(x, eps)
+    return (std + std_shift) * ((x - mean) / std) + mean + mean_shift
+
+
+class DSUStyle(Part):
+    r"""Shifts each image's channel means and spreads by noise as large as they differ between the batch's images.
+
+    .. math::
+        y = (\sigma_i + e_\sigma s_\sigma) \frac{x_i - \mu_i}{\sigma_i} + \mu_i + e_\mu s_\mu, \qquad
+        s_\mu = \sqrt{\mathrm{Var}_i(\mu_i) + \epsilon}, \quad e \sim N(0, 1)
+
+    It acts in ``train()`` mode only. The scales are statistics of the batch by definition, so a batch that is split
+    draws other noise; a batch of one image has no spread and takes :math:`\sqrt{\epsilon}`.
+
+    Args:
+        eps: What is added to variances, > 0.
+        generator: Where the noise is drawn from; torch's own generator by default.
+
+    Shape:
+        - x: ``(n, c, h, w)`` floating-point; returns the same shape.
+
+    Raises:
+        ValueError: x is not ``(n, c, h, w)``, or has a single pixel.
+
+    Use it between early layers of a convolutional network that will meet images of other contrast or brightness;
+    :class:`AdvStyle` looks for the worst shifts instead.
+
+    Papers: li2022dsu
+
+    >>> DSUStyle().eval()(torch.ones(1, 1, 2, 2)).sum()
+    tensor(4.)
+    """
+
+    papers = ("li2022dsu",)
+    helps = ("shift",)
+    stochastic = True
+    couples_batch = True
+
+    def __init__(self, eps: float = 1e-6, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.eps = check_positive("eps", eps)
+        self.generator = generator
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The maps in another style, or as they are in ``eval()`` mode."""
+        if not self.training:
+            return x
+        mean, std = _moments(x, self.eps)
+        shifts = [draw_normal(moment, self.generator) * _spread(moment, self.eps) for moment in (mean, std)]
+        return style_perturb(x, shifts[0], shifts[1], self.eps)
+
+
+class AdvStyle(Part):
+    r"""Shifts each image's channel means and spreads by noise whose size is learned to hurt the model most.
+
+    .. math::
+        y = (\sigma_i + e_\sigma s_\sigma) \frac{x_i - \mu_i}{\sigma_i} + \mu_i + e_\mu s_\mu, \qquad
+        \max_{s_\mu, s_\sigma} \mathbb{E}_e\, \ell(f(y)), \quad e \sim N(0, 1)
+
+    The scales are parameters whose gradient is turned round, so that one optimiser that descends for the model ascends
+    for them; :func:`adversarial_style_step` moves them alone. Each batch draws one of three: as it is, this, or the
+    noise of :class:`DSUStyle`. It acts in ``train()`` mode only. At their first use the scales are set to the batch's
+    own spread.
+
+    Args:
+        channels: c.
+        p: How likely a batch is left as it is, is shifted by the learned scales, and by the batch's spread; they sum to
+            1.
+        adv_weight: By how much the reversed gradient is multiplied, > 0.
+        eps: What is added to variances, > 0.
+        generator: Where the noise is drawn from; torch's own generator by default.
+
+    Parameters and buffers:
+        mean_scale, std_scale: ``(1, c, 1, 1)``, :math:`s_\mu` and :math:`s_\sigma`.
+        begun: ``()`` bool, whether the scales were set.
+
+    Shape:
+        - x: ``(n, c, h, w)`` floating-point; returns the same shape.
+
+    Raises:
+        ValueError: ``p`` that is not three shares of 1, or x of another shape or another number of channels.
+
+    Use it after early layers of a convolutional network that is trained on one domain and will meet others. It costs
+    ``steps + 1`` passes a batch with :func:`adversarial_style_step`, and some accuracy on the domain at home.
+
+    Papers: zhang2023advstyle
+
+    >>> AdvStyle(1).eval()(torch.ones(1, 1, 2, 2)).sum()
+    tensor(4.)
+    """
+
+    papers = ("zhang2023advstyle",)
+    helps = ("shift",)
+    stochastic = True
+    couples_batch = True
+    settings = ({"channels": 3},)
+
+    begun: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        p: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3),
+        adv_weight: float | Tensor = 1.0,
+        eps: float = 1e-6,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_int("channels", channels, low=1)
+        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
+            raise ValueError(f"p must be three shares >= 0 with the sum 1, got {p!r}")
+        self.p = tuple(float(share) for share in p)
+        self.adv_weight = check_positive("adv_weight", adv_weight)
+        self.eps = check_positive("eps", eps)
+        self.generator = generator
+        self.mean_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.std_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.begun = torch.zeros((), dtype=torch.bool)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The maps in another style, or as they are in ``eval()`` mode."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must have shape (n, {self.channels}, h, w), got {tuple(x.shape)}")
+        if not self.training:
+            return x
+        mean, std = _moments(x, self.eps)
+        spreads = [_spread(moment, self.eps) for moment in (mean, std)]
+        with torch.no_grad():
+            for scale, spread in zip((self.mean_scale, self.std_scale), spreads, strict=True):
+                scale.copy_(torch.where(self.begun, scale, spread.to(scale.dtype)))
+            self.begun.fill_(True)
+        shares = torch.tensor(self.p, device=x.device)
+        branch = torch.multinomial(shares, 1, generator=self.generator)
+        learned = [self._reversed(scale.to(x.dtype)) for scale in (self.mean_scale, self.std_scale)]
+        shifts = [
+            draw_normal(moment, self.generator) * torch.where(branch == 1, scale, spread)
+            for moment, scale, spread in zip((mean, std), learned, spreads, strict=True)
+        ]
+        return torch.where(branch == 0, x, style_perturb(x, shifts[0], shifts[1], self.eps))
+
+    def _reversed(self, scale: Tensor) -> Tensor:
+        """The same value, its gradient turned round."""
+        return scale.detach() - self.adv_weight * (scale - scale.detach())
+
+
+@cite("zhang2023advstyle", helps=("shift",))
+def adversarial_style_step(
+    model: nn.Module,
+    loss: Callable[[Tensor], Float[Tensor, ""]],
+    x: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int = 3,
+    largest: float | None = None,
+) -> None:
+    r"""Move the scales of a model's :class:`AdvStyle` layers to where they hurt most, and nothing else.
+
+    .. math:: s \leftarrow s + \eta \nabla_s\, \ell(f_s(x)), \qquad 0 \le s \le s_{\max}
+
+    The model's other gradients and its buffers (running statistics) are afterwards as they were. The layers turn the
+    gradient round, so the optimiser is an ordinary one that descends.
+
+    Args:
+        model: Holds the layers, in ``train()`` mode.
+        loss: From the model's output to one number.
+        x: The batch.
+        optimizer: Of the scales alone, e.g. ``torch.optim.SGD([l.mean_scale, l.std_scale], lr=0.1)``.
+        steps: How many steps, >= 1.
+        largest: :math:`s_{\max}`, in the features' units; without it the ascent has no bound.
+
+    Raises:
+        ValueError: ``steps < 1``, ``largest <= 0``, or a model without :class:`AdvStyle` layers.
+
+    Papers: zhang2023advstyle
+
+    >>> layer = AdvStyle(1, p=(0, 1, 0))
+    >>> sgd = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> adversarial_style_step(layer, lambda y: y.square().mean(), torch.randn(4, 1, 3, 3), sgd, steps=1)
+    """
+    check_int("steps", steps, low=1)
+    layers = [module for module in model.modules() if isinstance(module, AdvStyle)]
+    if not layers:
+        raise ValueError(f"model must have AdvStyle layers, {type(model).__name__} has none")
+    scales = [scale for layer in layers for scale in (layer.mean_scale, layer.std_scale)]
+    started = [layer.begun for layer in layers]
+    kept = [(b, b.clone()) for b in model.buffers() if all(b is not flag for flag in started)]
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss(model(x)), scales, allow_unused=True)
+        for scale, gradient in zip(scales, gradients, strict=True):
+            scale.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for scale in scales:
+                scale.clamp_(min=0, max=None if largest is None else check_positive("largest", largest))
+            for buffer, before in kept:
+                buffer.copy_(before)
+
+
+def _moments(x: Tensor, eps: float) -> tuple[Float[Tensor, "n c 1 1"], Float[Tensor, "n c 1 1"]]:
+    check_floating("x", x)
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
+    if x.shape[2] * x.shape[3] < 2:
+        raise ValueError(f"x must have at least two pixels to have a spread, got {tuple(x.shape)}")
+    return x.mean(dim=(2, 3), keepdim=True), (x.var(dim=(2, 3), keepdim=True) + eps).sqrt()
+
+
+def _spread(moment: Float[Tensor, "n c 1 1"], eps: float) -> Float[Tensor, "1 c 1 1"]:
+    """How much the batch's images differ in it."""
+    variance = moment.var(dim=0, keepdim=True) if len(moment) > 1 else torch.zeros_like(moment[:1])
+    return (variance + eps).sqrt()
