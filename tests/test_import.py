@@ -50,6 +50,7 @@ def test_nothing_in_the_package_imports_upwards():
     }
     floors |= {
         "objective": 4,
+        "robust": 5,
         "catalog": 5,
         "testing": 5,
         "report": 5,

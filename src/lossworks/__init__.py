@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lossworks import calibrate, losses, metrics, penalties, perturb, weights
+from lossworks import calibrate, losses, metrics, penalties, perturb, robust, weights
 from lossworks.checks import checks
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
@@ -32,6 +32,7 @@ __all__ = [
     "metrics",
     "penalties",
     "perturb",
+    "robust",
     "testing",
     "weights",
 ]

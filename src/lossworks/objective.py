@@ -2,16 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from lossworks.checks import check_choice
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
 from lossworks.roles import (
     BatchLoss,
+    Consistency,
     Loss,
     Offers,
     Part,
@@ -58,7 +60,9 @@ class Objective(nn.Module):
             detached: weights are the adversary's or the user's choice, and by the envelope theorem their own gradient
             does not count.
         perturb: :math:`\delta`, given the risk as a function of the input. It sees the rows of its own rank and
-            micro-batch only, and leaves the loss's memories alone.
+            micro-batch only, and leaves the loss's memories alone. While it looks, the model is in evaluation mode, so
+            that rows don't depend on each other (batch normalisation takes its running statistics, dropout rests) and
+            buffers stay as they are. A :class:`~lossworks.roles.Consistency` adds a price to each row's clean loss.
         penalties: The terms of :math:`R`, summed.
 
     Shape:
@@ -74,6 +78,11 @@ class Objective(nn.Module):
     >>> objective(nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 1, 0])) > 0
     tensor(True)
     """
+
+    papers: ClassVar[tuple[str, ...]]  # of the objectives that come ready made
+    helps: ClassVar[tuple[str, ...]]
+    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -95,6 +104,8 @@ class Objective(nn.Module):
             raise TypeError(
                 f"{type(loss).__name__} couples the whole batch: it has no rows for {type(weights).__name__} to weigh"
             )
+        if isinstance(perturb, Consistency) and loss.couples_batch:
+            raise TypeError(f"{type(loss).__name__} couples the whole batch: it has no rows to price {perturb}")
         self.loss = loss
         self.weights = weights
         self.perturb = perturb
@@ -130,10 +141,11 @@ class Objective(nn.Module):
                 of the values, and of their gradients, is that of the whole batch. With ``reduction="none"`` a rank
                 gets its own rows' weighted losses as they are.
         """
-        x = self._perturbed(model, x, target, index)
+        output, price = self._outputs(model, x, self._perturbed(model, x, target, index), target)
         value = self.risk(
-            model(x),
+            output,
             target,
+            price=price,
             index=index,
             group=group,
             sample_weight=sample_weight,
@@ -154,14 +166,18 @@ class Objective(nn.Module):
         total: float | Tensor | None = None,
         row_weights: Float[Tensor, " n"] | None = None,
         process_group: ProcessGroup | None = None,
+        price: Float[Tensor, " n"] | None = None,
     ) -> Tensor:
-        """The weighted loss of given outputs: the formula without its perturbation and penalties."""
+        """The weighted loss of given outputs: the formula without its perturbation and penalties.
+
+        ``price`` is what comes on top of each row's loss, in the losses' shape.
+        """
         if isinstance(self.loss, BatchLoss):
             self._refuse_rows(total, row_weights)
             if process_group is None:
                 return self.loss(output, target, sample_weight=sample_weight)
             return self.loss.over_ranks(output, target, sample_weight=sample_weight, process_group=process_group)
-        if self.weights is None and row_weights is None:
+        if self.weights is None and row_weights is None and price is None:
             return self.loss(
                 output, target, sample_weight=sample_weight, index=index, total=total, process_group=process_group
             )
@@ -174,6 +190,8 @@ class Objective(nn.Module):
         losses, rows = self.loss.weighted_rows(
             output, target, sample_weight=sample_weight, index=index, process_group=process_group
         )
+        if price is not None:
+            losses = losses + price.reshape(losses.shape).to(losses.dtype)
         if row_weights is None:
             row_weights = self.weigh(losses, index=index, group=group, target=target, process_group=process_group)
         elif row_weights.numel() != losses.numel():
@@ -279,21 +297,21 @@ class Objective(nn.Module):
         draws: list[_Draws | None] = [None] * len(batches)
         weights: list[Tensor | None] = [None] * len(batches)
         if self.weights is not None and _asked_once(self.weights):
-            by_row = self.loss.rows
-            outputs, draws = self._first_pass(
-                model, batches, lambda out, b: by_row(out, b["target"], b.get("index"))[0]
-            )
+            outputs, draws = self._first_pass(model, batches, self._priced_losses)
             flat = [_flat_columns(batch) for batch in batches]
             columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
             found = self.weigh(torch.cat([rows.flatten() for rows in outputs]), **columns, process_group=process_group)
             weights = list(found.split([rows.numel() for rows in outputs]))
         offers: Offers = []
         for number, batch in enumerate(batches):
-            moved = draws[number] is not None
-            x = batch["x"] if moved else self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
-            given: dict[str, Any] = {name: column for name, column in batch.items() if name != "x"}
+            x = batch["x"]
+            given: dict[str, Any] = {name: column for name, column in batch.items() if name not in ("x", "changed")}
+            changed = batch.get("changed")
+            if changed is None:
+                changed = self._perturbed(model, x, batch["target"], batch.get("index"))
             with held_back(self, offers), _drawing(draws[number]):
-                value = self.risk(model(x), **given, total=total, row_weights=weights[number])
+                output, price = self._outputs(model, x, changed, batch["target"])
+                value = self.risk(output, **given, total=total, row_weights=weights[number], price=price)
             share = self._share(batch["target"], batch.get("sample_weight"), total, process_group)
             value = self._with_penalties(value * world_size(process_group), model, share)
             if number == len(batches) - 1:
@@ -304,10 +322,10 @@ class Objective(nn.Module):
         self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
     ) -> Iterator[Tensor]:
         """Micro-batches of a loss that couples its batch: the gradient in all outputs, then each part's own of it."""
-        outputs, draws = self._first_pass(model, batches, lambda output, _: output)
+        outputs, draws = self._first_pass(model, batches, lambda output, *_: output)
         whole = torch.cat(outputs).requires_grad_()
         columns: dict[str, Any] = {
-            name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "x"
+            name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in ("x", "changed")
         }
         with torch.enable_grad():
             value = self.risk(whole, **columns, process_group=process_group)
@@ -318,7 +336,7 @@ class Objective(nn.Module):
         pieces = gradients[0].split([len(output) for output in outputs])
         for batch, draw, gradient in zip(batches, draws, pieces, strict=True):
             with _drawing(draw):
-                linear = (model(batch["x"]) * gradient).sum()
+                linear = (model(batch["changed"]) * gradient).sum()
             # What the loss itself learns goes with the first part.
             linear, through = torch.stack([linear, *through]).sum(), []
             share = value.detach() / len(batches) + (linear - linear.detach())
@@ -328,18 +346,18 @@ class Objective(nn.Module):
         self,
         model: nn.Module,
         batches: list[dict[str, Tensor]],
-        take: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        take: Callable[[Tensor, Tensor | None, dict[str, Tensor]], Tensor],
     ) -> tuple[list[Tensor], list["_Draws | None"]]:
-        """What is taken of each part's outputs, and how its draws are repeated; perturbed inputs replace the parts'."""
+        """What is taken of each part's outputs, and how its draws are repeated; each part gets its perturbed input."""
         for batch in batches:
-            batch["x"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
+            batch["changed"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
         changing = [*model.buffers(), *_changing(self.loss)]
         buffers = [(buffer, buffer.clone()) for buffer in changing if not buffer.requires_grad]
         taken, draws = [], list[_Draws | None]()
         with torch.no_grad(), held_back(self.loss):
             for batch in batches:
                 draws.append(_Draws(batch["x"]))
-                taken.append(take(model(batch["x"]), batch))
+                taken.append(take(*self._outputs(model, batch["x"], batch["changed"], batch["target"]), batch))
             for buffer, before in buffers:
                 buffer.copy_(before)
         return taken, draws
@@ -355,8 +373,27 @@ class Objective(nn.Module):
     def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         if self.perturb is None:
             return x
-        with held_back(self.loss):
-            return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
+        with held_back(self.loss), _resting(model):
+            if not isinstance(self.perturb, Consistency):
+                return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
+            with torch.no_grad():
+                clean = model(x).detach()
+            distance = self.perturb.per_sample
+            return self.perturb(lambda changed: distance(model(changed), clean, target), x)
+
+    def _outputs(
+        self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor
+    ) -> tuple[Tensor, Float[Tensor, " n"] | None]:
+        """What the loss is taken of, and what comes on top of it."""
+        if not isinstance(self.perturb, Consistency):
+            return model(changed), None
+        clean = model(x)
+        return clean, self.perturb.strength * self.perturb.per_sample(model(changed), clean, target)
+
+    def _priced_losses(self, output: Tensor, price: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
+        assert isinstance(self.loss, Loss)
+        losses, _ = self.loss.rows(output, batch["target"], batch.get("index"))
+        return losses if price is None else losses + price.reshape(losses.shape)
 
     def _share(
         self,
@@ -389,6 +426,27 @@ class Objective(nn.Module):
             return self.loss(output, target).expand(len(output))
         losses, _ = self.loss.rows(output, target, index)
         return losses.reshape(len(output), -1).sum(dim=1)
+
+
+@contextlib.contextmanager
+def _resting(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards every module in the mode that it was in."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    for name, module in model.named_modules() if modules else ():
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"model: {name or type(model).__name__} ({type(module).__name__}) keeps no running statistics, so a "
+                "row's risk depends on its batch and has no worst input of its own; give it track_running_stats=True, "
+                "or normalise each row by itself"
+            )
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 class _Draws:

@@ -20,6 +20,7 @@ ROLES = {
     "weights": "weighting",
     "perturb": "perturbation",
     "penalties": "penalty",
+    "robust": "objective",
     "calibrate": "calibrator",
     "metrics": "metric",
 }

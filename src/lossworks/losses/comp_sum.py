@@ -18,8 +18,8 @@ class CompSumLoss(Loss):
     r"""Cross-entropy with a dial for how much hard and wrongly labelled rows count.
 
     .. math::
-        \ell_\tau(z, y) = \frac{1 - p_y^{\tau - 1}}{\tau - 1}, \qquad p = \mathrm{softmax}(z), \qquad
-        \frac{\partial \ell_\tau}{\partial z_k} = p_y^{\tau - 1} (p_k - [k = y])
+        \ell_\tau(z, y) = \frac{1 - p_y^{\tau - 1}}{\tau - 1}, \qquad p = \mathrm{softmax}(z / \rho), \qquad
+        \frac{\partial \ell_\tau}{\partial z_k} = \tfrac1\rho\, p_y^{\tau - 1} (p_k - [k = y])
 
     ``tau=0`` is the sum-exponential loss :math:`1/p_y - 1`, ``tau=1`` cross-entropy, ``1 < tau < 2`` the generalised
     cross-entropy with :math:`q = \tau - 1`, ``tau=2`` the mean absolute error :math:`1 - p_y`. Where ``tau < 1`` would
@@ -29,6 +29,7 @@ class CompSumLoss(Loss):
     Args:
         tau: The exponent, >= 0. Above 1 it bounds the loss by :math:`1/(\tau - 1)` and so what a wrong label can do;
             below 1 it drives at the hardest rows.
+        rho: What the logits are divided by first, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -37,7 +38,7 @@ class CompSumLoss(Loss):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: ``tau < 0``, shapes that don't match, a class outside ``[0, C)``.
+        ValueError: ``tau < 0``, ``rho <= 0``, shapes that don't match, a class outside ``[0, C)``.
 
     Use it when some labels are wrong (``tau`` about 1.5) or as one dial to tune; near 1 it is cross-entropy, and far
     from 1 it is harder to optimise. With ``tau < 1`` clip the gradient.
@@ -54,14 +55,22 @@ class CompSumLoss(Loss):
     rowwise = True
     settings = ({"tau": 1.0}, {"tau": 0.5}, {"tau": 1.5})
 
-    def __init__(self, tau: float | Tensor = 1.0, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+    def __init__(
+        self,
+        tau: float | Tensor = 1.0,
+        rho: float | Tensor = 1.0,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
         super().__init__(reduction, ignore_index=ignore_index)
         self.tau = check_positive("tau", tau, allow_zero=True)
+        self.rho = check_positive("rho", rho)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """One value a row."""
         check_classes(output, target)
-        log_prob = -cross_entropy(output, target, reduction="none")
+        log_prob = -cross_entropy(_divided(output, self.rho), target, reduction="none")
         rate = self.tau - 1
         exponent = rate * log_prob
         near = exponent.abs() < _SERIES_BELOW  # there the quotient below would lose its digits, and be 0/0 at tau = 1
@@ -77,7 +86,7 @@ class CompSumLoss(Loss):
     def predict(self, output: Tensor) -> Tensor:
         r"""Class probabilities: at best, p is :math:`\propto \eta^{1/(2 - \tau)}`, undone here for ``tau < 2``."""
         power = 2 - torch.as_tensor(self.tau, dtype=output.dtype, device=output.device)
-        return (torch.where(power > 0, power, 1) * output).softmax(dim=-1)
+        return (torch.where(power > 0, power, 1) * _divided(output, self.rho)).softmax(dim=-1)
 
 
 @cite("mao2023crossentropy")
@@ -119,6 +128,11 @@ def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, ti
     from scipy.optimize import brentq  # half a second to import, for this one function
 
     return float(brentq(lambda t: _transform(t, tau, num_classes) - gap, 0.0, 1.0, xtol=1e-15))
+
+
+def _divided(output: Tensor, rho: float | Tensor) -> Tensor:
+    """The logits over rho, without a pass over them where it is 1."""
+    return output if not isinstance(rho, Tensor) and rho == 1 else output / rho
 
 
 def _transform(t: float, tau: float, num_classes: int) -> float:

@@ -3,5 +3,17 @@ r""":math:`\delta`: what happens to the input before the model sees it."""
 from lossworks.perturb.noise import GaussianNoise
 from lossworks.perturb.pgd import FGSM, PGD
 from lossworks.perturb.style import AdvStyle, DSUStyle, adversarial_style_step, style_perturb
+from lossworks.perturb.trades import TRADES, LargestMarginChange, cw_margin_loss
 
-__all__ = ["FGSM", "PGD", "AdvStyle", "DSUStyle", "GaussianNoise", "adversarial_style_step", "style_perturb"]
+__all__ = [
+    "FGSM",
+    "PGD",
+    "TRADES",
+    "AdvStyle",
+    "DSUStyle",
+    "GaussianNoise",
+    "LargestMarginChange",
+    "adversarial_style_step",
+    "cw_margin_loss",
+    "style_perturb",
+]

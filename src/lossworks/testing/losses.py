@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
+from lossworks.objective import Objective
 from lossworks.roles import Loss, Part
 from lossworks.testing.inputs import CLASSES, ROWS, example, expect_error
 
@@ -372,7 +373,7 @@ def assert_documented(part: Any) -> None:
     """The docstring has purpose, equation, arguments, shapes, errors, when to use it, source and an example."""
     text = inspect.getdoc(part if inspect.isclass(part) or inspect.isroutine(part) else type(part)) or ""
     wanted = ["math::", "Papers:", ">>>"] if not inspect.isroutine(part) else [">>>"]
-    if isinstance(part, Part):
+    if isinstance(part, (Part, Objective)):
         wanted += ["Shape:", "Raises:", "Use it"]
         named = inspect.signature(type(part)).parameters.values()
         conventional = ("reduction", "ignore_index")

@@ -1,0 +1,156 @@
+"""Prices on how far the output moves under the worst change of the input, beside the clean loss."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from lossworks.checks import check_classes, check_positive
+from lossworks.perturb.pgd import PGD
+from lossworks.roles import Consistency, Perturbation, cite
+
+__all__ = ["TRADES", "LargestMarginChange", "cw_margin_loss"]
+
+
+class TRADES(Consistency):
+    r"""Trades clean accuracy against robustness: the clean loss plus how far the prediction moves under attack.
+
+    .. math::
+        \ell(f(x_i), y_i) + \beta \max_{\|\delta_i\| \le \varepsilon}
+        \mathrm{KL}\big(p(x_i) \,\|\, p(x_i + \delta_i)\big), \qquad p = \mathrm{softmax} \circ f
+
+    The attack follows the divergence and not the loss, so it needs no label. It begins at a point drawn at random, as
+    the divergence has no slope at the clean input.
+
+    Args:
+        beta: The price :math:`\beta` of the divergence, >= 0; the authors use 1 to 6.
+        attack: What looks for the worst change; :class:`PGD` by default.
+
+    Shape:
+        - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``.
+
+    Raises:
+        ValueError: ``beta < 0``.
+        TypeError: ``attack`` is no perturbation, or the objective's loss couples its batch.
+
+    Use it as ``perturb=`` of an :class:`~lossworks.Objective`, where some clean accuracy may be paid for robustness;
+    one dial, ``beta``, says how much. It costs the attack and two passes a step.
+
+    Papers: zhang2019trades
+
+    >>> from lossworks import Objective
+    >>> from lossworks.losses import CrossEntropyLoss
+    >>> objective = Objective(CrossEntropyLoss(), perturb=TRADES(beta=6.0, attack=PGD(0.1, steps=2)))
+    >>> objective(torch.nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 1, 0])) > 0
+    tensor(True)
+    """
+
+    papers = ("zhang2019trades",)
+    helps = ("attacks",)
+    stochastic = True
+    settings = ({}, {"beta": 1.0})
+
+    def __init__(self, beta: float | Tensor = 6.0, attack: Perturbation | None = None) -> None:
+        super().__init__(PGD() if attack is None else attack, check_positive("beta", beta, allow_zero=True))
+
+    @property
+    def beta(self) -> float | Tensor:
+        """The price."""
+        return self.strength
+
+    def per_sample(
+        self, perturbed: Float[Tensor, "n classes"], clean: Float[Tensor, "n classes"], target: Tensor
+    ) -> Float[Tensor, " n"]:
+        """The divergence of each row's prediction from its clean one."""
+        moved, still = (_log_softmax(logits) for logits in (perturbed, clean))
+        return kl_div(moved, still, reduction="none", log_target=True).sum(dim=1)
+
+
+class LargestMarginChange(Consistency):
+    r"""The clean loss plus how far the margins over the other classes move under attack, in Euclidean length.
+
+    .. math::
+        \ell(f(x_i), y_i) + \nu \max_{\|\delta_i\| \le \varepsilon} \| D(x_i + \delta_i) - D(x_i) \|_2, \qquad
+        D(x) = (f_y(x) - f_k(x))_{k \ne y}
+
+    With the comp-sum loss at scale :math:`\rho` it is :class:`lossworks.robust.SmoothAdversarialCompSumLoss`, which
+    bounds the loss under attack from above for :math:`\nu \ge \sqrt{C - 1} / \rho`.
+
+    Args:
+        nu: The price :math:`\nu`, >= 0, in loss units per logit unit.
+        attack: What looks for the worst change; :class:`PGD` by default.
+
+    Shape:
+        - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``, target classes ``(n,)``.
+
+    Raises:
+        ValueError: ``nu < 0``, a class outside ``[0, C)``.
+        TypeError: ``attack`` is no perturbation, or the objective's loss couples its batch.
+
+    Use it as :class:`TRADES`, where a bound on the loss under attack is wanted.
+
+    Papers: mao2023crossentropy
+
+    >>> LargestMarginChange(1.0).per_sample(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([0]))
+    tensor([3.])
+    """
+
+    papers = ("mao2023crossentropy",)
+    helps = ("attacks",)
+    stochastic = True
+
+    def __init__(self, nu: float | Tensor = 1.0, attack: Perturbation | None = None) -> None:
+        super().__init__(PGD() if attack is None else attack, check_positive("nu", nu, allow_zero=True))
+
+    @property
+    def nu(self) -> float | Tensor:
+        """The price."""
+        return self.strength
+
+    def per_sample(
+        self, perturbed: Float[Tensor, "n classes"], clean: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """How far each row's margins are from its clean ones."""
+        check_classes(clean, target)
+        change = perturbed - clean
+        squares = (change.gather(1, target[:, None]) - change).square().sum(dim=1)
+        moved = squares > 0  # the root has no slope at 0
+        return torch.where(moved, torch.where(moved, squares, 1).sqrt(), 0)
+
+
+@cite("carlini2017towards", helps=("attacks",))
+def cw_margin_loss(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], confidence: float | Tensor = 0.0
+) -> Float[Tensor, " n"]:
+    r"""By how much the label's logit leads: what an attacker brings down to 0, where the label is lost.
+
+    .. math:: \max\big(f_y - \max_{k \ne y} f_k, -\kappa\big)
+
+    Its slope does not vanish where a row is classified with confidence, as cross-entropy's does. Give an attack its
+    negative as the risk: ``PGD(0.1)(lambda x: -cw_margin_loss(model(x), y), x)``.
+
+    Args:
+        output: Logits, C >= 2.
+        target: Classes, int64.
+        confidence: How far beyond losing the label the attack goes on, :math:`\kappa`, in logit units, >= 0.
+
+    Raises:
+        ValueError: shapes that don't match, a class outside ``[0, C)``, ``confidence < 0``.
+
+    Papers: carlini2017towards
+
+    >>> cw_margin_loss(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+    tensor([2., -0.])
+    """
+    check_classes(output, target)
+    check_positive("confidence", confidence, allow_zero=True)
+    if output.shape[1] < 2:
+        raise ValueError(f"output must have two classes at least, got {tuple(output.shape)}")
+    own = target[:, None]
+    others = output.scatter(1, own, -torch.inf).amax(dim=1)
+    margin = output.gather(1, own).squeeze(1) - others
+    return torch.maximum(margin, -torch.as_tensor(confidence, dtype=output.dtype, device=output.device))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=1)
