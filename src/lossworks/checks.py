@@ -17,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "check_between",
+    "check_binary",
     "check_choice",
     "check_classes",
     "check_finite",
@@ -156,6 +157,14 @@ def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
             raise ValueError(
                 f"sample_weight must be finite and >= 0, got {float(sample_weight.flatten()[row]):g} at {row}"
             )
+
+
+def check_binary(target: Tensor) -> None:
+    """Raise unless every number is 0 or 1."""
+    flat = target.flatten()
+    if readable(flat) and flat.dtype != torch.bool and not torch.equal(flat.square(), flat):
+        row = int((flat.square() != flat).nonzero()[0])
+        raise ValueError(f"target must be 0 or 1, got {flat[row].item():g} at {row}")
 
 
 def check_classes(output: Tensor, target: Tensor, *, ignore_index: int | None = None) -> None:

@@ -11,6 +11,7 @@ from.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from lossworks.checks import (
+    check_binary,
     check_choice,
     check_classes,
     check_floating,
@@ -36,6 +38,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Perturbation",
+    "SoftmaxForm",
     "Weighting",
     "cite",
     "held_back",
@@ -192,6 +195,29 @@ def weighted_reduction(
     return summed / torch.where(kept > 0, kept, torch.ones_like(kept))
 
 
+@dataclass(frozen=True)
+class SoftmaxForm:
+    r"""A loss as a function of one or two numbers of a row, through which its gradient has a closed form.
+
+    .. math::
+        \ell(z, y) = g\Big({-\log p_y},\; {-\sum_k \log p_k}\Big), \qquad
+        p = \mathrm{softmax}\big(a z + b + c_y [k = y]\big)
+
+    Args:
+        value: :math:`g`, of the first number ``(n,)``, and of the second too where ``reads_total``; differentiable.
+        scale: :math:`a`, a number or a 0-d tensor.
+        shift: :math:`b`, ``(C,)``.
+        handicap: :math:`c`, a number or a 0-d tensor, or ``(C,)`` by the target's class.
+        reads_total: Whether :math:`g` takes the second number.
+    """
+
+    value: Callable[..., Tensor]
+    scale: float | Tensor = 1.0
+    shift: Tensor | None = None
+    handicap: float | Tensor | None = None
+    reads_total: bool = False
+
+
 class Loss(Part):
     """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
 
@@ -227,6 +253,14 @@ class Loss(Part):
     def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
         """One value a row, from flat rows whose shapes the base has checked."""
         raise NotImplementedError(f"{type(self).__name__} must define per_sample(output, target) -> (n,)")
+
+    def softmax_form(self, num_classes: int) -> "SoftmaxForm | None":
+        """How the loss reads a row of so many logits with a class as target, if it is by their softmax alone."""
+        return None
+
+    def recall(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """For a loss with a memory: what it would now remember of these rows in it, changing nothing."""
+        raise NotImplementedError(f"{type(self).__name__} must define recall(output, target, index) -> (n, ...)")
 
     def output_size(self, num_classes: int = 1) -> int:
         """How many outputs a model needs for this loss."""
@@ -404,11 +438,14 @@ class Weighting(Part):
     Class attributes:
         over_data_set: Whether the mean of 1 is over the data set (so a batch's own mean differs), which keeps fixed
             weights exact when a batch is split.
+        reads_losses: Whether the weights depend on the losses. Where they don't, they are known before the losses are,
+            which saves the fused form a pass.
         needs_target: Whether it must be given ``target=``.
         needs_group: Whether it must be given ``group=``.
     """
 
     over_data_set: ClassVar[bool] = False
+    reads_losses: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
     needs_group: ClassVar[bool] = False
 
@@ -484,9 +521,8 @@ def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
     if kind == "real":
         check_floating("target", target)
     flat = target.flatten().to(output.dtype)
-    if kind == "binary" and readable(flat) and not torch.equal(flat.square(), flat):
-        row = int((flat.square() != flat).nonzero()[0])
-        raise ValueError(f"target must be 0 or 1, got {flat[row].item():g} at {row}")
+    if kind == "binary":
+        check_binary(flat)
     return flat
 
 

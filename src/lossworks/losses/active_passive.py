@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossworks.checks import check_between, check_choice, check_positive
 from lossworks.losses._rows import surprise_and_total
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class _SurpriseLoss(Loss):
@@ -21,6 +21,10 @@ class _SurpriseLoss(Loss):
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
         raise NotImplementedError(f"{type(self).__name__} must define of_surprise(own, total) -> (n,)")
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise, reads_total=True)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
@@ -276,6 +280,17 @@ class ActivePassiveLoss(Loss):
             return loss.per_sample(output, target)
 
         return self.alpha * value(self.active) + self.beta * value(self.passive)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm | None:
+        """See :class:`lossworks.roles.SoftmaxForm`; None where one of the pair has none."""
+        active, passive = self.active, self.passive
+        if not (isinstance(active, _SurpriseLoss) and isinstance(passive, _SurpriseLoss)):
+            return None
+
+        def value(own: Tensor, total: Tensor) -> Tensor:
+            return self.alpha * active.of_surprise(own, total) + self.beta * passive.of_surprise(own, total)
+
+        return SoftmaxForm(value, reads_total=True)
 
 
 def _check_two_classes(output: Tensor) -> None:

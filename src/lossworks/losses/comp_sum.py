@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_classes, check_int, check_positive
-from lossworks.roles import Loss, cite
+from lossworks.roles import Loss, SoftmaxForm, cite
 
 _SERIES_BELOW, _SERIES_TERMS = 1e-2, 7  # the first term left out is 1e-14 / 8!, under float64's resolution
 _LARGEST_EXPONENT = 60.0
@@ -70,7 +70,15 @@ class CompSumLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """One value a row."""
         check_classes(output, target)
-        log_prob = -cross_entropy(_divided(output, self.rho), target, reduction="none")
+        return self.of_surprise(cross_entropy(_divided(output, self.rho), target, reduction="none"))
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise, scale=1 / self.rho)
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
+        log_prob = -surprise
         rate = self.tau - 1
         exponent = rate * log_prob
         near = exponent.abs() < _SERIES_BELOW  # there the quotient below would lose its digits, and be 0/0 at tau = 1

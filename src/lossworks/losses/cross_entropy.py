@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
 from lossworks.losses._rows import surprise_and_total
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class CrossEntropyLoss(Loss):
@@ -66,6 +66,13 @@ class CrossEntropyLoss(Loss):
             return cross_entropy(output, spread, reduction="none")
         own, total = surprise_and_total(output, target)
         return own + self.label_smoothing * (total / output.shape[1] - own)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        smoothing = self.label_smoothing
+        if not isinstance(smoothing, Tensor) and smoothing == 0:
+            return SoftmaxForm(lambda own: own)
+        return SoftmaxForm(lambda own, total: own + smoothing * (total / num_classes - own), reads_total=True)
 
     def logit_gradient(
         self, logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_positive
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class FocalLoss(Loss):
@@ -63,8 +63,15 @@ class FocalLoss(Loss):
         if target.is_floating_point():
             surprise = -output.log_softmax(dim=1)
             return (target * _others(surprise) ** self.gamma * surprise).sum(dim=1)
-        surprise = cross_entropy(output, target, reduction="none")
+        return self.of_surprise(cross_entropy(output, target, reduction="none"))
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
         return _others(surprise) ** self.gamma * surprise
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise)
 
     def predict(self, output: Tensor) -> Tensor:
         """The class probabilities that these outputs are the minimiser for."""

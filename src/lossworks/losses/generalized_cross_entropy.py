@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_between
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class GeneralizedCrossEntropyLoss(Loss):
@@ -51,6 +51,10 @@ class GeneralizedCrossEntropyLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         return _box_cox(F.cross_entropy(output, target, reduction="none"), self.q)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(lambda surprise: _box_cox(surprise, self.q))
 
 
 class TruncatedGeneralizedCrossEntropyLoss(Loss):
@@ -118,10 +122,17 @@ class TruncatedGeneralizedCrossEntropyLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        cross_entropy = F.cross_entropy(output, target, reduction="none")
-        k = torch.as_tensor(self.k, dtype=output.dtype, device=output.device)
+        return self.of_surprise(F.cross_entropy(output, target, reduction="none"))
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
+        k = torch.as_tensor(self.k, dtype=surprise.dtype, device=surprise.device)
         limit = torch.where(self.progress < self.warmup, math.inf, -k.log())
-        return _box_cox(torch.minimum(cross_entropy, limit), self.q)
+        return _box_cox(torch.minimum(surprise, limit), self.q)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise)
 
 
 def _box_cox(cross_entropy: Tensor, q: float | Tensor) -> Tensor:

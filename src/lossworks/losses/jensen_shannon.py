@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class JensenShannonLoss(Loss):
@@ -55,9 +55,16 @@ class JensenShannonLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
+        return self.of_surprise(cross_entropy(output, target, reduction="none"))
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise)
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
         pi = self.pi
         log_rest = torch.log1p(-pi) if isinstance(pi, Tensor) else math.log1p(-pi)
-        surprise = cross_entropy(output, target, reduction="none")
         own = torch.exp(-surprise)
         # log(m_y / p_y) keeps its digits at small pi; beyond 80 its product with p_y is 0 and float32 would overflow.
         log_ratio = torch.log1p(pi * torch.expm1(surprise.clamp_max(80)))

@@ -18,7 +18,7 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.losses._rows import in_blocks
-from lossworks.roles import Loss, cite
+from lossworks.roles import Loss, SoftmaxForm, cite
 
 NORMALIZE = ("softplus_mean", "l1_mean")
 _SMALLEST_MEAN = 1e-12
@@ -150,6 +150,13 @@ class LDRLoss(Loss):
         check_classes(output, target)
         return _ldr(*_scores_and_size(output, self.normalize), target, self.lam, self.margin)
 
+    def softmax_form(self, num_classes: int) -> SoftmaxForm | None:
+        """See :class:`lossworks.roles.SoftmaxForm`; None where the scores are normalised first."""
+        if self.normalize is not None:
+            return None
+        lam = self.lam
+        return SoftmaxForm(lambda own: lam * (own - math.log(num_classes)), scale=1 / lam, handicap=-self.margin / lam)
+
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities at the loss's own temperature: exact at the optimum where ``margin`` is 0."""
         return (normalize_scores(output, self.normalize) / self.lam).softmax(dim=-1)
@@ -235,23 +242,31 @@ class AdaptiveLDRLoss(Loss):
         self.lam = torch.ones(num_samples) * torch.as_tensor(lam0).detach()
 
     def per_sample(  # type: ignore[override]  # rows with a memory take their number
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
+        self,
+        output: Float[Tensor, "n classes"],
+        target: Int[Tensor, " n"],
+        index: Int[Tensor, " n"],
+        memory: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """One value a row; an index of -1 is a row that is not remembered."""
+        """One value a row; an index of -1 is a row that is not remembered.
+
+        Given a ``memory``, as of :meth:`recall`, the rows' ``lam`` is that, and none is updated.
+        """
         check_classes(output, target)
         if output.shape[1] < 2:
             raise ValueError(f"output must have at least 2 classes, got {tuple(output.shape)}")
-        self._check_index(index)
         scores, size = _scores_and_size(output, self.normalize)
-        remembered = self.lam[index.clamp(min=0)].to(output.dtype)
-        if self.training:
-            with torch.no_grad():
-                one_step = self.mode == "one_step"
-                updated = self._one_step(scores, size, remembered) if one_step else self._exact(scores, size, target)
-                self.remember("lam", index, updated)
-        else:
-            updated = remembered
-        return self._value(scores, size, target, updated)
+        if memory is None:
+            memory = self._recall(scores, size, target, index)
+            if self.training:
+                self.remember("lam", index, memory)
+        return self._value(scores, size, target, memory)
+
+    def recall(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """The rows' ``lam``, updated in ``train()`` mode; changes nothing."""
+        return self._recall(*_scores_and_size(output, self.normalize), target, index)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """As of every loss; the ignored rows are not remembered."""
@@ -262,6 +277,16 @@ class AdaptiveLDRLoss(Loss):
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities of the normalised scores, at the temperature ``lam0``."""
         return (normalize_scores(output, self.normalize) / self.lam0).softmax(dim=-1)
+
+    @torch.no_grad()
+    def _recall(self, scores: Tensor, size: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        self._check_index(index)
+        remembered = self.lam[index.clamp(min=0)].to(scores.dtype)
+        if not self.training:
+            return remembered
+        if self.mode == "one_step":
+            return self._one_step(scores, size, remembered)
+        return self._exact(scores, size, target)
 
     def _check_index(self, index: Tensor) -> None:
         if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_finite, check_floating, check_positive, readable
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class _LongTail(Loss):
@@ -26,13 +26,13 @@ class _LongTail(Loss):
             raise ValueError(f"class_counts must be >= 0 with a positive, finite sum, got {class_counts.tolist()}")
         self.class_counts = class_counts
 
-    def _counts(self, output: Float[Tensor, "n classes"]) -> Float[Tensor, " classes"]:
+    def _counts(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
         """The counts, where a class without rows counts as the rarest that has some."""
-        if output.shape[1] != len(self.class_counts):
+        if num_classes != len(self.class_counts):
             raise ValueError(
-                f"output must have {len(self.class_counts)} classes, as class_counts has, got {output.shape[1]}"
+                f"output must have {len(self.class_counts)} classes, as class_counts has, got {num_classes}"
             )
-        counts = self.class_counts.to(output.dtype)
+        counts = self.class_counts.to(dtype)
         return torch.maximum(counts, torch.where(counts > 0, counts, math.inf).amin())
 
 
@@ -90,11 +90,19 @@ class LDAMLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        counts = self._counts(output)
-        margins = self.max_margin * (counts.amin() / counts) ** 0.25
+        margins = self._margins(output.shape[1], output.dtype)
         behind = output.scatter_add(1, target[:, None], -margins[target][:, None])
         plain = not isinstance(self.scale, Tensor) and self.scale == 1
         return cross_entropy(behind if plain else self.scale * behind, target, reduction="none")
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        handicap = -self.scale * self._margins(num_classes, self.class_counts.dtype)
+        return SoftmaxForm(lambda own: own, scale=self.scale, handicap=handicap)
+
+    def _margins(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
+        counts = self._counts(num_classes, dtype)
+        return self.max_margin * (counts.amin() / counts) ** 0.25
 
     def predict(self, output: Tensor) -> Tensor:
         """The softmax of the scaled outputs, without margins."""
@@ -152,8 +160,15 @@ class LogitAdjustedLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        counts = self._counts(output)
-        return cross_entropy(output + self.tau * (counts / counts.sum()).log(), target, reduction="none")
+        return cross_entropy(output + self._shift(output.shape[1], output.dtype), target, reduction="none")
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(lambda own: own, shift=self._shift(num_classes, self.class_counts.dtype))
+
+    def _shift(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
+        counts = self._counts(num_classes, dtype)
+        return self.tau * (counts / counts.sum()).log()
 
 
 class BalancedSoftmaxLoss(_LongTail):
@@ -196,4 +211,8 @@ class BalancedSoftmaxLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return cross_entropy(output + self._counts(output).log(), target, reduction="none")
+        return cross_entropy(output + self._counts(output.shape[1], output.dtype).log(), target, reduction="none")
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(lambda own: own, shift=self._counts(num_classes, self.class_counts.dtype).log())

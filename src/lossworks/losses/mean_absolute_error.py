@@ -5,7 +5,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class MeanAbsoluteErrorLoss(Loss):
@@ -51,3 +51,7 @@ class MeanAbsoluteErrorLoss(Loss):
         if target.is_floating_point():
             return (target - output.softmax(dim=1)).abs().sum(dim=1)
         return -2 * torch.expm1(-F.cross_entropy(output, target, reduction="none"))
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(lambda surprise: -2 * torch.expm1(-surprise))

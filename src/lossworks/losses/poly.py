@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class PolyLoss(Loss):
@@ -61,4 +61,12 @@ class PolyLoss(Loss):
         surprise = cross_entropy(output, target, reduction="none")
         if target.is_floating_point():
             return surprise + self.epsilon * (1 - (target * output.softmax(dim=1)).sum(dim=1))
+        return self.of_surprise(surprise)
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
         return surprise - self.epsilon * torch.expm1(-surprise)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise)

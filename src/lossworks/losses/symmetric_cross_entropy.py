@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_positive
-from lossworks.roles import Loss
+from lossworks.roles import Loss, SoftmaxForm
 
 
 class SymmetricCrossEntropyLoss(Loss):
@@ -63,5 +63,12 @@ class SymmetricCrossEntropyLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        cross_entropy = F.cross_entropy(output, target, reduction="none")
-        return self.alpha * cross_entropy + self.beta * self.log_clip * torch.expm1(-cross_entropy)
+        return self.of_surprise(F.cross_entropy(output, target, reduction="none"))
+
+    def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row from its cross-entropy."""
+        return self.alpha * surprise + self.beta * self.log_clip * torch.expm1(-surprise)
+
+    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+        """See :class:`lossworks.roles.SoftmaxForm`."""
+        return SoftmaxForm(self.of_surprise)

@@ -45,6 +45,7 @@ class ClassBalanced(Weighting):
     settings = ({}, {"method": "effective", "beta": 0.99})
     needs_target = True
     over_data_set = True
+    reads_losses = False
 
     def __init__(
         self, class_counts: Float[Tensor, " classes"], *, method: str = "inverse", beta: float | Tensor = 0.999

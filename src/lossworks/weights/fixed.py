@@ -26,6 +26,7 @@ class Uniform(Weighting):
     """
 
     over_data_set = True
+    reads_losses = False
 
     def forward(
         self,
@@ -66,6 +67,7 @@ class SampleWeights(Weighting):
     needs = ("sample_weights",)
     needs_index = True
     over_data_set = True
+    reads_losses = False
 
     def __init__(self, sample_weights: Float[Tensor, " rows"]) -> None:
         super().__init__()
