@@ -51,6 +51,7 @@ def test_nothing_in_the_package_imports_upwards():
     floors |= {
         "objective": 4,
         "robust": 5,
+        "fused": 4,
         "catalog": 5,
         "testing": 5,
         "report": 5,

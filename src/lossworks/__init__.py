@@ -9,7 +9,7 @@ from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
 
 if TYPE_CHECKING:
-    from lossworks import catalog, testing
+    from lossworks import catalog, fused, testing
     from lossworks.compare import Comparison, Model, compare, load
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "catalog",
     "checks",
     "compare",
+    "fused",
     "load",
     "losses",
     "metrics",
@@ -43,6 +44,7 @@ _WHEN_USED = {
     "compare": "lossworks.compare",
     "load": "lossworks.compare",
     "catalog": "lossworks.catalog",
+    "fused": "lossworks.fused",
     "testing": "lossworks.testing",
 }
 

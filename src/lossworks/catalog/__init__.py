@@ -22,6 +22,7 @@ ROLES = {
     "penalties": "penalty",
     "robust": "objective",
     "calibrate": "calibrator",
+    "fused": "fused form",
     "metrics": "metric",
 }
 """The folders whose public names are parts, and the role that a part in it plays."""

@@ -1,0 +1,6 @@
+"""The same objectives on a linear output layer, without the matrix of its logits."""
+
+from lossworks.fused.divergence import linear_kl
+from lossworks.fused.linear import linear_log_probs, linear_loss
+
+__all__ = ["linear_kl", "linear_log_probs", "linear_loss"]

@@ -1,0 +1,130 @@
+"""The divergence of a linear output layer from a teacher's, without either matrix of logits."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_choice, check_positive, check_sample_weight
+from lossworks.fused.chunks import blocks
+from lossworks.fused.linear import check_layer, each, plan_for, reduced
+from lossworks.fused.rows import HALF, Layer, Reader, Reading
+from lossworks.roles import REDUCTIONS, cite
+
+
+@cite("hinton2015distilling")
+def linear_kl(
+    student_hidden: Float[Tensor, "*rows d"],
+    student_weight: Float[Tensor, "classes d"],
+    teacher_hidden: Float[Tensor, "*rows d2"],
+    teacher_weight: Float[Tensor, "classes d2"],
+    *,
+    student_bias: Float[Tensor, " classes"] | None = None,
+    teacher_bias: Float[Tensor, " classes"] | None = None,
+    temperature: float = 1.0,
+    direction: str = "forward",
+    sample_weight: Float[Tensor, "*rows"] | None = None,
+    total: float | Tensor | None = None,
+    reduction: str = "mean",
+    chunk: int | None = None,
+) -> Tensor:
+    r"""Kullback-Leibler divergence between a teacher's and a student's predictions, without either matrix of logits.
+
+    .. math::
+        \ell_i = \mathrm{KL}(t_i \,\|\, s_i) \;\text{(forward)}, \qquad
+        \ell_i = \mathrm{KL}(s_i \,\|\, t_i) \;\text{(reverse)}, \qquad
+        s_i = \mathrm{softmax}(W h_i / T), \; t_i = \mathrm{softmax}(W' h'_i / T)
+
+    The gradient goes to the student alone; what the teacher is given may require one and gets none. It is taken as it
+    is: multiply by :math:`T^2` to keep the gradient's size when T is changed.
+
+    Args:
+        student_hidden: What the student's output layer is given, ``(n, d)`` or ``(n, t, d)``.
+        student_weight: Its weight.
+        teacher_hidden: The same of the teacher; its d may be another.
+        teacher_weight: The same of the teacher, with as many classes.
+        student_bias: The student's bias, if it has one.
+        teacher_bias: The teacher's.
+        temperature: T, > 0.
+        direction: ``"forward"`` makes the student cover all that the teacher thinks likely, ``"reverse"`` keeps it to
+            what the teacher does.
+        sample_weight: One weight a row, >= 0, 0 for a row that is padding; ``mean`` divides by their sum.
+        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        chunk: Rows at a time; by default as many as a ninth of the logit matrix holds, for both models together.
+
+    Returns:
+        ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``temperature <= 0``, an unknown direction, shapes that don't match.
+        TypeError: a tensor that isn't floating-point, or not of its layer's dtype.
+
+    Papers: hinton2015distilling
+
+    >>> hidden, weight = torch.ones(2, 3), torch.eye(4, 3)
+    >>> linear_kl(hidden, weight, hidden, weight).abs() < 1e-6
+    tensor(True)
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("direction", direction, ("forward", "reverse"))
+    check_positive("temperature", temperature)
+    student = check_layer(student_hidden, student_weight, student_bias, "student_")
+    teacher = check_layer(teacher_hidden.detach(), teacher_weight.detach(), teacher_bias, "teacher_")
+    shape = student_hidden.shape[:-1]
+    if teacher_hidden.shape[:-1] != shape:
+        raise ValueError(
+            f"teacher_hidden must have rows {tuple(shape)} as student_hidden, got {tuple(teacher_hidden.shape[:-1])}"
+        )
+    if len(teacher_weight) != len(student_weight):
+        raise ValueError(
+            f"teacher_weight must have {len(student_weight)} classes as student_weight has, got {len(teacher_weight)}"
+        )
+    reader = TeacherReader(teacher, temperature, direction == "reverse")
+    plan = plan_for(student, reader, chunk, copies=2)
+    rows = None
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, shape)
+        rows = sample_weight.to(plan.dtype).flatten()
+    if reduction == "none":
+        losses = each(plan, reader, student)
+        return (losses if rows is None else losses * rows).reshape(shape)
+    return reduced(plan, reader, student, rows, reduction, total)
+
+
+@dataclass
+class TeacherReader(Reader):
+    """Rows compared with a teacher's, whose logits are computed a chunk at a time as well."""
+
+    teacher: Layer
+    temperature: float
+    reverse: bool
+
+    def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        """See :class:`lossworks.fused.rows.Reader`."""
+        taught = self._logits(rows).to(logits.dtype)
+        losses = logits.new_empty(len(logits))
+        for block in blocks(logits):
+            student = (logits[block] / self.temperature).log_softmax(dim=1)
+            teacher = (taught[block] / self.temperature).log_softmax(dim=1)
+            p, gap = student.exp(), student - teacher
+            weighed = p * gap if self.reverse else teacher.exp() * -gap
+            losses[block] = weighed.sum(dim=1)
+            if coefficient is None:
+                continue
+            slope = weighed - p * losses[block, None] if self.reverse else p - teacher.exp()
+            torch.mul(slope, coefficient[block, None] / self.temperature, out=logits[block])
+        return Reading(losses)
+
+    def trace(self, logits: Tensor, rows: slice) -> Tensor:
+        """See :class:`lossworks.fused.rows.Reader`."""
+        logits = logits.float() if logits.dtype in HALF else logits
+        student = (logits / self.temperature).log_softmax(dim=1)
+        teacher = (self._logits(rows).to(logits.dtype) / self.temperature).log_softmax(dim=1)
+        gap = student - teacher
+        return (student.exp() * gap if self.reverse else teacher.exp() * -gap).sum(dim=1)
+
+    def _logits(self, rows: slice) -> Tensor:
+        hidden, weight, bias = self.teacher
+        return torch.nn.functional.linear(hidden[rows], weight, bias)

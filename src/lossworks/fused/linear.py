@@ -1,0 +1,402 @@
+"""A loss on a linear output layer, without the matrix of its logits."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from lossworks.checks import (
+    check_binary,
+    check_choice,
+    check_classes,
+    check_floating,
+    check_positive,
+    check_sample_weight,
+    readable,
+)
+from lossworks.fused.chunks import chunk_size, slices
+from lossworks.fused.rows import HALF, Layer, LossReader, Plan, Reader, run
+from lossworks.losses import CrossEntropyLoss
+from lossworks.roles import REDUCTIONS, Loss, Weighting, cite, weighted_reduction
+
+
+@cite("wijmans2024cutyourlosses", "hsu2024liger")
+def linear_loss(
+    hidden: Float[Tensor, "*rows d"],
+    weight: Float[Tensor, "classes d"],
+    target: Shaped[Tensor, "*rows"],
+    loss: Loss,
+    *,
+    bias: Float[Tensor, " classes"] | None = None,
+    sample_weight: Float[Tensor, "*rows"] | None = None,
+    weights: Weighting | None = None,
+    index: Int[Tensor, "*rows"] | None = None,
+    group: Int[Tensor, "*rows"] | None = None,
+    total: float | Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    chunk: int | None = None,
+) -> Tensor:
+    r"""A loss on a linear output layer, value and gradients, without the matrix of its logits.
+
+    .. math:: \operatorname{loss}(H W^\top + b,\; y)
+
+    Equal to ``loss(hidden @ weight.T + bias, target)``, for every loss that reads logits row by row (``rowwise``). The
+    logits exist for one chunk of rows at a time; a loss with a :class:`lossworks.roles.SoftmaxForm` has its gradient in
+    closed form, the others go through autograd on blocks of rows that fit the processor's cache. The mean and the sum
+    have their gradients computed beside their values, where one is asked for; ``"none"`` computes each chunk's logits
+    again in the backward pass, since only that knows what each row's loss is worth.
+
+    Args:
+        hidden: What the output layer is given, ``(n, d)``, or ``(n, t, d)`` and so on.
+        weight: W, the layer's.
+        target: As the loss takes it, with classes last: int64 ``(n,)`` or ``(n, t)``, class probabilities
+            ``(n, C)`` or ``(n, t, C)``; of a loss on numbers what it compares with the layer's ``C`` outputs.
+        loss: A loss with ``rowwise = True``. Its own ``reduction`` and ``ignore_index`` are not read: the arguments
+            here decide. Its parameters and tensor hyperparameters get their gradients, its memory of rows is updated.
+        bias: b, if the layer has one.
+        sample_weight: One weight a row, in the shape of ``reduction="none"``, >= 0; ``mean`` divides by their sum. It
+            gets its gradient.
+        weights: A weighting of the rows, as in :class:`lossworks.Objective`. One that reads the losses costs a pass
+            over the chunks before the gradients', another (``reads_losses = False``) none.
+        index: The rows' numbers in the training data, for a loss or a weighting with a memory per row.
+        group: The rows' groups, for a weighting that needs them.
+        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        ignore_index: The class whose rows don't count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        chunk: Rows at a time; by default as many as a ninth of the logit matrix holds, of 4 to 256 MB.
+
+    Returns:
+        ``()``, or with ``reduction="none"`` the rows' shape.
+
+    Raises:
+        TypeError: a loss that does not read each row alone; a weight of another dtype than ``hidden`` (without
+            autocast); a target of the wrong dtype.
+        ValueError: shapes that don't match, a class outside ``[0, C)``, an ``index`` that is missing.
+
+    Under autocast the products are taken in its dtype and everything else, sums of gradients too, in float32. Under
+    ``torch.compile`` and the transforms of ``torch.func`` the chunks are plain operations with the same numbers; a
+    ``torch.func`` transform that differentiates keeps all chunks. Differentiating twice raises an error.
+
+    Papers: wijmans2024cutyourlosses, hsu2024liger
+
+    >>> from lossworks.losses import CrossEntropyLoss
+    >>> hidden, weight = torch.ones(2, 3), torch.eye(4, 3)
+    >>> linear_loss(hidden, weight, torch.tensor([0, 3]), CrossEntropyLoss())
+    tensor(1.7143)
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    layer = check_layer(hidden, weight, bias)
+    reader, shape = _reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
+    plan = plan_for(layer, reader, chunk, copies=1 if reader.form is not None else 2)
+    rows = None if reader.kept is None else reader.kept.to(plan.dtype)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, shape)
+        given = sample_weight.to(plan.dtype).reshape(-1, *reader.tail)
+        rows = given if rows is None else rows * given
+    if weights is not None:
+        if not isinstance(weights, Weighting):
+            raise TypeError(f"weights must be a lossworks Weighting, got {type(weights).__name__}")
+        asked = _weigh(weights, plan, reader, layer, index, group)
+        rows = torch.ones_like(asked) if rows is None else rows
+        if total is None and reduction == "mean":
+            total = sum_of(rows)
+        rows = rows * asked
+    if reduction == "none":
+        losses = each(plan, reader, layer)
+        return (losses if rows is None else losses * rows).reshape(shape)
+    return reduced(plan, reader, layer, rows, reduction, total)
+
+
+@cite("wijmans2024cutyourlosses")
+def linear_log_probs(
+    hidden: Float[Tensor, "*rows d"],
+    weight: Float[Tensor, "classes d"],
+    target: Int[Tensor, "*rows"],
+    *,
+    bias: Float[Tensor, " classes"] | None = None,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    sequence: str | None = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "*rows"]:
+    r"""Log-probabilities of given classes under a linear output layer, without the matrix of its logits.
+
+    .. math:: \log \mathrm{softmax}\big((W h_i + b) / T\big)_{y_i}
+
+    What preference losses and distillation on samples read of a language model.
+
+    Args:
+        hidden: What the output layer is given, ``(n, d)`` or ``(n, t, d)``.
+        weight: W, the layer's.
+        target: Classes, int64 ``(n,)`` or ``(n, t)``.
+        bias: b, if the layer has one.
+        temperature: T, > 0.
+        ignore_index: The class whose rows have log-probability 0 and no gradient.
+        sequence: ``"sum"`` or ``"mean"`` over the last axis of ``target``, rows that are not ignored; None for each.
+        chunk: Rows at a time, see :func:`linear_loss`.
+
+    Returns:
+        In the target's shape, or without its last axis where ``sequence`` is given. A sequence of ignored rows has 0.
+
+    Raises:
+        ValueError: shapes that don't match, a class outside ``[0, C)``, ``temperature <= 0``, another ``sequence``.
+        TypeError: a target that isn't int64.
+
+    Papers: wijmans2024cutyourlosses
+
+    >>> linear_log_probs(torch.ones(2, 3), torch.eye(4, 3), torch.tensor([0, 3]))
+    tensor([-1.2143, -2.2143])
+    """
+    check_positive("temperature", temperature)
+    if sequence is not None:
+        check_choice("sequence", sequence, ("sum", "mean"))
+    if target.is_floating_point():
+        raise TypeError(f"target must be int64 classes, got {target.dtype}")
+    log_probs = -linear_loss(
+        hidden / temperature,
+        weight,
+        target,
+        CrossEntropyLoss(),
+        bias=None if bias is None else bias / temperature,
+        ignore_index=ignore_index,
+        reduction="none",
+        chunk=chunk,
+    )
+    if sequence is None:
+        return log_probs
+    summed = log_probs.sum(dim=-1)
+    return summed if sequence == "sum" else summed / (target != ignore_index).sum(dim=-1).clamp(min=1)
+
+
+def reduced(
+    plan: Plan, reader: Reader, layer: Layer, rows: Tensor | None, reduction: str, total: float | Tensor | None
+) -> Tensor:
+    """The sum or the mean of the losses, weighted by ``rows``; the mean divides by their sum, or by ``total``."""
+    if traced():
+        return weighted_reduction(each(plan, reader, layer), rows, reduction, total)
+    if rows is None:
+        rows = layer[0].new_ones((len(layer[0]), *reader.tail), dtype=plan.dtype)
+    if reduction == "mean":
+        rows = rows / (sum_of(rows) if total is None else total)
+    value: Tensor = _Summed.apply(plan, reader, *layer, rows, *reader.hyper)[0]
+    return value
+
+
+def each(plan: Plan, reader: Reader, layer: Layer) -> Tensor:
+    """Each row's losses."""
+    if not traced():
+        losses: Tensor = _Each.apply(plan, reader, *layer, *reader.hyper)
+        return losses
+    hidden, weight, bias = layer
+    parts = []
+    for rows in slices(len(hidden), plan.chunk):
+        if torch.compiler.is_compiling():
+            parts.append(checkpoint(_traced_chunk, reader, rows, hidden[rows], weight, bias, use_reentrant=False))
+        else:
+            parts.append(_traced_chunk(reader, rows, hidden[rows], weight, bias))
+    reader.finish()
+    return torch.cat(parts) if parts else 0 * (hidden @ weight.T).sum(dim=1)
+
+
+def traced() -> bool:
+    """Whether the steps are to be plain ones, for a compiler or a transform of ``torch.func`` to see."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _traced_chunk(reader: Reader, rows: slice, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return reader.trace(torch.nn.functional.linear(hidden, weight, bias), rows)
+
+
+class _Each(torch.autograd.Function):
+    """The losses of rows; their gradients are computed in the backward pass, where the upstream one is known."""
+
+    @staticmethod
+    def forward(plan: Plan, reader: Reader, hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Tensor) -> Tensor:
+        return checked(run(plan, reader, (hidden, weight, bias))[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.plan, ctx.reader = inputs[:2]
+        ctx.save_for_backward(*inputs[2:5])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *run(ctx.plan, ctx.reader, ctx.saved_tensors, upstream.to(ctx.plan.dtype))[1]
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of rows' losses by given coefficients, its gradients computed beside it where they will be asked for.
+
+    The first backward pass hands them over; another one (``retain_graph``) computes them anew.
+    """
+
+    @staticmethod
+    def forward(
+        plan: Plan,
+        reader: Reader,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        coefficient: Tensor,
+        *hyper: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        asked = any(plan.wanted) or bool(hyper)
+        losses, gradients = run(plan, reader, (hidden, weight, bias), coefficient if asked else None)
+        return (checked(losses) * coefficient).sum(), losses, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.plan, ctx.reader = inputs[:2]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
+        ctx.save_for_backward(*inputs[2:6])
+        ctx.ready = [None if tensor is None else tensor.detach() for tensor in output[1:]]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        ready, ctx.ready = ctx.ready, None
+        if ready is None:
+            *layer, coefficient = ctx.saved_tensors
+            losses, gradients = run(ctx.plan, ctx.reader, tuple(layer), coefficient)
+            ready = [losses, *gradients]
+        if not (readable(upstream) and float(upstream) == 1):
+            ready = [None if tensor is None else tensor.mul_(upstream) for tensor in ready]
+        of_coefficient, of_hidden, of_weight, of_bias, *of_hyper = ready
+        return None, None, of_hidden, of_weight, of_bias, of_coefficient, *of_hyper
+
+
+def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "") -> Layer:
+    """The layer with its rows flat, if its shapes and dtypes match."""
+    check_floating(f"{prefix}hidden", hidden)
+    check_floating(f"{prefix}weight", weight)
+    if bias is not None:
+        check_floating(f"{prefix}bias", bias)
+    if weight.ndim != 2:
+        raise ValueError(f"{prefix}weight must have shape (classes, d), got {tuple(weight.shape)}")
+    if hidden.ndim < 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{prefix}hidden must have shape (n, d) or (n, t, d) with d = {weight.shape[1]} as {prefix}weight has, "
+            f"got {tuple(hidden.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{prefix}bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if not torch.is_autocast_enabled(hidden.device.type):
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.dtype != hidden.dtype:
+                raise TypeError(
+                    f"{prefix}{name} must be {hidden.dtype} as {prefix}hidden is (or use autocast), got {tensor.dtype}"
+                )
+    return hidden.reshape(-1, hidden.shape[-1]), weight, bias
+
+
+def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1) -> Plan:
+    """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by who asks for one."""
+    hidden, weight, bias = layer
+    device = hidden.device.type
+    half = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
+    compute = torch.get_autocast_dtype(device) if half else hidden.dtype
+    itemsize = 4 if compute in HALF else compute.itemsize
+    size = chunk_size(len(hidden), len(weight), itemsize, chunk, copies=copies)
+    grad = torch.is_grad_enabled()
+    h, w, b = (grad and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
+    return Plan(size, compute, (h, w, b))
+
+
+def checked(losses: Tensor) -> Tensor:
+    """The losses, if none is NaN; the sum of all is a cheaper question than each."""
+    if readable(losses) and not bool(losses.sum().isfinite()):
+        rows = losses.isnan().reshape(len(losses), -1).any(dim=1).nonzero().flatten()
+        if rows.numel():
+            more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""
+            raise ValueError(f"hidden @ weight.T has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")
+    return losses
+
+
+def sum_of(rows: Tensor) -> Tensor:
+    """What a mean over these rows divides by: 1 where none counts."""
+    total = rows.sum()
+    return torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _reader(
+    layer: Layer, target: Tensor, loss: Loss, index: Tensor | None, ignore_index: int, lead: torch.Size
+) -> tuple[LossReader, torch.Size]:
+    """How this loss reads the rows, and the shape of their losses."""
+    if not isinstance(loss, Loss):
+        raise TypeError(f"loss must be a lossworks Loss, got {type(loss).__name__}")
+    if not loss.rowwise or loss.stochastic or loss.couples_batch:
+        raise TypeError(f"{type(loss).__name__} does not read each row of logits alone, so it can't be taken in chunks")
+    hidden, weight, _ = layer
+    classes = len(weight)
+    grad = torch.is_grad_enabled()
+    hyper = tuple(tensor for tensor in (*loss.parameters(), *loss.buffers()) if grad and tensor.requires_grad)
+    kept, tail, form = None, torch.Size(), None
+    if loss.kind != "classes":
+        flat, tail = _other_target(loss, target, lead, classes, weight)
+    elif target.is_floating_point():
+        if not loss.soft_targets:
+            raise TypeError(f"{type(loss).__name__} takes int64 classes as target, got {target.dtype}")
+        if target.shape != (*lead, classes):
+            raise ValueError(f"target must have shape {(*lead, classes)}, got {tuple(target.shape)}")
+        flat = target.reshape(-1, classes)
+    else:
+        if target.shape != lead:
+            raise ValueError(f"target must have shape {tuple(lead)}, one class a row, got {tuple(target.shape)}")
+        flat = target.flatten()
+        check_classes(weight.detach().new_zeros(()).expand(len(hidden), classes), flat, ignore_index=ignore_index)
+        kept = flat != ignore_index
+        flat = torch.where(kept, flat, 0)
+        form = loss.softmax_form(classes)
+        if (
+            form is not None
+            and hyper
+            and any(isinstance(held, Tensor) and held.requires_grad for held in (form.scale, form.shift, form.handicap))
+        ):
+            form = None
+    shape = torch.Size((*lead, *tail))
+    if loss.needs_index:
+        index = loss._extra(index, shape)["index"]
+        index = index if kept is None else torch.where(kept, index, -1)
+    reader = LossReader(loss, flat, kept, index if loss.needs_index else None, hyper, form, tuple(tail))
+    return reader, shape
+
+
+def _other_target(
+    loss: Loss, target: Tensor, lead: torch.Size, classes: int, weight: Tensor
+) -> tuple[Tensor, torch.Size]:
+    """The target of a loss on numbers, and the shape of a row's losses."""
+    whole = target.shape == (*lead, classes)
+    by_number = type(loss).rows is Loss.rows
+    if not whole and (by_number or target.shape != lead):
+        wanted = f"{(*lead, classes)}" if by_number else f"{tuple(lead)} or {(*lead, classes)}"
+        raise ValueError(f"target must have shape {wanted}, got {tuple(target.shape)}")
+    if loss.kind == "binary":
+        check_binary(target)
+    flat = target.reshape(-1, classes) if whole else target.flatten()
+    losses, _ = loss.rows(weight.detach().new_zeros((0, classes)), flat[:0])
+    return flat, losses.shape[1:]
+
+
+def _weigh(
+    weights: Weighting,
+    plan: Plan,
+    reader: LossReader,
+    layer: Layer,
+    index: Tensor | None,
+    group: Tensor | None,
+) -> Tensor:
+    """The weighting's weights of the rows; the losses are computed only if it reads them."""
+    if weights.reads_losses:
+        with torch.no_grad():
+            losses = each(plan, reader, layer)
+    else:
+        losses = layer[0].new_ones((len(layer[0]), *reader.tail), dtype=plan.dtype)
+    columns = {name: None if c is None else c.flatten() for name, c in (("index", index), ("group", group))}
+    found = weights(losses.flatten(), **columns, target=reader.target.flatten())
+    return found.detach().to(plan.dtype).reshape(losses.shape)

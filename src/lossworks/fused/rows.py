@@ -1,0 +1,269 @@
+"""The chunk loop: losses of rows, and gradients through a linear layer, with one chunk of logits at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import checks
+from lossworks.fused.chunks import blocks, slices
+from lossworks.roles import Loss, SoftmaxForm
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Reading:
+    """What was read of a chunk whose logits have become their gradient, less a factor for each row.
+
+    ``losses`` are the rows' values, ``factor`` what each row of the chunk must yet be multiplied with (None for 1) and
+    ``hyper`` the gradients in the tensors that the reader learns.
+    """
+
+    losses: Tensor
+    factor: Float[Tensor, " rows"] | None = None
+    hyper: Sequence[Tensor | None] = ()
+
+
+class Reader:
+    """How the rows of a chunk are read; the loop below knows no more of a loss than this."""
+
+    hyper: tuple[Tensor, ...] = ()
+    """The tensors beside the layer that are to have a gradient."""
+    tail: tuple[int, ...] = ()
+    """The shape of one row's losses: () where it has one."""
+
+    scale: float | Tensor = 1.0
+    """What the logits are multiplied with before they are read."""
+    shift: Tensor | None = None
+    """What is added to each class's logit then."""
+
+    def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        """The losses of these rows; with a coefficient for each, their sum's gradient in place of the logits too."""
+        raise NotImplementedError
+
+    def trace(self, logits: Tensor, rows: slice) -> Tensor:
+        """The losses of these rows in plain operations."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Called when all rows have been read."""
+
+
+@dataclass
+class LossReader(Reader):
+    """The rows of a loss: in closed form where it has one, else by autograd on blocks that fit the cache."""
+
+    loss: Loss
+    target: Tensor
+    kept: Tensor | None
+    index: Tensor | None
+    hyper: tuple[Tensor, ...]
+    form: SoftmaxForm | None = None
+    tail: tuple[int, ...] = ()
+    memory: Tensor | None = None
+    unfinished: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if self.form is not None:
+            self.scale, self.shift = self.form.scale, self.form.shift
+
+    def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        """See :class:`Reader`."""
+        if self.form is not None:
+            return self._in_closed_form(self.form, logits, rows, coefficient)
+        losses = logits.new_empty((len(logits), *self.tail))
+        hyper: list[Tensor | None] = [None] * len(self.hyper)
+        for block in blocks(logits):
+            part = slice(rows.start + block.start, rows.start + block.stop)
+            if coefficient is None:
+                losses[block] = self._losses(logits[block], part)
+                continue
+            with torch.enable_grad():
+                leaf = logits[block].detach().requires_grad_()
+                some = self._losses(leaf, part)
+                losses[block] = some.detach()
+                found = torch.autograd.grad(some, (leaf, *self.hyper), coefficient[block], allow_unused=True)
+            logits[block] = 0 if found[0] is None else found[0]
+            hyper = [_plus(one, other) for one, other in zip(hyper, found[1:], strict=True)]
+        return Reading(losses, None, hyper)
+
+    def trace(self, logits: Tensor, rows: slice) -> Tensor:
+        """See :class:`Reader`."""
+        return self._losses(logits, rows)
+
+    def finish(self) -> None:
+        """The rows' memory is updated once, when every row has been read from what was remembered before."""
+        if self.index is not None and self.memory is not None and self.unfinished and self.loss.training:
+            (name,) = self.loss.memories
+            self.loss.remember(name, self.index, self.memory)
+        self.unfinished = False
+
+    def _losses(self, logits: Tensor, rows: slice) -> Tensor:
+        target = self.target[rows]
+        extra = {}
+        if self.index is not None:
+            index = self.index[rows]
+            extra = {"index": index, "memory": self._recalled(logits.detach(), target, index, rows)}
+        with checks(False):  # the caller has looked at the targets, and looks at the losses
+            if self.loss.kind != "classes":
+                return self.loss.rows(logits, target)[0]
+            losses = self.loss.per_sample(logits, target, **extra)
+        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
+
+    def _recalled(self, logits: Tensor, target: Tensor, index: Tensor, rows: slice) -> Tensor:
+        if self.memory is None or self.unfinished:
+            memory = self.loss.recall(logits, target, index)
+            if self.memory is None:
+                self.memory = memory.new_empty((len(self.target), *memory.shape[1:]))
+            self.memory[rows] = memory
+        return self.memory[rows]
+
+    def _in_closed_form(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        target = self.target[rows]
+        label = target[:, None]
+        if form.handicap is not None:
+            handicap = torch.as_tensor(form.handicap, dtype=logits.dtype, device=logits.device)
+            handicap = handicap[target] if handicap.ndim else handicap.expand(len(target))
+            logits.scatter_add_(1, label, handicap[:, None])
+        leaves = _softmax(logits, label, form.reads_total)
+        if coefficient is None:
+            return Reading(self._where_kept(form.value(*leaves), rows))
+        with torch.enable_grad():
+            for leaf in leaves:
+                leaf.requires_grad_()
+            losses = self._where_kept(form.value(*leaves), rows)
+            found = torch.autograd.grad(losses, (*leaves, *self.hyper), coefficient, allow_unused=True)
+        slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found[: len(leaves)]]
+        hyper = found[len(leaves) :]
+        if not form.reads_total:
+            logits.scatter_add_(1, label, -torch.ones_like(label, dtype=logits.dtype))
+            return Reading(losses.detach(), form.scale * slopes[0], hyper)
+        of_own, of_total = slopes
+        spread = of_own + logits.shape[1] * of_total
+        for block in blocks(logits):
+            logits[block].mul_(spread[block, None]).sub_(of_total[block, None])
+        logits.scatter_add_(1, label, -of_own[:, None])
+        return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
+
+    def _where_kept(self, losses: Tensor, rows: slice) -> Tensor:
+        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
+
+
+def _softmax(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:
+    """Turn the logits into probabilities, in place; the label's cross-entropy, and the sum of it over all labels."""
+    own = logits.new_empty(len(logits))
+    total = own.new_empty(own.shape if reads_total else 0)
+    for block in blocks(logits):
+        z = logits[block]
+        z.sub_(z.amax(dim=1, keepdim=True)) if reads_total else None
+        top = z.amax(dim=1)
+        score = z.gather(1, label[block]).squeeze(1)
+        probability = z.softmax(dim=1)
+        # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
+        log_sum = -probability.amax(dim=1).log()
+        own[block] = log_sum + (top - score)
+        if reads_total:
+            total[block] = z.shape[1] * log_sum - z.sum(dim=1)
+        z.copy_(probability)
+    return (own, total) if reads_total else (own,)
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a linear layer and its reader are run: rows of a chunk, the products' dtype, and what is asked for.
+
+    ``wanted`` says of hidden, weight and bias in turn whether a gradient is.
+    """
+
+    chunk: int
+    compute: torch.dtype
+    wanted: tuple[bool, bool, bool]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the logits are read in, and gradients summed in."""
+        return torch.float32 if self.compute in HALF else self.compute
+
+
+Layer = tuple[Float[Tensor, "n d"], Float[Tensor, "classes d"], Float[Tensor, " classes"] | None]
+
+
+@torch.no_grad()
+def run(
+    plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None = None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Each row's losses; with a coefficient for each also the gradients of their sum.
+
+    The gradients are those in hidden, weight, bias and the reader's ``hyper``, None where not asked for.
+    """
+    with torch.autocast(layer[0].device.type, enabled=False):
+        return _loop(plan, reader, layer, coefficient)
+
+
+def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+    every, matrix, bias = layer
+    n, classes = len(every), len(matrix)
+    weight = matrix.to(plan.compute)
+    offset = _offset(plan, reader, bias)
+    buffer = every.new_empty((min(plan.chunk, n), classes), dtype=plan.dtype)
+    losses = every.new_empty((n, *reader.tail), dtype=plan.dtype)
+    sums = [
+        None if coefficient is None or not asked or given is None else torch.empty_like(given, dtype=plan.dtype)
+        for asked, given in zip(plan.wanted, layer, strict=True)
+    ]
+    d_hidden, d_weight, d_bias = sums
+    if d_bias is not None:
+        d_bias.zero_()
+    if d_weight is not None and not n:
+        d_weight.zero_()
+    hyper: list[Tensor | None] = [None] * len(reader.hyper)
+    unscaled = isinstance(reader.scale, float) and reader.scale == 1
+    for rows in slices(n, plan.chunk):
+        hidden = every[rows].to(plan.compute)
+        logits = buffer[: len(hidden)]
+        _product(hidden if unscaled else hidden * reader.scale, weight.T, logits)
+        if offset is not None:
+            logits += offset
+        reading = reader.read(logits, rows, None if coefficient is None else coefficient[rows])
+        losses[rows] = reading.losses
+        if coefficient is None:
+            continue
+        factor = None if reading.factor is None else reading.factor[:, None]
+        if d_hidden is not None:
+            _product(logits.to(plan.compute), weight, d_hidden[rows])
+            if factor is not None:
+                d_hidden[rows] *= factor
+        if d_weight is not None:
+            hidden = hidden.to(plan.dtype)
+            scaled = hidden if factor is None else hidden * factor
+            torch.addmm(d_weight, logits.T, scaled, beta=int(rows.start > 0), out=d_weight)
+        if d_bias is not None:
+            d_bias += logits.sum(dim=0) if reading.factor is None else logits.T @ reading.factor
+        hyper = [_plus(one, other) for one, other in zip(hyper, reading.hyper, strict=True)]
+    reader.finish()
+    found = [
+        None if total is None or given is None else total.to(given.dtype)
+        for total, given in zip(sums, layer, strict=True)
+    ]
+    return losses, [*found, *hyper]
+
+
+def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:
+    if bias is None:
+        return None if reader.shift is None else reader.shift.to(plan.dtype)
+    scaled = bias.to(plan.compute).to(plan.dtype) * reader.scale
+    return scaled if reader.shift is None else scaled + reader.shift
+
+
+def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
+    if one.dtype == into.dtype:
+        torch.mm(one, other, out=into)
+    else:
+        into.copy_(one @ other)
