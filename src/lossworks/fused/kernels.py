@@ -1,0 +1,163 @@
+"""Triton kernels of the softmax family: a row's statistics and its gradient, in place on a chunk of logits.
+
+Why a chunk of logits, and not a kernel that fuses the matrix product. Forward and backward need three products of ``2
+n C d`` operations; all else is ``O(n C)``. Never to write a logit costs a fourth, as the backward pass must compute it
+again, and all four then run in a kernel of our own and not in the library's: a third more of the only cost that
+counts, to save a buffer whose size is free to choose. So the products are the library's, ``chunk`` rows at a time, and
+one program a row does the rest in place: a pass that reads the row for its maximum, its mass and its label, and one
+that reads it again and leaves the gradient there, ``6 r C`` bytes of traffic for ``r`` rows in half precision.
+
+How large a chunk. It costs ``2 r C`` bytes in half precision, and each reads and writes the weight's gradient once,
+``4 C d`` bytes beside the ``2 r C d`` operations of its product. A device that does b operations in the time of a byte
+hides that traffic from ``r = 2 b`` rows, some four to six hundred on today's; a thousand should be near the three
+products alone, and fewer trade time for memory, of which a form without logits has less by this chunk. Where a row's
+upstream gradient is known only later (``reduction="none"``, a weighting) the fourth product is paid, and only there.
+
+Imported only for tensors on a GPU, or with ``TRITON_INTERPRET=1``, which runs the kernels on the CPU, slowly, as the
+tests do, where they agree with the forms in torch. They compile for GPUs, but have not yet been run or measured on
+one.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["row_gradient_", "row_statistics"]
+
+_LARGEST_BLOCK = 8192
+
+
+@triton.jit
+def _statistics(
+    logits: tl.tensor,
+    stride: tl.tensor,
+    classes: tl.tensor,
+    target: tl.tensor,
+    handicap: tl.tensor,
+    maximum_out: tl.tensor,
+    mass_out: tl.tensor,
+    own_out: tl.tensor,
+    total_out: tl.tensor,
+    HANDICAP: tl.constexpr,
+    TOTAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(target + row)
+    shift = tl.load(handicap + row) if HANDICAP else 0.0
+    begin = logits + row * stride
+    maximum = tl.full((), -float("inf"), tl.float32)
+    mass = tl.full((), 0.0, tl.float32)
+    below = tl.full((), 0.0, tl.float32)
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < classes
+        score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32)
+        if HANDICAP:
+            score += tl.where(column == label, shift, 0.0)
+        top = tl.maximum(maximum, tl.max(score, axis=0))
+        # Against a maximum of -inf every difference would be NaN.
+        anchor = tl.where(top == -float("inf"), 0.0, top)
+        mass = mass * tl.exp(maximum - anchor) + tl.sum(tl.exp(score - anchor), axis=0)
+        if TOTAL:
+            rise = tl.where(start == 0, 0.0, anchor - maximum) * start
+            below += rise + tl.sum(tl.where(inside, anchor - score, 0.0), axis=0)
+        maximum = top
+    tl.store(maximum_out + row, maximum)
+    tl.store(mass_out + row, mass)
+    if label >= 0:
+        tl.store(own_out + row, maximum - shift - tl.load(begin + label).to(tl.float32))
+    else:
+        tl.store(own_out + row, 0.0)
+    if TOTAL:
+        tl.store(total_out + row, below)
+
+
+@triton.jit
+def _gradient(
+    logits: tl.tensor,
+    stride: tl.tensor,
+    classes: tl.tensor,
+    target: tl.tensor,
+    handicap: tl.tensor,
+    maximum: tl.tensor,
+    log_mass: tl.tensor,
+    slope: tl.tensor,
+    on_own: tl.tensor,
+    on_total: tl.tensor,
+    HANDICAP: tl.constexpr,
+    TOTAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(target + row)
+    shift = tl.load(handicap + row) if HANDICAP else 0.0
+    top = tl.load(maximum + row)
+    level = tl.load(log_mass + row)
+    rate = tl.load(slope + row)
+    own = tl.load(on_own + row)
+    rest = tl.load(on_total + row) if TOTAL else 0.0
+    begin = logits + row * stride
+    # A row that does not count is not read, so that what it holds cannot become NaN.
+    if tl.abs(rate) + tl.abs(own) + tl.abs(rest) != 0.0:
+        for start in range(0, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            inside = column < classes
+            score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32)
+            is_label = column == label
+            if HANDICAP:
+                score += tl.where(is_label, shift, 0.0)
+            change = tl.exp(score - top - level) * rate - rest - tl.where(is_label, own, 0.0)
+            tl.store(begin + column, change.to(logits.dtype.element_ty), mask=inside)
+    else:
+        for start in range(0, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            nothing = tl.zeros((BLOCK,), logits.dtype.element_ty)
+            tl.store(begin + column, nothing, mask=column < classes)
+
+
+def row_statistics(
+    logits: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"],
+    handicap: Float[Tensor, " n"] | None = None,
+    *,
+    total: bool = False,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """As :func:`lossworks.fused.softmax.row_statistics`, in float32."""
+    rows, classes = logits.shape
+    maximum, mass, own, below = torch.zeros(4, rows, dtype=torch.float32, device=logits.device)
+    if rows:
+        _statistics[(rows,)](
+            logits, logits.stride(0), classes, target, target if handicap is None else handicap.float(),
+            maximum, mass, own, below,
+            HANDICAP=handicap is not None, TOTAL=total, **_launch(classes),
+        )  # fmt: skip
+    return maximum, mass, own, below
+
+
+def row_gradient_(
+    logits: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"],
+    maximum: Float[Tensor, " n"],
+    log_mass: Float[Tensor, " n"],
+    slope: Float[Tensor, " n"],
+    on_own: Float[Tensor, " n"],
+    on_total: Float[Tensor, " n"] | None = None,
+    handicap: Float[Tensor, " n"] | None = None,
+) -> None:
+    """As :func:`lossworks.fused.softmax.row_gradient_`."""
+    rows, classes = logits.shape
+    if rows:
+        _gradient[(rows,)](
+            logits, logits.stride(0), classes, target, target if handicap is None else handicap.float(),
+            maximum.float(), log_mass.float(), slope.float(), on_own.float(),
+            target if on_total is None else on_total.float(),
+            HANDICAP=handicap is not None, TOTAL=on_total is not None, **_launch(classes),
+        )  # fmt: skip
+
+
+def _launch(classes: int) -> dict[str, int]:
+    block = min(triton.next_power_of_2(max(classes, 1)), _LARGEST_BLOCK)
+    return {"BLOCK": block, "num_warps": max(1, min(16, block // 512))}
