@@ -13,15 +13,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from lossworks.fused import kernels
 
-ROWS = {"maximum_out", "mass_out", "own_out", "total_out", "maximum", "log_mass", "slope", "on_own", "on_total"}
-
 def types(names, dtype):
     held = {"logits": "*" + dtype, "stride": "i64", "classes": "i32", "target": "*i64"}
-    return {name: held.get(name, "*fp32" if name in ROWS | {"handicap"} else "constexpr") for name in names}
+    return {name: held.get(name, "constexpr" if name.isupper() else "*fp32") for name in names}
 
 for capability, dtype, extras in itertools.product((80, 90), ("fp32", "bf16"), (False, True)):
     for kernel in (kernels._statistics, kernels._gradient):
-        constants = {"HANDICAP": extras, "TOTAL": extras, "BLOCK": 8192}
+        constants = {"HANDICAP": extras, "OFFSET": extras, "SCALE": extras, "TOTAL": extras, "BLOCK": 8192}
         held = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(kernel, types(kernel.arg_names, dtype), held)
         compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 16})
@@ -29,9 +27,9 @@ for capability, dtype, extras in itertools.product((80, 90), ("fp32", "bf16"), (
 print("compiled")
 """
 UNASKED = """
-import sys, torch
-from lossworks.fused.softmax import row_statistics
-row_statistics(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+import sys, torch, lossworks as lw
+hidden, weight = torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)
+lw.fused.linear_loss(hidden, weight, torch.zeros(2, dtype=torch.int64), lw.losses.CrossEntropyLoss()).backward()
 print("lossworks.fused.kernels" in sys.modules)
 """
 

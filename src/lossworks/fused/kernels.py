@@ -36,17 +36,22 @@ def _statistics(
     classes: tl.tensor,
     target: tl.tensor,
     handicap: tl.tensor,
+    offset: tl.tensor,
+    scale: tl.tensor,
     maximum_out: tl.tensor,
     mass_out: tl.tensor,
     own_out: tl.tensor,
     total_out: tl.tensor,
     HANDICAP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
     TOTAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(target + row)
     shift = tl.load(handicap + row) if HANDICAP else 0.0
+    factor = tl.load(scale) if SCALE else 1.0
     begin = logits + row * stride
     maximum = tl.full((), -float("inf"), tl.float32)
     mass = tl.full((), 0.0, tl.float32)
@@ -54,7 +59,9 @@ def _statistics(
     for start in range(0, classes, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < classes
-        score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32)
+        score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32) * factor
+        if OFFSET:
+            score += tl.load(offset + column, mask=inside, other=0.0)
         if HANDICAP:
             score += tl.where(column == label, shift, 0.0)
         top = tl.maximum(maximum, tl.max(score, axis=0))
@@ -68,7 +75,10 @@ def _statistics(
     tl.store(maximum_out + row, maximum)
     tl.store(mass_out + row, mass)
     if label >= 0:
-        tl.store(own_out + row, maximum - shift - tl.load(begin + label).to(tl.float32))
+        score_of_label = tl.load(begin + label).to(tl.float32) * factor + shift
+        if OFFSET:
+            score_of_label += tl.load(offset + label)
+        tl.store(own_out + row, maximum - score_of_label)
     else:
         tl.store(own_out + row, 0.0)
     if TOTAL:
@@ -82,18 +92,23 @@ def _gradient(
     classes: tl.tensor,
     target: tl.tensor,
     handicap: tl.tensor,
+    offset: tl.tensor,
+    scale: tl.tensor,
     maximum: tl.tensor,
     log_mass: tl.tensor,
     slope: tl.tensor,
     on_own: tl.tensor,
     on_total: tl.tensor,
     HANDICAP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
     TOTAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(target + row)
     shift = tl.load(handicap + row) if HANDICAP else 0.0
+    factor = tl.load(scale) if SCALE else 1.0
     top = tl.load(maximum + row)
     level = tl.load(log_mass + row)
     rate = tl.load(slope + row)
@@ -105,7 +120,9 @@ def _gradient(
         for start in range(0, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
             inside = column < classes
-            score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32)
+            score = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32) * factor
+            if OFFSET:
+                score += tl.load(offset + column, mask=inside, other=0.0)
             is_label = column == label
             if HANDICAP:
                 score += tl.where(is_label, shift, 0.0)
@@ -123,16 +140,17 @@ def row_statistics(
     target: Int[Tensor, " n"],
     handicap: Float[Tensor, " n"] | None = None,
     *,
+    offset: Float[Tensor, " classes"] | None = None,
+    scale: Float[Tensor, ""] | None = None,
     total: bool = False,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """As :func:`lossworks.fused.softmax.row_statistics`, in float32."""
+    """As :func:`lossworks.fused.softmax.row_statistics`, in float32, of ``scale * logits + offset``."""
     rows, classes = logits.shape
     maximum, mass, own, below = torch.zeros(4, rows, dtype=torch.float32, device=logits.device)
     if rows:
         _statistics[(rows,)](
-            logits, logits.stride(0), classes, target, target if handicap is None else handicap.float(),
-            maximum, mass, own, below,
-            HANDICAP=handicap is not None, TOTAL=total, **_launch(classes),
+            *_scores(logits, target, handicap, offset, scale), maximum, mass, own, below,
+            **_which(handicap, offset, scale), TOTAL=total, **_launch(classes),
         )  # fmt: skip
     return maximum, mass, own, below
 
@@ -146,16 +164,29 @@ def row_gradient_(
     on_own: Float[Tensor, " n"],
     on_total: Float[Tensor, " n"] | None = None,
     handicap: Float[Tensor, " n"] | None = None,
+    *,
+    offset: Float[Tensor, " classes"] | None = None,
+    scale: Float[Tensor, ""] | None = None,
 ) -> None:
-    """As :func:`lossworks.fused.softmax.row_gradient_`."""
+    """As :func:`lossworks.fused.softmax.row_gradient_`, the gradient in ``scale * logits + offset``."""
     rows, classes = logits.shape
     if rows:
         _gradient[(rows,)](
-            logits, logits.stride(0), classes, target, target if handicap is None else handicap.float(),
+            *_scores(logits, target, handicap, offset, scale),
             maximum.float(), log_mass.float(), slope.float(), on_own.float(),
             target if on_total is None else on_total.float(),
-            HANDICAP=handicap is not None, TOTAL=on_total is not None, **_launch(classes),
+            **_which(handicap, offset, scale), TOTAL=on_total is not None, **_launch(classes),
         )  # fmt: skip
+
+
+def _scores(logits: Tensor, target: Tensor, *extras: Tensor | None) -> tuple[Tensor | int, ...]:
+    """The kernels' first arguments; what is not there is any pointer, which they leave alone."""
+    given = (target if extra is None else extra.float().contiguous() for extra in extras)
+    return logits, logits.stride(0), logits.shape[1], target.contiguous(), *given
+
+
+def _which(handicap: Tensor | None, offset: Tensor | None, scale: Tensor | None) -> dict[str, bool]:
+    return {"HANDICAP": handicap is not None, "OFFSET": offset is not None, "SCALE": scale is not None}
 
 
 def _launch(classes: int) -> dict[str, int]:

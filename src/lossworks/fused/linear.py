@@ -246,7 +246,7 @@ class _Summed(torch.autograd.Function):
         *hyper: Tensor,
     ) -> tuple[Tensor | None, ...]:
         asked = any(plan.wanted) or bool(hyper)
-        losses, gradients = run(plan, reader, (hidden, weight, bias), coefficient if asked else None)
+        losses, gradients = run(plan, reader, (hidden, weight, bias), coefficient if asked else None, unscaled=True)
         return (checked(losses) * coefficient).sum(), losses, *gradients
 
     @staticmethod
@@ -261,14 +261,15 @@ class _Summed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         ready, ctx.ready = ctx.ready, None
+        *layer, coefficient = ctx.saved_tensors
         if ready is None:
-            *layer, coefficient = ctx.saved_tensors
-            losses, gradients = run(ctx.plan, ctx.reader, tuple(layer), coefficient)
+            losses, gradients = run(ctx.plan, ctx.reader, tuple(layer), coefficient, unscaled=True)
             ready = [losses, *gradients]
         if not (readable(upstream) and float(upstream) == 1):
             ready = [None if tensor is None else tensor.mul_(upstream) for tensor in ready]
-        of_coefficient, of_hidden, of_weight, of_bias, *of_hyper = ready
-        return None, None, of_hidden, of_weight, of_bias, of_coefficient, *of_hyper
+        of_coefficient, *of_layer = ready[:4]
+        of_layer = [None if g is None else g.to(held.dtype) for g, held in zip(of_layer, layer, strict=True)]
+        return None, None, *of_layer, of_coefficient, *ready[4:]
 
 
 def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "") -> Layer:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lossworks.checks import checks
 from lossworks.fused.chunks import blocks, slices
+from lossworks.fused.softmax import kernels_apply
 from lossworks.roles import Loss, SoftmaxForm
 
 HALF = (torch.float16, torch.bfloat16)
@@ -50,6 +51,9 @@ class Reader:
 
     def finish(self) -> None:
         """Called when all rows have been read."""
+
+    def sum_hidden(self, gradient: Tensor) -> None:
+        """Called with the gradient in hidden, to add in place what others hold of it where the classes are sharded."""
 
 
 @dataclass
@@ -130,11 +134,11 @@ class LossReader(Reader):
             logits.scatter_add_(1, label, handicap[:, None])
         leaves = _softmax(logits, label, form.reads_total)
         if coefficient is None:
-            return Reading(self._where_kept(form.value(*leaves), rows))
+            return Reading(self.where_kept(form.value(*leaves), rows))
         with torch.enable_grad():
             for leaf in leaves:
                 leaf.requires_grad_()
-            losses = self._where_kept(form.value(*leaves), rows)
+            losses = self.where_kept(form.value(*leaves), rows)
             found = torch.autograd.grad(losses, (*leaves, *self.hyper), coefficient, allow_unused=True)
         slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found[: len(leaves)]]
         hyper = found[len(leaves) :]
@@ -148,7 +152,8 @@ class LossReader(Reader):
         logits.scatter_add_(1, label, -of_own[:, None])
         return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
 
-    def _where_kept(self, losses: Tensor, rows: slice) -> Tensor:
+    def where_kept(self, losses: Tensor, rows: slice) -> Tensor:
+        """The losses, 0 where a row is ignored."""
         return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
 
 
@@ -192,22 +197,38 @@ class Plan:
         return torch.float32 if self.compute in HALF else self.compute
 
 
+Run = tuple[Tensor, Sequence[Tensor | None], Sequence[Tensor | None]]
+"""The losses, the sums that become the layer's gradients, and the gradients in ``hyper``."""
+
 Layer = tuple[Float[Tensor, "n d"], Float[Tensor, "classes d"], Float[Tensor, " classes"] | None]
 
 
 @torch.no_grad()
 def run(
-    plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None = None
+    plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None = None, *, unscaled: bool = False
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Each row's losses; with a coefficient for each also the gradients of their sum.
 
-    The gradients are those in hidden, weight, bias and the reader's ``hyper``, None where not asked for.
+    The gradients are those in hidden, weight, bias and the reader's ``hyper``, None where not asked for. Those of
+    float16 tensors stay in ``plan.dtype`` where they are ``unscaled``: what a loss scaler would lift could be lost.
     """
     with torch.autocast(layer[0].device.type, enabled=False):
-        return _loop(plan, reader, layer, coefficient)
+        if type(reader) is LossReader and reader.form is not None and kernels_apply(layer[0], plan.compute):
+            from lossworks.fused.gpu import run_with_kernels
+
+            losses, sums, hyper = run_with_kernels(plan, reader, reader.form, layer, coefficient)
+        else:
+            losses, sums, hyper = _loop(plan, reader, layer, coefficient)
+    found = [
+        None
+        if total is None or given is None
+        else total.to(total.dtype if unscaled and given.dtype == torch.float16 else given.dtype)
+        for total, given in zip(sums, layer, strict=True)
+    ]
+    return losses, [*found, *hyper]
 
 
-def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) -> Run:
     every, matrix, bias = layer
     n, classes = len(every), len(matrix)
     weight = matrix.to(plan.compute)
@@ -248,11 +269,9 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
             d_bias += logits.sum(dim=0) if reading.factor is None else logits.T @ reading.factor
         hyper = [_plus(one, other) for one, other in zip(hyper, reading.hyper, strict=True)]
     reader.finish()
-    found = [
-        None if total is None or given is None else total.to(given.dtype)
-        for total, given in zip(sums, layer, strict=True)
-    ]
-    return losses, [*found, *hyper]
+    if d_hidden is not None:
+        reader.sum_hidden(d_hidden)
+    return losses, sums, hyper
 
 
 def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:

@@ -23,7 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["RowStatistics", "kernels_apply", "row_gradient_", "row_statistics"]
+from lossworks.roles import SoftmaxForm
+
+__all__ = ["RowStatistics", "handicaps", "kernels_apply", "row_gradient_", "row_statistics"]
 
 _BLOCK = 2**17  # numbers
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,11 +45,11 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def kernels_apply(logits: Tensor) -> bool:
-    """Whether the Triton kernels take these logits: on a GPU, or anywhere when Triton is told to interpret."""
-    if logits.dtype not in _KERNEL_DTYPES or torch.compiler.is_compiling():
+def kernels_apply(like: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels take logits of this dtype, on a GPU or anywhere when Triton is told to interpret."""
+    if dtype not in _KERNEL_DTYPES or torch.compiler.is_compiling():
         return False
-    return (logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _has_triton()
+    return (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _has_triton()
 
 
 def row_statistics(
@@ -65,7 +67,7 @@ def row_statistics(
         handicap: What is added to the label's score.
         total: Whether the sum of gaps is wanted; else it is 0.
     """
-    if kernels_apply(logits):
+    if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
 
         return RowStatistics(*kernels.row_statistics(logits, target, handicap, total=total))
@@ -108,7 +110,7 @@ def row_gradient_(
         on_total: b, the gradient in the total. A row where all three are 0 has gradient 0 whatever it holds.
         handicap: What is added to the label's score.
     """
-    if kernels_apply(logits):
+    if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
 
         kernels.row_gradient_(logits, target, maximum, log_mass, slope, on_own, on_total, handicap)
@@ -143,3 +145,13 @@ def _blocks(logits: Tensor) -> list[slice]:
     """The rows, as many at a time as a processor's cache holds; on a GPU all at once."""
     step = max(1, _BLOCK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     return [slice(start, start + step) for start in range(0, len(logits), step)]
+
+
+def handicaps(form: SoftmaxForm, target: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"] | None:
+    """What the form adds to each row's label, if anything."""
+    if form.handicap is None:
+        return None
+    if not isinstance(form.handicap, Tensor):
+        return torch.full(target.shape, form.handicap, dtype=dtype, device=target.device)
+    held = form.handicap.to(dtype)
+    return held[target] if held.ndim else held.expand(len(target))
