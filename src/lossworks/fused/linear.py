@@ -90,25 +90,11 @@ def linear_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     layer = check_layer(hidden, weight, bias)
-    reader, shape = _reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
+    reader, shape = loss_reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
     plan = plan_for(layer, reader, chunk, copies=1 if reader.form is not None else 2)
-    rows = None if reader.kept is None else reader.kept.to(plan.dtype)
-    if sample_weight is not None:
-        check_sample_weight(sample_weight, shape)
-        given = sample_weight.to(plan.dtype).reshape(-1, *reader.tail)
-        rows = given if rows is None else rows * given
-    if weights is not None:
-        if not isinstance(weights, Weighting):
-            raise TypeError(f"weights must be a lossworks Weighting, got {type(weights).__name__}")
-        asked = _weigh(weights, plan, reader, layer, index, group)
-        rows = torch.ones_like(asked) if rows is None else rows
-        if total is None and reduction == "mean":
-            total = sum_of(rows)
-        rows = rows * asked
-    if reduction == "none":
-        losses = each(plan, reader, layer)
-        return (losses if rows is None else losses * rows).reshape(shape)
-    return reduced(plan, reader, layer, rows, reduction, total)
+    return reduced_rows(
+        plan, reader, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
+    )
 
 
 @cite("wijmans2024cutyourlosses")
@@ -170,6 +156,39 @@ def linear_log_probs(
         return log_probs
     summed = log_probs.sum(dim=-1)
     return summed if sequence == "sum" else summed / (target != ignore_index).sum(dim=-1).clamp(min=1)
+
+
+def reduced_rows(
+    plan: Plan,
+    reader: LossReader,
+    layer: Layer,
+    shape: torch.Size,
+    sample_weight: Tensor | None,
+    weights: Weighting | None,
+    *,
+    index: Tensor | None,
+    group: Tensor | None,
+    total: float | Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """The losses of the rows, weighted and reduced as :func:`linear_loss` says."""
+    rows = None if reader.kept is None else reader.kept.to(plan.dtype)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, shape)
+        given = sample_weight.to(plan.dtype).reshape(-1, *reader.tail)
+        rows = given if rows is None else rows * given
+    if weights is not None:
+        if not isinstance(weights, Weighting):
+            raise TypeError(f"weights must be a lossworks Weighting, got {type(weights).__name__}")
+        asked = _weigh(weights, plan, reader, layer, index, group)
+        rows = torch.ones_like(asked) if rows is None else rows
+        if total is None and reduction == "mean":
+            total = sum_of(rows)
+        rows = rows * asked
+    if reduction == "none":
+        losses = each(plan, reader, layer)
+        return (losses if rows is None else losses * rows).reshape(shape)
+    return reduced(plan, reader, layer, rows, reduction, total)
 
 
 def reduced(
@@ -272,23 +291,23 @@ class _Summed(torch.autograd.Function):
         return None, None, *of_layer, of_coefficient, *ready[4:]
 
 
-def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "") -> Layer:
+def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "", suffix: str = "") -> Layer:
     """The layer with its rows flat, if its shapes and dtypes match."""
     check_floating(f"{prefix}hidden", hidden)
-    check_floating(f"{prefix}weight", weight)
+    check_floating(f"{prefix}weight{suffix}", weight)
     if bias is not None:
-        check_floating(f"{prefix}bias", bias)
+        check_floating(f"{prefix}bias{suffix}", bias)
     if weight.ndim != 2:
-        raise ValueError(f"{prefix}weight must have shape (classes, d), got {tuple(weight.shape)}")
+        raise ValueError(f"{prefix}weight{suffix} must have shape (classes, d), got {tuple(weight.shape)}")
     if hidden.ndim < 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"{prefix}hidden must have shape (n, d) or (n, t, d) with d = {weight.shape[1]} as {prefix}weight has, "
-            f"got {tuple(hidden.shape)}"
+            f"{prefix}hidden must have shape (n, d) or (n, t, d) with d = {weight.shape[1]} as {prefix}weight{suffix} "
+            f"has, got {tuple(hidden.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{prefix}bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+        raise ValueError(f"{prefix}bias{suffix} must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if not torch.is_autocast_enabled(hidden.device.type):
-        for name, tensor in (("weight", weight), ("bias", bias)):
+        for name, tensor in ((f"weight{suffix}", weight), (f"bias{suffix}", bias)):
             if tensor is not None and tensor.dtype != hidden.dtype:
                 raise TypeError(
                     f"{prefix}{name} must be {hidden.dtype} as {prefix}hidden is (or use autocast), got {tensor.dtype}"
@@ -325,7 +344,7 @@ def sum_of(rows: Tensor) -> Tensor:
     return torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _reader(
+def loss_reader(
     layer: Layer, target: Tensor, loss: Loss, index: Tensor | None, ignore_index: int, lead: torch.Size
 ) -> tuple[LossReader, torch.Size]:
     """How this loss reads the rows, and the shape of their losses."""

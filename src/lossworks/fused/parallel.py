@@ -1,0 +1,232 @@
+"""A linear layer and its loss, its classes sharded over the ranks of a process group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from lossworks.checks import check_choice, check_floating
+from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows
+from lossworks.fused.rows import LossReader, Reading
+from lossworks.fused.softmax import handicaps, row_gradient_, row_statistics
+from lossworks.roles import REDUCTIONS, Loss, SoftmaxForm, Weighting, cite
+
+__all__ = ["parallel_linear_loss"]
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Which rank holds which classes: consecutive ones, in the order of the ranks."""
+
+    group: "dist.ProcessGroup | None"
+    sizes: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        rank = dist.get_rank(self.group)
+        begin = sum(self.sizes[:rank])
+        return slice(begin, begin + self.sizes[rank])
+
+    @staticmethod
+    def of(group: "dist.ProcessGroup | None", hidden: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> "_Shards":
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        if sizes is None:
+            mine = torch.tensor([[*weight.shape, hidden.shape[:-1].numel(), hidden.shape[-1]]], device=weight.device)
+            each = [torch.empty_like(mine) for _ in range(ranks)]
+            dist.all_gather(each, mine, group=group)
+            shapes = torch.cat(each).tolist()
+            # A rank that found its own shapes wrong alone would leave the others waiting.
+            n, features = shapes[0][2:]
+            if any(others != [features, n, features] for _, *others in shapes):
+                held = "; ".join(f"{(rows, d)} and {(own, width)}" for own, width, rows, d in shapes)
+                raise ValueError(
+                    f"hidden must be (n, d) on every rank and weight_shard (C_r, d), the ranks have {held}"
+                )
+            return _Shards(group, tuple(own for own, *_ in shapes))
+        if len(sizes) != ranks or sizes[rank] != len(weight):
+            raise ValueError(
+                f"shard_sizes must have one number of classes for each of {ranks} ranks, {len(weight)} for rank {rank},"
+                f" got {tuple(sizes)}"
+            )
+        return _Shards(group, tuple(sizes))
+
+    def gather_columns(self, scores: Float[Tensor, "n own"]) -> Float[Tensor, "n classes"]:
+        """The scores of all classes, from every rank's."""
+        padded = scores.new_zeros(len(scores), max(self.sizes))
+        padded[:, : scores.shape[1]] = scores
+        every = [torch.empty_like(padded) for _ in self.sizes]
+        dist.all_gather(every, padded, group=self.group)
+        return torch.cat([part[:, :size] for part, size in zip(every, self.sizes, strict=True)], dim=1)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The maximum over ranks, in place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+
+class _ShardReader(LossReader):
+    """The rows of a loss, read from this rank's classes and what the others say of theirs."""
+
+    def __init__(self, whole: LossReader, shards: _Shards) -> None:
+        super().__init__(**{entry.name: getattr(whole, entry.name) for entry in fields(whole) if entry.init})
+        self.shards, own = shards, shards.own
+        self.shift = None if self.shift is None else self.shift[own]
+        self.label = self.target
+        if self.form is not None:
+            self.label = torch.where((self.target >= own.start) & (self.target < own.stop), self.target - own.start, -1)
+
+    def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        """See :class:`lossworks.fused.rows.Reader`."""
+        if self.form is not None:
+            return self._merged(self.form, logits, rows, coefficient)
+        every = self.shards.gather_columns(logits)
+        reading = super().read(every, rows, coefficient)
+        logits.copy_(every[:, self.shards.own])
+        return reading
+
+    def trace(self, logits: Tensor, rows: slice) -> Tensor:
+        """Not possible: what the ranks say to each other is no step that a compiler or a transform could see."""
+        raise RuntimeError("parallel_linear_loss runs eagerly: keep it out of torch.compile and torch.func")
+
+    def sum_hidden(self, gradient: Tensor) -> None:
+        """The shards' parts of the gradient in hidden add up."""
+        self.shards.sum_(gradient)
+
+    def _merged(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+        """The softmax family: the ranks exchange four numbers a row."""
+        label, classes = self.label[rows], self.shards.classes
+        handicap = handicaps(form, self.target[rows], logits.dtype)
+        part = row_statistics(logits, label, handicap, total=form.reads_total)
+        maximum = self.shards.max_(part.maximum.clone())
+        # A rank without classes has nothing that could be below the maximum.
+        rise = torch.where(maximum == part.maximum, 0, maximum - part.maximum)
+        below = part.total + logits.shape[1] * rise if logits.shape[1] else part.total
+        own = torch.where(label >= 0, part.own + rise, 0)
+        mass, own, below = self.shards.sum_(torch.stack([part.mass * (-rise).exp(), own, below]))
+        log_mass = mass.log()
+        read = (own + log_mass, below + classes * log_mass)[: 1 + form.reads_total]
+        if coefficient is None:
+            return Reading(self.where_kept(form.value(*read), rows))
+        with torch.enable_grad():
+            for number in read:
+                number.requires_grad_()
+            losses = self.where_kept(form.value(*read), rows)
+            found = torch.autograd.grad(losses, (*read, *self.hyper), coefficient, allow_unused=True)
+        slopes = [torch.zeros_like(mass) if slope is None else slope * form.scale for slope in found[: len(read)]]
+        on_own, on_total = slopes[0], slopes[1] if form.reads_total else None
+        slope = on_own if on_total is None else on_own + classes * on_total
+        row_gradient_(logits, label, maximum, log_mass, slope, on_own, on_total, handicap)
+        return Reading(losses.detach(), None, found[len(read) :])
+
+
+@cite("shoeybi2019megatron")
+def parallel_linear_loss(
+    hidden: Float[Tensor, "*rows d"],
+    weight_shard: Float[Tensor, "own d"],
+    target: Shaped[Tensor, "*rows"],
+    loss: Loss,
+    *,
+    process_group: "dist.ProcessGroup | None",
+    bias_shard: Float[Tensor, " own"] | None = None,
+    sample_weight: Float[Tensor, "*rows"] | None = None,
+    weights: Weighting | None = None,
+    index: Int[Tensor, "*rows"] | None = None,
+    group: Int[Tensor, "*rows"] | None = None,
+    total: float | Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    chunk: int | None = None,
+    shard_sizes: Sequence[int] | None = None,
+) -> Tensor:
+    r"""The loss of a linear layer whose classes are sharded over the ranks, equal to the layer on one process.
+
+    .. math::
+        \ell\big(h\, [W_0; W_1; \dots]^\top + [b_0; b_1; \dots],\; y\big), \qquad W_r \text{ on rank } r
+
+    Each rank holds the weights of some consecutive classes, rank 0 the first; how many may differ, and be none.
+    Hidden, target and all else are the same on every rank of the group. For losses of the softmax family the ranks
+    exchange four numbers a row, first the maximum. For every other row-wise loss they gather the logits of a chunk of
+    rows, so that the memory is that of one chunk with all classes, and each rank computes the loss in full.
+
+    Which gradient is reduced by whom:
+
+    - ``hidden``: the shards' parts are summed over the group here, where the gradient is computed (beside the value, or
+      with ``"none"`` in the backward pass). Every rank gets the whole gradient; nothing before ``hidden`` may sum it
+      over the group again.
+    - ``weight_shard``, ``bias_shard``: each rank gets that of its own classes, whole. It must not be reduced over the
+      group.
+    - ``sample_weight`` and what is learned of the loss: every rank finds the whole gradient from the same numbers. It
+      must not be summed over the group.
+
+    So nothing is left to reduce over this group; over another, whose ranks hold other rows, all are reduced as ever.
+    Every rank must make the call, and its backward pass, in the same order and with the same arguments needing
+    gradients.
+
+    Args:
+        hidden: What the output layer is given, ``(n, d)``, or ``(n, t, d)`` and so on; the same on every rank.
+        weight_shard: This rank's rows of the layer's weight, ``(C_r, d)``.
+        target: As :func:`linear_loss` takes it, with classes counted over all ranks.
+        loss: A loss with ``rowwise = True``; its own ``reduction`` and ``ignore_index`` are not read.
+        process_group: The ranks that hold the shards; None for all.
+        bias_shard: This rank's part of the layer's bias, ``(C_r,)``.
+        sample_weight: One weight a row, >= 0; ``mean`` divides by their sum.
+        weights: A weighting of the rows; every rank asks it for all rows.
+        index: The rows' numbers in the training data, for a loss or a weighting with a memory per row.
+        group: The rows' groups, for a weighting that needs them.
+        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        ignore_index: The class whose rows don't count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        chunk: Rows at a time, the same on every rank; by default as :func:`linear_loss` chooses for all classes.
+        shard_sizes: The number of classes of each rank. Without it the ranks ask each other in every call, for which a
+            GPU must be waited for.
+
+    Returns:
+        ``()``, or with ``reduction="none"`` the rows' shape; the same numbers on every rank.
+
+    Raises:
+        RuntimeError: under ``torch.compile`` or a transform of ``torch.func``.
+        TypeError: as :func:`linear_loss`.
+        ValueError: as :func:`linear_loss`; shapes that don't match between the ranks.
+
+    Use it when the output layer is too large for one device, or sharded already.
+
+    Papers: shoeybi2019megatron
+
+    >>> from lossworks.losses import CrossEntropyLoss
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> hidden, shard, target = torch.ones(2, 3), torch.eye(4, 3), torch.tensor([0, 3])
+    >>> parallel_linear_loss(hidden, shard, target, CrossEntropyLoss(), process_group=None)
+    tensor(1.7143)
+    >>> dist.destroy_process_group()
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_floating("hidden", hidden)
+    check_floating("weight_shard", weight_shard)
+    if hidden.ndim < 2 or weight_shard.ndim != 2:
+        raise ValueError(
+            f"hidden must have shape (n, d) or (n, t, d) and weight_shard (C_r, d), got {tuple(hidden.shape)} and"
+            f" {tuple(weight_shard.shape)}"
+        )
+    shards = _Shards.of(process_group, hidden, weight_shard, shard_sizes)
+    layer = check_layer(hidden, weight_shard, bias_shard, suffix="_shard")
+    # What is asked of the whole layer reads its shape alone.
+    whole = (layer[0], weight_shard.detach().new_empty(()).expand(shards.classes, weight_shard.shape[1]), None)
+    reader, shape = loss_reader(whole, target, loss, index, ignore_index, hidden.shape[:-1])
+    plan = plan_for(whole, reader, chunk, copies=1 if reader.form is not None else 3)
+    plan = replace(plan, wanted=plan_for(layer, reader, plan.chunk).wanted)
+    shared = _ShardReader(reader, shards)
+    return reduced_rows(
+        plan, shared, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
+    )
