@@ -16,6 +16,7 @@ from lossworks.metrics import (
     macro_f1,
     per_class_recall,
     reliability_bins,
+    tail_class_accuracy,
 )
 
 
@@ -138,3 +139,16 @@ def test_what_is_no_number_is_named():
         auroc(np.ones((2, 3)), np.array([0, 1]))
     with pytest.raises(ValueError, match="target must be 0 or 1, got 2 in row 1"):
         auroc(np.ones(2), np.array([0, 2]))
+
+
+def test_tail_class_accuracy_is_the_mean_of_the_worst_classes():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 7, 200)
+    correct = rng.random(200) < 0.2 + 0.1 * target
+    each = sorted(correct[target == k].mean() for k in range(7))
+    assert tail_class_accuracy(correct, target, 0.3) == pytest.approx(np.mean(each[:3]))
+    assert tail_class_accuracy(correct, target, 1.0) == pytest.approx(np.mean(each))
+    assert tail_class_accuracy(correct, target, 0.01) == pytest.approx(each[0])
+    for bad, name in (((correct[1:], target), "one shape"), ((correct, target, 0.0), "fraction")):
+        with pytest.raises(ValueError, match=name):
+            tail_class_accuracy(*bad)

@@ -14,6 +14,7 @@ from lossworks.metrics.classification import (
     macro_f1,
     per_class_recall,
     reliability_bins,
+    tail_class_accuracy,
 )
 from lossworks.metrics.paired import Paired, holm, paired_test
 from lossworks.metrics.ranking import KEMENY_LIMIT, borda_ranking, kemeny_consensus, two_level_borda
@@ -44,5 +45,6 @@ __all__ = [
     "r2",
     "reliability_bins",
     "rmse",
+    "tail_class_accuracy",
     "two_level_borda",
 ]

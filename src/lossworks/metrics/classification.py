@@ -1,11 +1,12 @@
 """Numbers for class predictions, from probabilities ``(n, C)``, or ``(n,)`` of class 1 where there are two classes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from lossworks.checks import check_int
+from lossworks.checks import check_between, check_int
 from lossworks.metrics.arrays import Array, Classes, Floats, as_classes, as_floats
 from lossworks.roles import cite
 
@@ -20,6 +21,7 @@ __all__ = [
     "macro_f1",
     "per_class_recall",
     "reliability_bins",
+    "tail_class_accuracy",
 ]
 
 
@@ -89,6 +91,37 @@ def balanced_accuracy(probabilities: Float[Array, "n *classes"], target: Int[Arr
     0.75
     """
     return float(np.nanmean(per_class_recall(probabilities, target)))
+
+
+@cite("sow2024doubly", helps=("worst case", "imbalance"))
+def tail_class_accuracy(correct: Array, target: Int[Array, " n"], fraction: float = 0.3) -> float:
+    r"""The mean accuracy of the classes that do worst.
+
+    .. math::
+        \frac{1}{m} \sum_{k \in \text{the } m \text{ smallest}} r_k, \qquad m = \lceil f\, |K| \rceil
+
+    Args:
+        correct: Whether each row is right, 0 or 1, ``(n,)``; under attack, if robust accuracy is meant.
+        target: The rows' classes, integers.
+        fraction: The share f of the classes that occur, in (0, 1].
+
+    Raises:
+        ValueError: shapes that differ, no rows, ``fraction`` outside (0, 1].
+
+    Papers: sow2024doubly
+
+    >>> tail_class_accuracy(np.array([1, 1, 0, 1, 0, 0]), np.array([0, 0, 1, 1, 2, 2]), fraction=0.5)
+    0.25
+    """
+    check_between("fraction", fraction, 0, 1, open_low=True)
+    correct, target = as_floats("correct", correct), as_classes("target", target)
+    if correct.shape != target.shape or target.ndim != 1 or not len(target):
+        raise ValueError(
+            f"correct and target must have one shape (n,) with n >= 1, got {correct.shape} and {target.shape}"
+        )
+    _, place = np.unique(target, return_inverse=True)
+    recall = np.bincount(place, weights=correct) / np.bincount(place)
+    return float(np.sort(recall)[: math.ceil(fraction * len(recall) - 1e-9)].mean())
 
 
 def macro_f1(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
