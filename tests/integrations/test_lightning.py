@@ -1,0 +1,291 @@
+"""`step_loss` in the real Trainer against a plain loop over whole batches, in one process and in two.
+
+The file is also the script that each of the two processes runs.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import lossworks as lw
+from lossworks.losses import CrossEntropyLoss
+from lossworks.penalties import WeightMagnitude
+from lossworks.weights import KLDRO, SampleWeights
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what the import of a trainer says is not ours to judge
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lossworks.integrations.lightning import ExactAccumulation, step_loss
+
+ROWS, CLASSES, SIZE, ACCUMULATE = 31, 3, 4, 3  # eight batches, the last of three rows; steps of three, three and two
+ROW_VALUES = torch.linspace(0.2, 3, ROWS).double()
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning"),
+]
+
+
+OBJECTIVES = {
+    "plain": lambda: lw.Objective(CrossEntropyLoss()),
+    "fixed weights": lambda: lw.Objective(CrossEntropyLoss(), SampleWeights(ROW_VALUES)),
+    "coupled": lambda: lw.Objective(CrossEntropyLoss(), KLDRO()),
+    "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]),
+}
+
+
+def by_hand(name: str, net: nn.Module, x, target, index, own) -> torch.Tensor:
+    """The objective on a whole batch, written out."""
+    kept = target != -100
+    own = own[kept]
+    losses = F.cross_entropy(net(x[kept]), target[kept], reduction="none")
+    weights = {
+        "fixed weights": (ROW_VALUES / ROW_VALUES.mean()).to(x.dtype)[index[kept]],
+        "coupled": losses.detach().softmax(0) * len(losses),
+    }.get(name, torch.ones_like(losses))
+    price = 0.1 * sum(p.square().sum() for p in net.parameters() if p.ndim > 1) / 2 if name == "penalty" else 0.0
+    return (own * weights * losses).sum() / (own.sum() if len(own) else 1) + price
+
+
+def rows(dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, 4, generator=generator, dtype=torch.float64).to(dtype)
+    target = torch.randint(CLASSES, (ROWS,), generator=generator)
+    ignored = (torch.arange(ROWS) < SIZE) | (torch.arange(ROWS) % 7 < 2)  # the whole first batch among them
+    target = torch.where(ignored, -100, target)
+    own = torch.rand(ROWS, generator=generator, dtype=torch.float64).to(dtype)
+    return list(zip(x, target, torch.arange(ROWS), own, strict=True))
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).to(dtype)
+
+
+def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+
+
+class Classifier(LightningModule):
+    """What a user writes."""
+
+    def __init__(self, objective: lw.Objective, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.objective = objective
+        self.net = network(dtype)
+        self.values: list[float] = []
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_index):
+        x, target, index, own = batch
+        value = step_loss(self, self.objective, x, target, index=index, sample_weight=own)
+        self.values.append(value.item())
+        return value
+
+    def configure_optimizers(self):
+        return optimizer_of(self.net)
+
+
+class Naive(Classifier):
+    """The same without knowing of the other batches."""
+
+    def training_step(self, batch, batch_index):
+        x, target, index, own = batch
+        return self.objective(self, x, target, index=index, sample_weight=own)
+
+
+class Interleaved(torch.utils.data.Sampler):
+    """Of each batch of all processes, the rows that are this process's; the last batches are of unequal sizes."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.batches = [list(range(start, min(start + SIZE, ROWS)))[rank::ranks] for start in range(0, ROWS, SIZE)]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def loader(rank: int = 0, ranks: int = 1, dtype: torch.dtype = torch.float64) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(rows(dtype), batch_sampler=Interleaved(rank, ranks))
+
+
+def fit(
+    module: LightningModule, folder: Path, *, batches=None, accumulate: int = ACCUMULATE, **settings
+) -> torch.Tensor:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **({"callbacks": [ExactAccumulation()], "devices": 1, "gradient_clip_val": 0.5} | settings),
+    )
+    trainer.fit(module, loader() if batches is None else batches)
+    return flat(module.net)
+
+
+def flat(net: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+def truth(name: str, *, accumulate: int = ACCUMULATE, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    net, data, step = network(dtype), rows(dtype), SIZE * accumulate
+    optimizer = optimizer_of(net)
+    for _ in range(2):
+        for start in range(0, ROWS, step):
+            by_hand(name, net, *map(torch.stack, zip(*data[start : start + step], strict=True))).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    return flat(net)
+
+
+@pytest.mark.parametrize("name", ["plain", "fixed weights", "penalty"])
+def test_accumulated_steps_are_those_of_whole_batches(name, tmp_path):
+    assert_close(fit(Classifier(OBJECTIVES[name]()), tmp_path), truth(name), rtol=0, atol=1e-9)
+
+
+def test_float32_too(tmp_path):
+    got = fit(Classifier(OBJECTIVES["plain"](), torch.float32), tmp_path, batches=loader(dtype=torch.float32))
+    assert_close(got, truth("plain", dtype=torch.float32), rtol=0, atol=1e-6)
+
+
+def test_a_mean_of_means_is_another_training(tmp_path):
+    got = fit(Naive(OBJECTIVES["plain"]()), tmp_path, callbacks=[])
+    assert (got - truth("plain")).abs().max() > 1e-2
+
+
+def test_a_schedule_of_accumulation(tmp_path):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    schedule = GradientAccumulationScheduler({0: 8, 1: 8})
+    got = fit(Classifier(OBJECTIVES["plain"]()), tmp_path, accumulate=1, callbacks=[schedule, ExactAccumulation()])
+    assert_close(got, truth("plain", accumulate=8), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_without_accumulation_no_callback_is_needed(name, tmp_path):
+    got = fit(Classifier(OBJECTIVES[name]()), tmp_path, accumulate=1, callbacks=[])
+    assert_close(got, truth(name, accumulate=1), rtol=0, atol=1e-9)
+
+
+def test_the_values_are_those_of_the_batches_where_they_are_even(tmp_path):
+    module = Classifier(OBJECTIVES["plain"]())
+    even = torch.utils.data.DataLoader(rows()[4:8] * 4, batch_size=4)
+    value = by_hand("plain", network(torch.float64), *next(iter(even))).item()
+    fit(module, tmp_path, batches=even, accumulate=2, max_steps=1)
+    assert_close(module.values, [value] * 2)
+
+
+def test_accumulation_without_the_callback_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match=r"accumulate_grad_batches=3 is exact only with .*ExactAccumulation"):
+        fit(Classifier(OBJECTIVES["plain"]()), tmp_path, callbacks=[])
+
+
+def test_coupled_weights_refuse_accumulation(tmp_path):
+    with pytest.raises(ValueError, match=r"KLDRO couples the rows of a step.*accumulate_grad_batches=3"):
+        fit(Classifier(OBJECTIVES["coupled"]()), tmp_path)
+
+
+class WholeSteps(Classifier):
+    """The way for coupled weights that the error names: the step's rows in one batch, split by hand."""
+
+    def __init__(self, objective: lw.Objective) -> None:
+        super().__init__(objective)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_index):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        x, target, index, own = batch
+        parts = [
+            {"x": x[some], "target": target[some], "index": index[some], "sample_weight": own[some]}
+            for some in torch.arange(len(x)).split(SIZE)
+        ]
+        for value in self.objective.micro_batches(self, parts):
+            self.manual_backward(value)
+        self.clip_gradients(optimizer, gradient_clip_val=0.5)
+        optimizer.step()
+
+
+def test_and_the_way_that_it_names_is_exact(tmp_path):
+    whole = torch.utils.data.DataLoader(rows(), batch_size=SIZE * ACCUMULATE)
+    got = fit(
+        WholeSteps(OBJECTIVES["coupled"]()), tmp_path, batches=whole, accumulate=1, callbacks=[], gradient_clip_val=None
+    )
+    assert_close(got, truth("coupled"), rtol=0, atol=1e-9)
+
+
+def test_an_evaluation_is_the_mean_of_its_batch(tmp_path):
+    class Evaluated(Classifier):
+        def validation_step(self, batch, batch_index):
+            x, target, index, own = batch
+            self.values.append(step_loss(self, self.objective, x, target, index=index, sample_weight=own).item())
+
+    module = Evaluated(OBJECTIVES["plain"]())
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, accumulate_grad_batches=3, default_root_dir=tmp_path
+    )
+    trainer.validate(module, loader(), verbose=False)
+    net = network(torch.float64)
+    batches = [by_hand("plain", net, *batch).item() for batch in loader()]
+    assert_close(module.values, batches)
+
+
+DISTRIBUTED = {f"{name} x {accumulate}": (name, accumulate) for name in OBJECTIVES for accumulate in (1, ACCUMULATE)}
+DISTRIBUTED.pop(f"coupled x {ACCUMULATE}")
+
+
+@pytest.fixture(scope="module")
+def by_two_processes(tmp_path_factory, run_ranks) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(__file__, folder)
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    return first
+
+
+@pytest.mark.parametrize("case", DISTRIBUTED)
+def test_two_processes_step_as_one(case, by_two_processes):
+    name, accumulate = DISTRIBUTED[case]
+    assert_close(by_two_processes[case], truth(name, accumulate=accumulate), rtol=0, atol=1e-9)
+
+
+def test_two_processes_with_their_own_means_are_another_training(by_two_processes):
+    assert (by_two_processes["naive"] - truth("plain", accumulate=1)).abs().max() > 1e-2
+
+
+def run_one_rank(folder: Path) -> None:
+    torch.set_num_threads(1)
+    batches = loader(int(os.environ["RANK"]), 2)
+    both = {"batches": batches, "devices": 2, "strategy": "ddp"}
+    done = {
+        case: fit(Classifier(OBJECTIVES[name]()), folder, accumulate=accumulate, **both)
+        for case, (name, accumulate) in DISTRIBUTED.items()
+    }
+    done["naive"] = fit(Naive(OBJECTIVES["plain"]()), folder, accumulate=1, **both)
+    torch.save(done, folder / f"{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_one_rank(Path(sys.argv[1]))
+    os._exit(0)  # not into the threads of a group that something may still hold
