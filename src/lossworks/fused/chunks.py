@@ -7,25 +7,30 @@ from torch import Tensor
 
 from lossworks.checks import check_int
 
-_SHARE = 9
-"""A chunk is at most this part of the logit matrix: an eighth with what stands beside it."""
+_SHARE = 10
+"""A chunk is at most this part of the logit matrix: less than an eighth with what stands beside it."""
 _SMALLEST, _LARGEST = 2**22, 2**28
 """Bytes of a chunk, whatever its share: below, the matrix products lose more time than there is memory to save."""
+_MULTIPLE = 16
+"""Rows of a chunk come in multiples of this, which the matrix products like."""
 _BLOCK = 2**17
 """Numbers of a block: half a megabyte in float32, with a few results of steps beside it."""
+_TILE = 2**22
+"""Bytes of a tile of the weight: a product with few rows is bound by how often it is read and packed."""
 
 
 def chunk_size(rows: int, classes: int, itemsize: int, chunk: int | None = None, *, copies: int = 1) -> int:
-    """Rows of a chunk: as asked for, or as many as the budget allows, evenly spread.
+    """Rows of a chunk: as asked for, or as many as the budget allows.
 
     ``copies`` is how many matrices of the chunk's size are held at once.
     """
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
-    row = max(classes * itemsize * copies, 1)
     budget = min(max(rows * classes * itemsize // _SHARE, _SMALLEST), _LARGEST)
-    most = max(budget // row, 1)
-    return -(-rows // max(-(-rows // most), 1)) or 1
+    size = max(budget // max(classes * itemsize * copies, 1), 1)
+    if size >= rows:
+        return max(rows, 1)
+    return size - size % _MULTIPLE if size > _MULTIPLE else size
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
@@ -39,4 +44,14 @@ def blocks(matrix: Tensor) -> Iterator[slice]:
     rows, classes = matrix.shape
     if matrix.device.type != "cpu":
         return slices(rows, max(rows, 1))
-    return slices(rows, max(_BLOCK // max(classes, 1), torch.get_num_threads()))
+    return slices(rows, max(_BLOCK // max(classes, 1), 1) * torch.get_num_threads())
+
+
+def tiles(weight: Tensor) -> Iterator[slice]:
+    """Classes whose weights fit the processor's cache, for a product with few rows; on other devices all at once.
+
+    A layer without classes, as a rank may hold of a sharded one, is one tile, so that its product is written.
+    """
+    classes, d = weight.shape
+    size = max(_TILE // max(d * weight.element_size(), 1), 1) if weight.device.type == "cpu" else max(classes, 1)
+    return slices(classes, size) if classes else iter((slice(0, 0),))

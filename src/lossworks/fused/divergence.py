@@ -52,7 +52,7 @@ def linear_kl(
         sample_weight: One weight a row, >= 0, 0 for a row that is padding; ``mean`` divides by their sum.
         total: What ``mean`` divides by instead, when this batch is a part of a larger one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: Rows at a time; by default as many as a ninth of the logit matrix holds, for both models together.
+        chunk: Rows at a time; by default as many as a tenth of the logit matrix holds, for both models together.
 
     Returns:
         ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0.

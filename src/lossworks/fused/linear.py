@@ -1,11 +1,11 @@
 """A loss on a linear output layer, without the matrix of its logits."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lossworks.checks import (
@@ -67,7 +67,7 @@ def linear_loss(
         total: What ``mean`` divides by instead, when this batch is a part of a larger one.
         ignore_index: The class whose rows don't count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: Rows at a time; by default as many as a ninth of the logit matrix holds, of 4 to 256 MB.
+        chunk: Rows at a time; by default as many as a tenth of the logit matrix holds, of 4 to 256 MB.
 
     Returns:
         ``()``, or with ``reduction="none"`` the rows' shape.
@@ -79,7 +79,7 @@ def linear_loss(
 
     Under autocast the products are taken in its dtype and everything else, sums of gradients too, in float32. Under
     ``torch.compile`` and the transforms of ``torch.func`` the chunks are plain operations with the same numbers; a
-    ``torch.func`` transform that differentiates keeps all chunks. Differentiating twice raises an error.
+    ``torch.func`` transform that differentiates keeps all chunks, and so does differentiating twice.
 
     Papers: wijmans2024cutyourlosses, hsu2024liger
 
@@ -210,15 +210,9 @@ def each(plan: Plan, reader: Reader, layer: Layer) -> Tensor:
     if not traced():
         losses: Tensor = _Each.apply(plan, reader, *layer, *reader.hyper)
         return losses
-    hidden, weight, bias = layer
-    parts = []
-    for rows in slices(len(hidden), plan.chunk):
-        if torch.compiler.is_compiling():
-            parts.append(checkpoint(_traced_chunk, reader, rows, hidden[rows], weight, bias, use_reentrant=False))
-        else:
-            parts.append(_traced_chunk(reader, rows, hidden[rows], weight, bias))
+    losses = _in_plain_steps(plan, reader, layer)
     reader.finish()
-    return torch.cat(parts) if parts else 0 * (hidden @ weight.T).sum(dim=1)
+    return losses
 
 
 def traced() -> bool:
@@ -226,8 +220,17 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _traced_chunk(reader: Reader, rows: slice, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return reader.trace(torch.nn.functional.linear(hidden, weight, bias), rows)
+def _in_plain_steps(plan: Plan, reader: Reader, layer: Layer) -> Tensor:
+    hidden, weight = layer[0].to(plan.compute), layer[1].to(plan.compute)
+    bias = None if layer[2] is None else layer[2].to(plan.compute)
+    recomputed = torch.compiler.is_compiling() and reader.remembers_nothing
+    step = partial(checkpoint, _chunk, use_reentrant=False) if recomputed else _chunk
+    parts = [step(reader, rows, hidden, weight, bias) for rows in slices(len(hidden), plan.chunk)]
+    return torch.cat(parts) if parts else _chunk(reader, slice(0, 0), hidden, weight, bias)
+
+
+def _chunk(reader: Reader, rows: slice, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return reader.trace(torch.nn.functional.linear(hidden[rows], weight, bias), rows)
 
 
 class _Each(torch.autograd.Function):
@@ -243,9 +246,12 @@ class _Each(torch.autograd.Function):
         ctx.save_for_backward(*inputs[2:5])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *run(ctx.plan, ctx.reader, ctx.saved_tensors, upstream.to(ctx.plan.dtype))[1]
+        layer = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            losses = _in_plain_steps(ctx.plan, ctx.reader, layer)
+            return None, None, *_gradients(losses, (*layer, *ctx.reader.hyper), upstream)
+        return None, None, *run(ctx.plan, ctx.reader, layer, upstream.to(ctx.plan.dtype))[1]
 
 
 class _Summed(torch.autograd.Function):
@@ -277,8 +283,13 @@ class _Summed(torch.autograd.Function):
         ctx.ready = [None if tensor is None else tensor.detach() for tensor in output[1:]]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * (6 + len(ctx.reader.hyper))
+        if torch.is_grad_enabled():
+            *layer, coefficient = ctx.saved_tensors
+            value = (_in_plain_steps(ctx.plan, ctx.reader, tuple(layer)) * coefficient).sum()
+            return None, None, *_gradients(value, (*layer, coefficient, *ctx.reader.hyper), upstream)
         ready, ctx.ready = ctx.ready, None
         *layer, coefficient = ctx.saved_tensors
         if ready is None:
@@ -289,6 +300,13 @@ class _Summed(torch.autograd.Function):
         of_coefficient, *of_layer = ready[:4]
         of_layer = [None if g is None else g.to(held.dtype) for g, held in zip(of_layer, layer, strict=True)]
         return None, None, *of_layer, of_coefficient, *ready[4:]
+
+
+def _gradients(value: Tensor, tensors: tuple[Tensor | None, ...], upstream: Tensor) -> list[Tensor | None]:
+    """The gradients in those that have one, to be differentiated again."""
+    leaves = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    found = iter(torch.autograd.grad(value, leaves, upstream.to(value.dtype), create_graph=True, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
 
 
 def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "", suffix: str = "") -> Layer:

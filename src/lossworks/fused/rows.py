@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import checks
-from lossworks.fused.chunks import blocks, slices
+from lossworks.fused.chunks import blocks, slices, tiles
 from lossworks.fused.softmax import kernels_apply
 from lossworks.roles import Loss, SoftmaxForm
 
@@ -35,6 +35,8 @@ class Reader:
     """The tensors beside the layer that are to have a gradient."""
     tail: tuple[int, ...] = ()
     """The shape of one row's losses: () where it has one."""
+    remembers_nothing: bool = True
+    """Whether reading a row twice is reading the same."""
 
     scale: float | Tensor = 1.0
     """What the logits are multiplied with before they are read."""
@@ -73,6 +75,7 @@ class LossReader(Reader):
     def __post_init__(self) -> None:
         if self.form is not None:
             self.scale, self.shift = self.form.scale, self.form.shift
+        self.remembers_nothing = self.index is None
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`Reader`."""
@@ -82,12 +85,14 @@ class LossReader(Reader):
         hyper: list[Tensor | None] = [None] * len(self.hyper)
         for block in blocks(logits):
             part = slice(rows.start + block.start, rows.start + block.stop)
+            extra = self._extra(logits[block], part)
             if coefficient is None:
-                losses[block] = self._losses(logits[block], part)
+                with checks(False):  # the caller has looked at the targets, and looks at the losses
+                    losses[block] = self._losses(logits[block], part, extra)
                 continue
-            with torch.enable_grad():
+            with torch.enable_grad(), checks(False):
                 leaf = logits[block].detach().requires_grad_()
-                some = self._losses(leaf, part)
+                some = self._losses(leaf, part, extra)
                 losses[block] = some.detach()
                 found = torch.autograd.grad(some, (leaf, *self.hyper), coefficient[block], allow_unused=True)
             logits[block] = 0 if found[0] is None else found[0]
@@ -96,7 +101,8 @@ class LossReader(Reader):
 
     def trace(self, logits: Tensor, rows: slice) -> Tensor:
         """See :class:`Reader`."""
-        return self._losses(logits, rows)
+        logits = logits.float() if logits.dtype in HALF else logits
+        return self._losses(logits, rows, self._extra(logits.detach(), rows))
 
     def finish(self) -> None:
         """The rows' memory is updated once, when every row has been read from what was remembered before."""
@@ -105,25 +111,24 @@ class LossReader(Reader):
             self.loss.remember(name, self.index, self.memory)
         self.unfinished = False
 
-    def _losses(self, logits: Tensor, rows: slice) -> Tensor:
-        target = self.target[rows]
-        extra = {}
-        if self.index is not None:
-            index = self.index[rows]
-            extra = {"index": index, "memory": self._recalled(logits.detach(), target, index, rows)}
-        with checks(False):  # the caller has looked at the targets, and looks at the losses
-            if self.loss.kind != "classes":
-                return self.loss.rows(logits, target)[0]
-            losses = self.loss.per_sample(logits, target, **extra)
-        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
-
-    def _recalled(self, logits: Tensor, target: Tensor, index: Tensor, rows: slice) -> Tensor:
+    def _extra(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        """The rows' numbers and what is remembered of them, which all rows read as it was before the first."""
+        if self.index is None:
+            return {}
+        index = self.index[rows]
         if self.memory is None or self.unfinished:
-            memory = self.loss.recall(logits, target, index)
+            memory = self.loss.recall(logits, self.target[rows], index)
             if self.memory is None:
                 self.memory = memory.new_empty((len(self.target), *memory.shape[1:]))
             self.memory[rows] = memory
-        return self.memory[rows]
+        return {"index": index, "memory": self.memory[rows]}
+
+    def _losses(self, logits: Tensor, rows: slice, extra: dict[str, Tensor]) -> Tensor:
+        target = self.target[rows]
+        if self.loss.kind != "classes":
+            return self.loss.rows(logits, target)[0]
+        losses = self.loss.per_sample(logits, target, **extra)
+        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
 
     def _in_closed_form(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
@@ -249,7 +254,9 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
     for rows in slices(n, plan.chunk):
         hidden = every[rows].to(plan.compute)
         logits = buffer[: len(hidden)]
-        _product(hidden if unscaled else hidden * reader.scale, weight.T, logits)
+        entering = hidden if unscaled else hidden * reader.scale
+        for some in tiles(weight):
+            _product(entering, weight[some].T, logits[:, some])
         if offset is not None:
             logits += offset
         reading = reader.read(logits, rows, None if coefficient is None else coefficient[rows])
@@ -258,7 +265,9 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
             continue
         factor = None if reading.factor is None else reading.factor[:, None]
         if d_hidden is not None:
-            _product(logits.to(plan.compute), weight, d_hidden[rows])
+            leaving = logits.to(plan.compute)
+            for some in tiles(weight):
+                _product(leaving[:, some], weight[some], d_hidden[rows], add=some.start > 0)
             if factor is not None:
                 d_hidden[rows] *= factor
         if d_weight is not None:
@@ -281,8 +290,10 @@ def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:
     return scaled if reader.shift is None else scaled + reader.shift
 
 
-def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
+def _product(one: Tensor, other: Tensor, into: Tensor, *, add: bool = False) -> None:
     if one.dtype == into.dtype:
-        torch.mm(one, other, out=into)
+        torch.addmm(into, one, other, beta=int(add), out=into)
+    elif add:
+        into += one @ other
     else:
         into.copy_(one @ other)

@@ -55,6 +55,10 @@ def _same_draws(loss: Loss) -> str | None:
     return "its draws depend on the rows given" if loss.stochastic else _not_coupled(loss)
 
 
+def _row_by_row(loss: Loss) -> str | None:
+    return None if loss.rowwise else "it does not read each row of logits alone"
+
+
 def _derivative(loss: Loss) -> str | None:
     return "its gradient is by definition not the derivative of its value" if loss.surrogate_gradient else None
 
@@ -64,6 +68,7 @@ def _soft(loss: Loss) -> str | None:
 
 
 unless: Mapping[str, Reason] = {
+    "assert_chunks_exact": lambda loss: _row_by_row(loss) or _same_draws(loss),
     "assert_class_permutation_equivariant": lambda loss: _classes_only(loss) or _same_draws(loss),
     "assert_gradcheck": _derivative,
     "assert_ignored_rows_do_not_count": lambda loss: _classes_only(loss) or _same_draws(loss),

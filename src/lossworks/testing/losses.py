@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
+from lossworks.fused import linear_loss
 from lossworks.objective import Objective
 from lossworks.roles import Loss, Part
 from lossworks.testing.inputs import CLASSES, ROWS, example, expect_error
 
 __all__ = [
     "assert_autocast_close",
+    "assert_chunks_exact",
     "assert_class_permutation_equivariant",
     "assert_clear_errors",
     "assert_compiles",
@@ -159,6 +161,48 @@ def assert_split_exact(loss: Loss) -> None:
         assert_close(torch.cat(pieces), gradient, atol=tolerance, rtol=tolerance)
         for (name, one), other in zip(whole.named_buffers(), parts.buffers(), strict=True):
             assert_close(other, one, msg=partial("buffer {name} after a split: {}".format, name=name))
+
+
+def assert_chunks_exact(loss: Loss) -> None:
+    """On a linear layer taken in uneven chunks of rows, value, gradients and state are those of the plain form."""
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        output, target, extra = example(loss, dtype=dtype)
+        if output.ndim == 1:
+            output, target = output[:, None], target[:, None]
+        if loss.kind == "classes":
+            target = torch.where(torch.arange(ROWS) % 5 == 3, loss.ignore_index, target)
+        generator = torch.Generator().manual_seed(1)
+        shapes = ((ROWS, 4), (output.shape[1], 4), output.shape[1:])
+        hidden, weight, bias = (
+            torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+        )
+        shape = _call(loss, output, target, **extra).shape
+        counts = torch.linspace(0, 2, shape.numel(), dtype=dtype).reshape(shape).requires_grad_()
+        leaves = (hidden, weight, bias, counts)
+        for reduction in ("none", "sum", "mean"):
+            plain, chunked = copy.deepcopy(loss), copy.deepcopy(loss)
+            plain.reduction = reduction
+            wanted = plain(torch.nn.functional.linear(hidden, weight, bias), target, sample_weight=counts, **extra)
+            got = linear_loss(
+                hidden,
+                weight,
+                target,
+                chunked,
+                bias=bias,
+                sample_weight=counts,
+                index=extra.get("index"),
+                ignore_index=loss.ignore_index,
+                reduction=reduction,
+                chunk=5,
+            )
+            close = partial(assert_close, atol=tolerance, rtol=tolerance)
+            close(got, wanted, msg=partial("reduction={how!r}: {}".format, how=reduction))
+            upstream = torch.linspace(-1, 2, wanted.numel(), dtype=dtype).reshape(wanted.shape)
+            found, right = (torch.autograd.grad(value, leaves, upstream) for value in (got, wanted))
+            for name, one, other in zip(("hidden", "weight", "bias", "sample_weight"), found, right, strict=True):
+                close(one, other, msg=partial("gradient in {name}: {}".format, name=f"{name}, {reduction!r}"))
+            for (name, one), other in zip(chunked.named_buffers(), plain.buffers(), strict=True):
+                close(one, other, msg=partial("buffer {name} after chunks: {}".format, name=name))
 
 
 def assert_state_round_trip(loss: Loss) -> None:

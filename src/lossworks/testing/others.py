@@ -45,6 +45,8 @@ def assert_weights_valid(weighting: Weighting) -> None:
     assert_close(copy.deepcopy(weighting)(losses[order], **shuffled), weights[order])
     for copied in _same_state(weighting):
         assert_close(copied(losses, **columns), weights)
+    if not weighting.reads_losses:
+        assert_close(copy.deepcopy(weighting)(torch.ones_like(losses), **columns), weights)
     if weighting.over_data_set:
         half = {name: value[:5] for name, value in columns.items()}
         assert_close(copy.deepcopy(weighting)(losses[:5], **half), weights[:5])

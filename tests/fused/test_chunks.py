@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from lossworks.fused.chunks import blocks, chunk_size, slices, tiles
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1024, 64_000), (2048, 128_000), (100_000, 50_000), (5000, 3000)])
+def test_a_chunk_is_less_than_an_eighth_of_the_logits_and_at_most_256_megabytes(rows, classes):
+    size = chunk_size(rows, classes, 4)
+    assert size * classes * 4 <= min(rows * classes * 4 / 8, 2**28)
+    assert size % 16 == 0
+
+
+def test_few_logits_are_one_chunk():
+    assert chunk_size(100, 1000, 4) == 100
+    assert chunk_size(0, 1000, 4) == 1
+
+
+def test_two_matrices_a_chunk_take_half_the_rows():
+    assert 2 * chunk_size(4096, 64_000, 4, copies=2) <= chunk_size(4096, 64_000, 4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_the_slices_are_all_rows_once(size):
+    taken = [row for part in slices(7, size) for row in range(7)[part]]
+    assert taken == list(range(7))
+
+
+def test_blocks_and_tiles_are_all_of_a_matrix_once():
+    matrix = torch.empty(1, 1).expand(9, 300_000)
+    assert [row for part in blocks(matrix) for row in range(9)[part]] == list(range(9))
+    assert len(list(blocks(matrix))) > 1
+    weight = torch.empty(1, 1).expand(10_000, 512)
+    assert [c for part in tiles(weight) for c in range(10_000)[part]] == list(range(10_000))
+    assert len(list(tiles(weight))) > 1
+
+
+@pytest.mark.parametrize(("chunk", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError)])
+def test_a_bad_chunk_is_named(chunk, error):
+    with pytest.raises(error, match="chunk"):
+        chunk_size(10, 10, 4, chunk)
