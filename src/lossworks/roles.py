@@ -258,6 +258,13 @@ class Loss(Part):
         """How the loss reads a row of so many logits with a class as target, if it is by their softmax alone."""
         return None
 
+    def value_and_logit_gradient(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Each row's loss for a class as target and its gradient in the row's logits, if it has a closed form.
+
+        Not recorded by autograd, so not asked for where a hyperparameter learns.
+        """
+        return None
+
     def recall(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """For a loss with a memory: what it would now remember of these rows in it, changing nothing."""
         raise NotImplementedError(f"{type(self).__name__} must define recall(output, target, index) -> (n, ...)")

@@ -61,3 +61,14 @@ def test_tensor_settings_equal_numbers(batch, clip):
 def test_settings_are_learnable(batch):
     settings = [torch.tensor(s, dtype=torch.float64, requires_grad=True) for s in (0.7, 2.5, 0.1)]
     assert torch.autograd.gradcheck(lambda *s: AsymmetricLoss(*s)(*batch), settings)
+
+
+def test_the_closed_form_gradient_is_the_derivative(generator):
+    logits = 3 * torch.randn(7, 6, dtype=torch.float64, generator=generator)
+    target = torch.randint(6, (7,), generator=generator)
+    for loss in (AsymmetricLoss(), AsymmetricLoss(1.0, 2.0, 0.0), AsymmetricLoss(torch.tensor(0.5), 3.0)):
+        value, gradient = loss.value_and_logit_gradient(logits, target)
+        leaf = logits.clone().requires_grad_()
+        each = loss.per_sample(leaf, target)
+        assert_close(value, each.detach())
+        assert_close(gradient, torch.autograd.grad(each.sum(), leaf)[0])

@@ -132,3 +132,21 @@ def test_soft_labels_cost_nothing_where_they_are_met(batch):
 def test_finite_support_is_refused():
     with pytest.raises(ValueError, match=r"t2 must be in \[1, 5\], got 0.8"):
         BiTemperedLoss(t2=0.8)
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(0.8, 1.2), (0.2, 2.0), (1.0, 1.5), (0.5, 1.0)])
+def test_the_closed_form_gradient_is_the_derivative(generator, t1, t2):
+    logits = 2 * torch.randn(7, 6, dtype=torch.float64, generator=generator)
+    target = torch.randint(6, (7,), generator=generator)
+    loss = BiTemperedLoss(t1, t2, iterations=20)
+    value, gradient = loss.value_and_logit_gradient(logits, target)
+    leaf = logits.clone().requires_grad_()
+    each = loss.per_sample(leaf, target)
+    assert_close(value, each.detach())
+    assert_close(gradient, torch.autograd.grad(each.sum(), leaf)[0])
+
+
+def test_there_is_no_closed_form_for_what_learns_or_is_smoothed():
+    logits, target = torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)
+    for loss in (BiTemperedLoss(torch.tensor(0.8)), BiTemperedLoss(label_smoothing=0.1)):
+        assert loss.value_and_logit_gradient(logits, target) is None

@@ -90,6 +90,11 @@ class LossReader(Reader):
                 with checks(False):  # the caller has looked at the targets, and looks at the losses
                     losses[block] = self._losses(logits[block], part, extra)
                 continue
+            closed = self._closed(logits[block], part)
+            if closed is not None:
+                losses[block], slope = closed
+                torch.mul(slope, coefficient[block, None], out=logits[block])
+                continue
             with torch.enable_grad(), checks(False):
                 leaf = logits[block].detach().requires_grad_()
                 some = self._losses(leaf, part, extra)
@@ -130,6 +135,16 @@ class LossReader(Reader):
         losses = self.loss.per_sample(logits, target, **extra)
         return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
 
+    def _closed(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
+        """Losses and slopes of rows whose targets are classes, from a loss that has both."""
+        if self.kept is None or self.hyper or self.index is not None:
+            return None
+        found = self.loss.value_and_logit_gradient(logits, self.target[rows])
+        if found is None:
+            return None
+        kept, (losses, slope) = self.kept[rows], found
+        return torch.where(kept, losses, 0), slope.mul_(kept[:, None])
+
     def _in_closed_form(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
         label = target[:, None]
@@ -166,12 +181,15 @@ def _softmax(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, 
     """Turn the logits into probabilities, in place; the label's cross-entropy, and the sum of it over all labels."""
     own = logits.new_empty(len(logits))
     total = own.new_empty(own.shape if reads_total else 0)
+    scratch = logits.new_empty(0)  # made once: fresh pages for each block would cost as much as the softmax
     for block in blocks(logits):
         z = logits[block]
-        z.sub_(z.amax(dim=1, keepdim=True)) if reads_total else None
+        scratch = scratch if scratch.numel() >= z.numel() else torch.empty_like(z)
+        if reads_total:
+            z.sub_(z.amax(dim=1, keepdim=True))
         top = z.amax(dim=1)
         score = z.gather(1, label[block]).squeeze(1)
-        probability = z.softmax(dim=1)
+        probability = torch.softmax(z, dim=1, out=scratch[: len(z)])
         # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
         log_sum = -probability.amax(dim=1).log()
         own[block] = log_sum + (top - score)

@@ -133,6 +133,17 @@ class AsymmetricLoss(_Asymmetric):
         own = _price(-output.gather(1, label), self.gamma_positive, 0.0)
         return _price(others, self.gamma_negative, self.clip).sum(dim=1) + own.squeeze(1)
 
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+        """Each row's loss and its gradient in closed form."""
+        label = target[:, None]
+        price, slope = _price_and_slope(output, self.gamma_negative, self.clip)
+        own, own_slope = _price_and_slope(-output.gather(1, label), self.gamma_positive, 0.0)
+        value = price.scatter_(1, label, own).sum(dim=1)
+        return value, slope.scatter_(1, label, -own_slope)
+
 
 class MultiLabelAsymmetricLoss(_Asymmetric):
     r"""Asymmetric loss on several labels a row: each label is a yes or no, and the easy "no"s hardly count.

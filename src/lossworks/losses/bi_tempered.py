@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lossworks.checks import check_between, check_int
@@ -89,7 +89,7 @@ class BiTemperedLoss(Loss):
         mass = torch.exp((1 + rest) * log_p).sum(dim=1) / (1 + rest)
         if not target.is_floating_point():
             label = target[:, None]
-            if not isinstance(self.label_smoothing, Tensor) and self.label_smoothing == 0:
+            if not self._smooths():
                 own = log_p.gather(1, label).squeeze(1)
                 return mass - 1 / (1 + rest) - _tempered(torch.expm1, own, rest)
             target = torch.zeros_like(output).scatter(1, label, 1)
@@ -97,6 +97,28 @@ class BiTemperedLoss(Loss):
         log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
         gap = _tempered(torch.expm1, log_target, rest) - _tempered(torch.expm1, log_p, rest)
         return mass + (target * (gap - torch.exp(rest * log_target) / (1 + rest))).sum(dim=1)
+
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
+        """Each row's loss and its gradient in closed form, for hyperparameters that are floats and no smoothing."""
+        if any(isinstance(held, Tensor) for held in (self.t1, self.t2)) or self._smooths():
+            return None
+        label, rest, cooling = target[:, None], 1 - self.t1, 1 - self.t2
+        logits = output - output.amax(dim=1, keepdim=True)
+        gap = logits.sub_(_levels(logits, cooling, self.iterations + 1)[0])
+        log_p = _tempered(torch.log1p, gap, cooling)
+        powered, own = log_p.mul(1 + rest).exp_(), log_p.gather(1, label)
+        value = (powered.sum(dim=1) - 1) / (1 + rest) - _tempered(torch.expm1, own, rest).squeeze(1)
+        ratio = gap.mul(cooling).add_(1).reciprocal_()
+        gradient = powered.scatter_add_(1, label, -torch.exp(rest * own)).mul_(ratio)
+        escort = log_p.exp_().mul_(ratio)  # how the level moves with each logit, up to a factor
+        share = gradient.sum(dim=1, keepdim=True) / escort.sum(dim=1, keepdim=True)
+        return value, gradient.sub_(escort.mul_(share))
+
+    def _smooths(self) -> bool:
+        return isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0
 
     def predict(self, output: Tensor) -> Tensor:
         """The tempered softmax."""
@@ -116,7 +138,14 @@ def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[T
     """The normaliser of each row, nearly, from so many steps."""
     level = torch.zeros_like(logits[..., :1])
     for _ in range(iterations):
-        level = _newton(level, logits, cooling)
+        if isinstance(cooling, Tensor) or not cooling:
+            level = _newton(level, logits, cooling)
+            continue
+        bent = (logits - level).mul_(cooling)
+        p = bent.log1p().div_(cooling).exp_()
+        total = p.sum(dim=-1, keepdim=True)
+        slope = p.div_(bent.add_(1)).sum(dim=-1, keepdim=True)
+        level = level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
     return (level,)
 
 
