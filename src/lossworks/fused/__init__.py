@@ -3,5 +3,6 @@
 from lossworks.fused.divergence import linear_kl
 from lossworks.fused.linear import linear_log_probs, linear_loss
 from lossworks.fused.parallel import parallel_linear_loss
+from lossworks.fused.spherical import FactoredSphericalHead
 
-__all__ = ["linear_kl", "linear_log_probs", "linear_loss", "parallel_linear_loss"]
+__all__ = ["FactoredSphericalHead", "linear_kl", "linear_log_probs", "linear_loss", "parallel_linear_loss"]

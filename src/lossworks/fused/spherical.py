@@ -1,0 +1,394 @@
+"""An output layer over very many classes, trained exactly at a cost that does not grow with their number."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lossworks.checks import check_choice, check_floating, check_int, check_positive, check_sample_weight, readable
+from lossworks.losses import ZLoss, z_loss_from_statistics
+from lossworks.roles import Part, weighted_reduction
+
+__all__ = ["FactoredSphericalHead"]
+
+REDUCTIONS = ("mean", "sum", "none")
+FromStatistics = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""From each row's target score, sum of scores and sum of squared scores, and how many classes: its loss."""
+_AT_ONCE = 2**24
+"""How many numbers of V are worked on at once where all of it must be."""
+_INVERTED_EVERY = 64
+"""Steps between two inversions of U from scratch, which end what Woodbury's formula has drifted by."""
+
+
+class _Pending(NamedTuple):
+    """What one backward pass leaves for the step, for each row.
+
+    Attributes:
+        hidden: h.
+        target: Its class, and ``weights`` that class's row of W.
+        through: Q h.
+        slopes: The loss's slopes in the three statistics.
+    """
+
+    hidden: Float[Tensor, "n features"]
+    target: Int[Tensor, " n"]
+    weights: Float[Tensor, "n features"]
+    through: Float[Tensor, "n features"]
+    slopes: Float[Tensor, "n 3"]
+
+
+class FactoredSphericalHead(Part):
+    r"""A linear output layer over very many classes, trained exactly at a cost that does not grow with their number.
+
+    It is :math:`z = W h`, for losses that read :math:`z_y`, :math:`\sum_k z_k` and :math:`\sum_k z_k^2` alone. The
+    weights are held as :math:`W = V U + \mathbf{1} \omega^\top` beside :math:`Q = W^\top W` and
+    :math:`\bar w = W^\top \mathbf 1`, so that a step of stochastic gradient descent,
+
+    .. math::
+        W \leftarrow W \big((1 - \eta \lambda) I - 2 \eta H^\top D_q H\big) - \eta\, \mathbf 1\, (d_s^\top H)
+        - \eta \sum_i d_{y_i}\, e_{y_i} h_i^\top,
+
+    with d the loss's slopes in the three statistics, changes U, :math:`\omega` and the batch's own rows of V alone:
+    :math:`O(n d^2)` for n rows, whatever C is. It is that step exactly, not an approximation of it.
+
+    There are no parameters: after ``backward()``, :meth:`step` takes the place of an optimiser's step for this layer.
+    Several backward passes before a step add up. Plain SGD (with weight decay) is the only rule for which W has this
+    form.
+
+    Args:
+        in_features: d.
+        num_classes: C, at least 2.
+        loss: A :class:`~lossworks.losses.ZLoss`; ``"squared"``, which is
+            :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C.
+        weight_decay: :math:`\lambda`, >= 0.
+        largest_condition: From this ratio of U's largest to its smallest singular value on (bounded by norms), U is
+            multiplied into V, which costs :math:`O(C d^2)` once; > 1. The rounding of V is enlarged by as much.
+        ignore_index: The class whose rows are left out.
+        dtype: Of V and of what comes out, float32 or float64. All else is float64.
+
+    Buffers:
+        V: ``(C, d)``. U, U_inverse: ``(d, d)``, and omega: ``(d,)``.
+        gram, weight_sum: ``(d, d)`` and ``(d,)``, Q and :math:`\bar w`.
+        drift: ``()``, the largest entry of :math:`U U^{-1} - I` when it was last looked at, every 64 steps.
+        steps, folds: ``()``, how many steps were made, and how often U was multiplied into V.
+
+    Shape:
+        - hidden: ``(n, d)``; target: classes ``(n,)``, int64.
+
+    Raises:
+        ValueError: sizes below their least, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it when there are hundreds of thousands of classes and a Z-loss or squared loss will do; with few thousand a
+    plain layer is as fast. It trains with SGD only, on one process.
+
+    Papers: debrebisson2016zloss, vincent2015sparse
+
+    >>> head = FactoredSphericalHead(2, num_classes=5, loss="squared")
+    >>> hidden = torch.ones(3, 2, requires_grad=True)
+    >>> before = head.loss(hidden, torch.tensor([0, 1, 1]))
+    >>> before.backward()
+    >>> head.step(lr=0.05)
+    >>> head.loss(hidden, torch.tensor([0, 1, 1])) < before
+    tensor(True)
+    """
+
+    papers = ("debrebisson2016zloss", "vincent2015sparse")
+    helps = ("many classes", "top-k")
+    settings = ({"in_features": 4, "num_classes": 12},)
+
+    V: Tensor
+    U: Tensor
+    U_inverse: Tensor
+    omega: Tensor
+    gram: Tensor
+    weight_sum: Tensor
+    drift: Tensor
+    steps: Tensor
+    folds: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: ZLoss | str | FromStatistics = "squared",
+        *,
+        weight_decay: float = 0.0,
+        largest_condition: float = 100.0,
+        ignore_index: int = -100,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_int("in_features", in_features, low=1)
+        self.num_classes = check_int("num_classes", num_classes, low=2)
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.spherical = _from_statistics(loss)
+        self.weight_decay = check_positive("weight_decay", weight_decay, allow_zero=True)
+        self.largest_condition = check_positive("largest_condition", largest_condition)
+        if largest_condition <= 1:
+            raise ValueError(f"largest_condition must be > 1, got {largest_condition:g}")
+        self.ignore_index = ignore_index
+        bound = 1 / math.sqrt(in_features)
+        self.V = torch.empty(num_classes, in_features, dtype=dtype).uniform_(-bound, bound)
+        self.U = torch.eye(in_features, dtype=torch.float64)
+        self.U_inverse = torch.eye(in_features, dtype=torch.float64)
+        self.omega = torch.zeros(in_features, dtype=torch.float64)
+        self.gram = torch.empty(in_features, in_features, dtype=torch.float64)
+        self.weight_sum = torch.empty(in_features, dtype=torch.float64)
+        self.drift = torch.zeros((), dtype=torch.float64)
+        self.steps = torch.zeros((), dtype=torch.int64)
+        self.folds = torch.zeros((), dtype=torch.int64)
+        self._pending: list[_Pending] = []
+        self.recompute()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        loss: ZLoss | str | FromStatistics = "squared",
+        *,
+        weight_decay: float = 0.0,
+        largest_condition: float = 100.0,
+        ignore_index: int = -100,
+    ) -> "FactoredSphericalHead":
+        """The same layer as this linear one, whose weights are copied; it must have no bias."""
+        if "bias" in dict(linear.named_parameters()):
+            raise ValueError("linear must have no bias: give the hidden features a constant one instead")
+        head = cls(
+            linear.in_features,
+            linear.out_features,
+            loss,
+            weight_decay=weight_decay,
+            largest_condition=largest_condition,
+            ignore_index=ignore_index,
+            dtype=linear.weight.dtype,
+        ).to(linear.weight.device)
+        head.V.copy_(linear.weight.detach())
+        head.recompute()
+        return head
+
+    def to_linear(self) -> nn.Linear:
+        """A linear layer with these weights."""
+        linear = nn.Linear(self.in_features, self.num_classes, bias=False, device=self.V.device, dtype=self.V.dtype)
+        with torch.no_grad():
+            for rows in self._pieces():
+                linear.weight[rows] = self._rows(self.V[rows]).to(self.V.dtype)
+        return linear
+
+    def forward(self, hidden: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """The scores of all classes, with their gradient in ``hidden``: at the dense layer's cost."""
+        turned, level = self._turned(hidden)
+        return turned @ self.V.T + level[:, None]
+
+    @torch.no_grad()
+    def topk(self, hidden: Float[Tensor, "n features"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+        """Each row's k largest scores and their classes, without the scores of all classes at once."""
+        check_int("k", k, low=1, high=self.num_classes)
+        turned, level = self._turned(hidden)
+        values, classes = (
+            hidden.new_empty(len(hidden), 0),
+            torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device),
+        )
+        for rows in self._pieces(max(len(hidden), self.in_features)):
+            scores = turned @ self.V[rows].T
+            found, where = scores.topk(min(k, scores.shape[1]), dim=1)
+            values, classes = torch.cat([values, found], 1), torch.cat([classes, where + rows.start], 1)
+            values, order = values.topk(min(k, values.shape[1]), dim=1)
+            classes = classes.gather(1, order)
+        return values + level[:, None], classes
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "n features"],
+        target: Int[Tensor, " n"],
+        *,
+        sample_weight: Float[Tensor, " n"] | None = None,
+        reduction: str = "mean",
+        total: float | Tensor | None = None,
+    ) -> Tensor:
+        """The loss of these rows, with its gradient in ``hidden``; its backward pass leaves the layer's own for a step.
+
+        Args:
+            hidden: What the layer is given.
+            target: The rows' classes.
+            sample_weight: One weight a row, >= 0; ``mean`` divides by their sum.
+            reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+            total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        """
+        check_choice("reduction", reduction, REDUCTIONS)
+        target, kept = self._checked(hidden, target)
+        exact = hidden.double()
+        rows = self._rows(self.V[target])
+        scores = exact @ self.gram
+        statistics = torch.stack([(rows * exact).sum(1), exact @ self.weight_sum, (scores * exact).sum(1)], dim=1)
+        if torch.is_grad_enabled():
+            if not statistics.requires_grad:
+                statistics.requires_grad_()
+            made_at, known = int(self.steps), (exact.detach(), target, rows, scores.detach())
+            statistics.register_hook(lambda slopes: self._keep(made_at, _Pending(*known, slopes.detach())))
+        own, summed, squared = statistics.unbind(dim=1)
+        losses = self.spherical(own, summed, squared, self.num_classes)
+        weights = kept.to(losses.dtype)
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, target.shape)
+            weights = weights * sample_weight.to(losses.dtype)
+        losses = torch.where(kept, losses, torch.zeros_like(losses))
+        return weighted_reduction(losses, weights, reduction, total).to(hidden.dtype)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One step of stochastic gradient descent on W, by what the backward passes since the last one have left.
+
+        Raises:
+            ValueError: ``lr < 0``.
+        """
+        check_positive("lr", lr, allow_zero=True)
+        pending, self._pending = self._pending, []
+        kept = 1 - lr * self.weight_decay
+        none = self.gram[:0]
+        pending = pending or [_Pending(none, self.steps.new_empty(0), none, none, none.new_empty(0, 3))]
+        hidden, target, weights, through, slopes = (torch.cat(column) for column in zip(*pending, strict=True))
+        own, summed, squared = (slopes * lr).unbind(dim=1)
+        classes, place = target.unique(return_inverse=True)
+        anyone = torch.empty_like(classes).scatter_(0, place, torch.arange(len(place), device=place.device))
+        rows = weights[anyone]
+        scaled = 2 * squared[:, None] * hidden  # M = kept - hidden' scaled
+        common = hidden.T @ summed
+        moves = hidden.new_zeros(len(classes), self.in_features).index_add_(0, place, own[:, None] * hidden)
+        left = kept * rows - (rows @ hidden.T) @ scaled - common
+
+        # W' W after the dense part of the step and after the rows' own, as one symmetric product.
+        price = squared[:, None] * (2 * kept * through - (through @ hidden.T) @ scaled)
+        moved_sum = kept * self.weight_sum - (hidden @ self.weight_sum) @ scaled
+        ends = torch.cat([hidden, common[None], moves])
+        others = torch.cat([price, (moved_sum - self.num_classes / 2 * common)[None], left - moves / 2])
+        half = ends.T @ others
+        self.gram.mul_(kept**2).sub_(half).sub_(half.T)
+        self.weight_sum.copy_(moved_sum - self.num_classes * common - moves.sum(0))
+
+        # U <- U M and its inverse by Woodbury's formula, in which hidden U^-1 of the step's end comes for nothing.
+        self.omega.copy_(kept * self.omega - (hidden @ self.omega) @ scaled - common)
+        turned = hidden @ self.U.T
+        self.U.mul_(kept).sub_(turned.T @ scaled)
+        inner = torch.eye(len(hidden), dtype=hidden.dtype, device=hidden.device) - (hidden @ scaled.T) / kept
+        solved = torch.linalg.solve_ex(inner, hidden @ self.U_inverse)[0] / kept
+        self.U_inverse.add_(scaled.T @ solved).div_(kept)
+        self.steps += 1
+        if int(self.steps) % _INVERTED_EVERY == 0:
+            self._invert()
+        condition = float(self.U.norm() * self.U_inverse.norm()) / self.in_features
+        if condition <= self.largest_condition:
+            moves = torch.zeros_like(moves).index_add_(0, place, own[:, None] * solved)
+            self.V.index_add_(0, classes, moves.to(self.V.dtype), alpha=-1)
+        else:  # or NaN, where U has no inverse
+            self._fold()
+            self.V.index_add_(0, classes, moves.to(self.V.dtype), alpha=-1)
+            self.recompute()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what the backward passes since the last step have left."""
+        self._pending = []
+        super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def recompute(self) -> None:
+        """Compute Q and the sum of W's rows anew from W: :math:`O(C d^2)`."""
+        self.gram.zero_()
+        self.weight_sum.zero_()
+        for rows in self._pieces():
+            weights = self._rows(self.V[rows])
+            self.gram += weights.T @ weights
+            self.weight_sum += weights.sum(0)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, weight_decay={self.weight_decay:g}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FactoredSphericalHead":
+        """Move all, but let V alone take another dtype: the rest is exact only in float64."""
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if name != "V" and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _fold(self) -> None:
+        """Multiply U into V, and begin with U = I again."""
+        for rows in self._pieces():
+            self.V[rows] = (self.V[rows].double() @ self.U).to(self.V.dtype)
+        self.U.copy_(torch.eye(self.in_features, dtype=self.U.dtype, device=self.U.device))
+        self.U_inverse.copy_(self.U)
+        self.folds += 1
+
+    def _invert(self) -> None:
+        product = self.U @ self.U_inverse
+        self.drift.copy_(
+            (product - torch.eye(self.in_features, dtype=product.dtype, device=product.device)).abs().max()
+        )
+        self.U_inverse.copy_(torch.linalg.inv_ex(self.U)[0])
+
+    def _keep(self, made_at: int, pending: _Pending) -> None:
+        if made_at != int(self.steps):
+            raise RuntimeError("backward() of a loss that was computed before the last step(): compute it anew")
+        self._pending.append(pending)
+
+    def _rows(self, factors: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:
+        """Rows of W from rows of V."""
+        return factors.double() @ self.U + self.omega
+
+    def _turned(self, hidden: Tensor) -> tuple[Float[Tensor, "n features"], Float[Tensor, " n"]]:
+        """What V is multiplied with, and what comes on top for every class."""
+        self._check_hidden(hidden)
+        exact = hidden.double()
+        return (exact @ self.U.T).to(hidden.dtype), (exact @ self.omega).to(hidden.dtype)
+
+    def _pieces(self, width: int | None = None) -> list[slice]:
+        """The classes, in pieces of which ``width`` numbers for each class fit in at once."""
+        size = max(1, _AT_ONCE // (width or self.in_features))
+        return [slice(start, min(start + size, self.num_classes)) for start in range(0, self.num_classes, size)]
+
+    def _check_hidden(self, hidden: Tensor) -> None:
+        check_floating("hidden", hidden)
+        if hidden.ndim != 2 or hidden.shape[1] != self.in_features:
+            raise ValueError(f"hidden must have shape (n, {self.in_features}), got {tuple(hidden.shape)}")
+
+    def _checked(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The classes, 0 where a row is left out, and which rows are kept."""
+        self._check_hidden(hidden)
+        if target.dtype != torch.int64:
+            raise TypeError(f"target must be int64 classes, got {target.dtype}")
+        if target.shape != hidden.shape[:1]:
+            raise ValueError(f"target must have shape {tuple(hidden.shape[:1])}, got {tuple(target.shape)}")
+        kept = target != self.ignore_index
+        target = torch.where(kept, target, 0)
+        if readable(target) and len(target):
+            wrong = (target < 0) | (target >= self.num_classes)
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise ValueError(f"target must be in [0, {self.num_classes}), got {int(target[row])} in row {row}")
+        return target, kept
+
+
+def _from_statistics(loss: ZLoss | str | FromStatistics) -> FromStatistics:
+    if isinstance(loss, ZLoss):
+        return partial(_z_loss, loss)
+    if isinstance(loss, str):
+        check_choice("loss", loss, ("squared",))
+        return _squared
+    if not callable(loss):
+        raise TypeError(f"loss must be a ZLoss, 'squared' or a function of the statistics, got {type(loss).__name__}")
+    return loss
+
+
+def _z_loss(loss: ZLoss, own: Tensor, summed: Tensor, squared: Tensor, classes: int) -> Tensor:
+    return z_loss_from_statistics(own, summed, squared, classes, loss.a, loss.b, math.sqrt(loss.variance_floor))
+
+
+def _squared(own: Tensor, summed: Tensor, squared: Tensor, classes: int) -> Tensor:
+    return squared - 2 * own + 1
