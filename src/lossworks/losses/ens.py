@@ -133,7 +133,9 @@ class EnsLoss(_DrawnLoss):
     Training needs a loss's derivative only; the value is not that of a loss, so don't stop early by it.
 
     The derivatives are paired with the margins over the batch, so the loss is by definition another one when the batch
-    is split; each split is trained on a calibrated loss all the same.
+    is split; each split is trained on a calibrated loss all the same. With ``process_group=``, and with
+    :meth:`lossworks.Objective.micro_batches`, the split is paired as one batch; ranks need their generators in one
+    state. Margins that are equal but for rounding may be paired either way.
 
     Args:
         boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.
@@ -187,7 +189,9 @@ class OneVsRestEnsLoss(_DrawnLoss):
         \ell_i = \sum_k g_{ik} m_{ik}, \qquad m_{ik} = z_{ik} \text{ if } k = y_i \text{ else } -z_{ik}
 
     Each class's derivatives are paired with its margins over the batch, so the loss is by definition another one when
-    the batch is split. The paper treats binary tasks; this is the plain extension.
+    the batch is split. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, the split is paired
+    as one batch; ranks need their generators in one state. Margins that are equal but for rounding may be paired either
+    way. The paper treats binary tasks; this is the plain extension.
 
     Args:
         boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.

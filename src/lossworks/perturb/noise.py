@@ -19,7 +19,8 @@ class GaussianNoise(Perturbation):
 
     To second order in :math:`\sigma` the risk it gives is the clean risk plus
     :math:`\tfrac{\sigma^2}{2} \mathbb{E}\,\mathrm{tr} \nabla_x^2 \ell`, a Tikhonov penalty on how fast the model
-    changes. It acts in ``train()`` mode only.
+    changes. It acts in ``train()`` mode only. The noise is drawn for the rows at hand, so a batch that is split over
+    ranks or micro-batches by its nature gets other noise than the whole.
 
     Args:
         std: The noise's standard deviation :math:`\sigma`, in the input's units, >= 0.
