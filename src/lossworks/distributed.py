@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-__all__ = ["ProcessGroup", "gather_rows", "own_rows", "row_counts", "sum_over_ranks", "world_size"]
+__all__ = ["ProcessGroup", "gather_rows", "own_rows", "replicated", "row_counts", "sum_over_ranks", "world_size"]
 
 
 def world_size(process_group: ProcessGroup | None) -> int:
@@ -57,6 +57,12 @@ def own_rows(gathered: Tensor, process_group: ProcessGroup, counts: Sequence[int
     rank = dist.get_rank(process_group)
     first = sum(counts[:rank])
     return gathered[first : first + counts[rank]]
+
+
+def replicated(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over ranks, as FSDP's parameters are, with its gradient; others as is."""
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()
 
 
 def sum_over_ranks(number: Tensor, process_group: ProcessGroup | None) -> Tensor:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from lossworks.checks import check_choice
-from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
+from lossworks.distributed import (
+    ProcessGroup,
+    gather_rows,
+    own_rows,
+    replicated,
+    row_counts,
+    sum_over_ranks,
+    world_size,
+)
 from lossworks.roles import (
     BatchLoss,
     Consistency,
@@ -153,7 +161,7 @@ class Objective(nn.Module):
             row_weights=row_weights,
             process_group=process_group,
         )
-        return self._with_penalties(value, model, self._share(target, sample_weight, total, process_group))
+        return self._with_penalties(value, model, *self._share(target, sample_weight, total, process_group))
 
     def risk(
         self,
@@ -239,7 +247,7 @@ class Objective(nn.Module):
             kept = None if target.is_floating_point() else columns["target"] != self.loss.ignore_index
         if kept is not None:
             columns["target"] = torch.where(kept, columns["target"], 0)
-        if kept is None or not self.weights.couples_batch or not _selectable(flat):
+        if kept is None or not asked_once(self.weights) or not _selectable(flat):
             return self._ask(flat, columns, process_group).reshape(losses.shape)
         rows = kept.nonzero().flatten()
         some = self._ask(flat[rows], {name: column[rows] for name, column in columns.items()}, process_group)
@@ -296,7 +304,7 @@ class Objective(nn.Module):
         total = torch.where(total > 0, total, torch.ones_like(total))
         draws: list[_Draws | None] = [None] * len(batches)
         weights: list[Tensor | None] = [None] * len(batches)
-        if self.weights is not None and _asked_once(self.weights):
+        if self.weights is not None and asked_once(self.weights):
             outputs, draws = self._first_pass(model, batches, self._priced_losses)
             flat = [_flat_columns(batch) for batch in batches]
             columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
@@ -312,8 +320,7 @@ class Objective(nn.Module):
             with held_back(self, offers), _drawing(draws[number]):
                 output, price = self._outputs(model, x, changed, batch["target"])
                 value = self.risk(output, **given, total=total, row_weights=weights[number], price=price)
-            share = self._share(batch["target"], batch.get("sample_weight"), total, process_group)
-            value = self._with_penalties(value * world_size(process_group), model, share)
+            value = self._with_penalties(value * world_size(process_group), model, 1, len(batches))
             if number == len(batches) - 1:
                 remember_over_ranks(self, offers, process_group)
             yield value
@@ -340,7 +347,7 @@ class Objective(nn.Module):
             # What the loss itself learns goes with the first part.
             linear, through = torch.stack([linear, *through]).sum(), []
             share = value.detach() / len(batches) + (linear - linear.detach())
-            yield self._with_penalties(share, model, 1 / len(batches))
+            yield self._with_penalties(share, model, 1, len(batches))
 
     def _first_pass(
         self,
@@ -364,7 +371,7 @@ class Objective(nn.Module):
 
     def _ask(self, losses: Tensor, columns: dict[str, Tensor], process_group: ProcessGroup | None) -> Tensor:
         assert self.weights is not None
-        if process_group is None or not _asked_once(self.weights):
+        if process_group is None or not asked_once(self.weights):
             return self.weights(losses, **columns).detach()
         counts = row_counts(len(losses), process_group, losses.device)
         whole = _gathered({"losses": losses, **columns}, process_group, counts)
@@ -401,17 +408,19 @@ class Objective(nn.Module):
         sample_weight: Tensor | None,
         total: float | Tensor | None,
         process_group: ProcessGroup | None,
-    ) -> float | Tensor:
-        """How much of the penalties is this batch's."""
+    ) -> tuple[float | Tensor, float | Tensor]:
+        """How much of the penalties is this batch's, of how much; one on all ranks, as FSDP averages no shards."""
         if total is None or not self.penalties or isinstance(self.loss, BatchLoss):
-            return 1
-        return self.loss.total_of(target, sample_weight) / total * world_size(process_group)
+            return 1, 1
+        return sum_over_ranks(self.loss.total_of(target, sample_weight), process_group), total
 
-    def _with_penalties(self, value: Tensor, model: nn.Module, share: float | Tensor) -> Tensor:
+    def _with_penalties(self, value: Tensor, model: nn.Module, part: float | Tensor, whole: float | Tensor) -> Tensor:
         if not self.penalties or getattr(self.loss, "reduction", "mean") == "none":
             return value
-        penalty = torch.stack([penalty(model) for penalty in self.penalties]).sum()
-        return value + (penalty * share).to(value.dtype)
+        penalty = torch.stack([replicated(penalty(model)) for penalty in self.penalties]).sum()
+        # Numbers of rows are integers, whose quotient would be rounded to float32.
+        part, whole = (n.to(penalty.dtype) if isinstance(n, Tensor) else n for n in (part, whole))
+        return value + (penalty * part / whole).to(value.dtype)
 
     def _refuse_rows(self, total: float | Tensor | None, row_weights: Tensor | None) -> None:
         for name, given in (("total", total), ("row_weights", row_weights)):
@@ -493,9 +502,10 @@ def _flat_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _asked_once(weights: Weighting) -> bool:
+def asked_once(weights: Weighting) -> bool:
     """Whether the weighting must see the whole batch at once, or remembers what it saw."""
-    return weights.couples_batch or not weights.over_data_set or bool(weights.memories)
+    inside = [part for part in weights.modules() if isinstance(part, Part)]
+    return not weights.over_data_set or any(part.couples_batch or part.memories for part in inside)
 
 
 def _changing(loss: nn.Module) -> Iterator[Tensor]:

@@ -325,7 +325,10 @@ class Loss(Part):
         return weighted_reduction(losses, weights, self.reduction, total, process_group)
 
     def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """What ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights."""
+        """What ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights.
+
+        A loss whose rows aren't its targets' entries says so here.
+        """
         kept = None
         if self.kind == "classes" and not target.is_floating_point():
             kept = target != self.ignore_index

@@ -175,8 +175,9 @@ class AdaptiveLDRLoss(Loss):
 
     In ``train()`` mode each row's ``lam`` is updated, remembered, and taken as a constant by the gradient; in
     ``eval()`` mode the remembered one is used and none changes. Ignored rows are not remembered. A row that is in a
-    batch twice keeps the smaller of its two, on whichever ranks of a ``process_group`` they are. A training step
-    passes over the scores for the update as well, and costs some five times cross-entropy.
+    batch twice keeps the smaller of its two, on whichever ranks of a ``process_group`` they are; where the batch is
+    split into micro-batches, :meth:`lossworks.Objective.micro_batches` sees to it. A training step passes over the
+    scores for the update as well, and costs some five times cross-entropy.
 
     Args:
         num_samples: N, the rows of the training data.

@@ -70,6 +70,10 @@ class PseudoHuberLoss(Loss):
         check_no_nan(output, losses)
         return losses, None
 
+    def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The number of rows, or the sum of their weights."""
+        return super().total_of(target.flatten(1)[:, 0] if target.ndim > 1 else target, sample_weight)
+
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row of one number."""
         return self._of_squared_norm((output - target).square(), 1)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lossworks.checks import check_positive
+from lossworks.distributed import replicated
 from lossworks.roles import Penalty
 
 
@@ -45,7 +46,7 @@ class WeightMagnitude(Penalty):
 
     def forward(self, model: nn.Module, *, features: Tensor | None = None) -> Float[Tensor, ""]:
         """The penalty of this model's weights."""
-        sizes = [(weight.abs() ** self.p).sum() for weight in model.parameters() if weight.ndim >= 2]
+        sizes = [replicated((weight.abs() ** self.p).sum()) for weight in model.parameters() if weight.ndim >= 2]
         if not sizes:
             raise ValueError(f"model must have a weight of two or more dimensions, {type(model).__name__} has none")
         return self.strength * torch.stack(sizes).sum() / self.p
