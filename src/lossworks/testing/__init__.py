@@ -1,6 +1,7 @@
 """The contract as assertions that anyone can run on a part of their own.
 
 ``check_loss(MyLoss())`` runs every assertion that applies and returns, for each, ``"passed"`` or why it does not apply.
+``check_exactness(MyLoss())`` holds it to the same numbers over processes, micro-batches, chunks, ``vmap`` and a resume.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.testing import losses as _losses
+from lossworks.testing.exactness import check_exactness
 from lossworks.testing.inputs import build, example, from_data, instances
 from lossworks.testing.losses import *  # noqa: F403  (the named assertions are this module's interface)
 from lossworks.testing.losses import __all__ as _assertions
@@ -19,9 +21,11 @@ from lossworks.testing.others import (
     assert_weights_valid,
     assert_weights_vmap,
 )
+from lossworks.testing.ranks import Ranks
 
 __all__ = [
     *_assertions,
+    "Ranks",
     "assert_leaves_model_alone",
     "assert_never_helps_the_model",
     "assert_perturbs_in_place_of",
@@ -29,6 +33,7 @@ __all__ = [
     "assert_weights_valid",
     "assert_weights_vmap",
     "build",
+    "check_exactness",
     "check_loss",
     "check_part",
     "check_penalty",

@@ -1,0 +1,610 @@
+"""Exact however the work is split: one batch whole, over processes, in micro-batches, in chunks, stacked, interrupted.
+
+A part is put into an objective that trains a small model for some steps: with rows that come twice, rows that are
+ignored, uneven and empty shares, and ranks without a row of some class. Value, gradients and buffers of every step must
+be those of one process that was given each batch whole: to 1e-9 in float64 and to 1e-5 in float32.
+"""
+
+import contextlib
+import copy
+import functools
+import inspect
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+
+from lossworks.calibrate.base import Calibrator
+from lossworks.distributed import gather_rows
+from lossworks.losses import CrossEntropyLoss
+from lossworks.objective import Objective, asked_once
+from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.testing.inputs import CLASSES, ROWS, instances
+from lossworks.testing.ranks import Ranks
+
+__all__ = ["COLUMNS", "Cell", "catalog_parts", "check_exactness", "exactness_matrix", "exactness_page", "why_not_exact"]
+
+COLUMNS = ("2 processes", "3 processes", "micro-batches", "chunks", "vmap", "resume")
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+FEATURES = 4
+SHARES = {2: ((7, 5), (0, 12), (6, 6)), 3: ((5, 4, 3), (6, 0, 6), (4, 4, 4))}
+MICRO_SHARES = ((5, 4, 3), (0, 7, 5), (6, 6))
+REPLICAS = 3
+
+Batch = dict[str, Tensor]
+Step = dict[str, Tensor]
+Way = Callable[[Objective, nn.Module, Batch, int], Tensor]
+
+
+class _Model(nn.Module):
+    """A small network, with one output a row as a vector where the part takes that."""
+
+    def __init__(self, outputs: int, flat: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 6), nn.Tanh())
+        self.head = nn.Linear(6, outputs)
+        self.flat = flat
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        output = self.head(hidden)
+        return output.squeeze(1) if self.flat else output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(self.body(x))
+
+
+def _objective(part: Part) -> Objective:
+    """The part in its role, beside cross-entropy where it is not a loss."""
+    part = copy.deepcopy(part).train()
+    if isinstance(part, (Loss, BatchLoss)):
+        return Objective(part)
+    if isinstance(part, Weighting):
+        return Objective(CrossEntropyLoss(), part)
+    if isinstance(part, Perturbation):
+        return Objective(CrossEntropyLoss(), perturb=part)
+    assert isinstance(part, Penalty)
+    return Objective(CrossEntropyLoss(), penalties=[part])
+
+
+def _model(objective: Objective, dtype: torch.dtype) -> _Model:
+    kind, size = getattr(objective.loss, "kind", "real"), getattr(objective.loss, "output_size", lambda _: 1)
+    outputs = size(CLASSES)
+    return _Model(outputs, outputs == 1 and kind != "classes", dtype)
+
+
+def _batches(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignored: bool) -> list[Batch]:
+    """A batch a step: with rows that come several times, and with ignored rows; the last sorted by class."""
+    generator = torch.Generator().manual_seed(1)
+    kind = getattr(objective.loss, "kind", "real")
+    x = torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
+    if kind == "classes":
+        target = torch.arange(ROWS) % CLASSES
+    elif kind == "binary":
+        target = (torch.arange(ROWS) % 2).to(dtype)
+    else:
+        target = 2 * torch.randn(ROWS, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.linspace(0.5, 2, ROWS, dtype=dtype)
+    batches = []
+    for step in range(3):
+        index = torch.randperm(ROWS, generator=generator)
+        if repeats:
+            # Rows that come twice or three times, in shares that are far apart.
+            index[-1], index[6] = index[0], index[0]
+            index[-2] = index[1]
+        if step == 2:
+            index = index[target[index].argsort(stable=True)]
+        batch = {"x": x[index], "target": target[index].clone(), "index": index, "group": index % 3}
+        if isinstance(objective.loss, Loss):
+            batch["sample_weight"] = weight[index]
+            if step == 1 and kind == "classes" and ignored:
+                batch["target"][torch.tensor([1, 8])] = objective.loss.ignore_index
+        batches.append(batch)
+    return batches
+
+
+def _shares(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    pieces = {name: tensor.split(list(sizes)) for name, tensor in batch.items()}
+    return [{name: pieces[name][number] for name in batch} for number in range(len(sizes))]
+
+
+def _whole(objective: Objective, model: nn.Module, batch: Batch, step: int) -> Tensor:
+    value = objective(model, **batch)
+    value.backward()
+    return value
+
+
+def _micro(objective: Objective, model: nn.Module, batch: Batch, step: int) -> Tensor:
+    values = []
+    for value in objective.micro_batches(model, _shares(batch, MICRO_SHARES[step % 3])):
+        value.backward()
+        values.append(value.detach())
+    return torch.stack(values).sum()
+
+
+def _micro_with_total(objective: Objective, model: nn.Module, batch: Batch, step: int) -> Tensor:
+    assert isinstance(objective.loss, Loss)
+    total = objective.loss.total_of(batch["target"], batch["sample_weight"])
+    values = []
+    for part in _shares(batch, MICRO_SHARES[step % 3]):
+        value = objective(model, **part, total=total)
+        value.backward()
+        values.append(value.detach())
+    return torch.stack(values).sum()
+
+
+def _in_chunks(objective: Objective, model: nn.Module, batch: Batch, step: int) -> Tensor:
+    """The head and the loss a chunk of rows at a time, so that no more than a chunk's outputs are there at once."""
+    assert isinstance(model, _Model)
+    assert isinstance(objective.loss, Loss)
+    columns = {name: tensor for name, tensor in batch.items() if name != "x"}
+    hidden = model.body(batch["x"])
+    given: dict[str, Any] = {"total": objective.loss.total_of(batch["target"], batch["sample_weight"])}
+    pieces = _shares({"x": hidden, **columns}, MICRO_SHARES[step % 3])
+    if objective.weights is not None:
+        frozen = copy.deepcopy(objective.loss)
+        with torch.no_grad():
+            losses = torch.cat([frozen.rows(model.outputs(p["x"]), p["target"], p["index"])[0] for p in pieces])
+        weights: dict[str, Any] = {name: column for name, column in columns.items() if name != "sample_weight"}
+        found = objective.weigh(losses, **weights).split([len(piece["x"]) for piece in pieces])
+    values = []
+    for number, piece in enumerate(pieces):
+        if objective.weights is not None:
+            given["row_weights"] = found[number]
+        own: dict[str, Any] = {name: tensor for name, tensor in piece.items() if name != "x"}
+        values.append(objective.risk(model.outputs(piece["x"]), **own, **given))
+    value = torch.stack(values).sum()
+    value.backward()
+    return value
+
+
+def _over_ranks(objective: Objective, model: nn.Module, batch: Batch, step: int, *, micro: bool) -> Tensor:
+    """This rank's share, then the mean over ranks of value and gradients, as data-parallel training takes it."""
+    group, size = dist.group.WORLD, dist.get_world_size()
+    own = _shares(batch, SHARES[size][step % 3])[dist.get_rank()]
+    if micro:
+        rows = len(own["x"])
+        parts = _shares(own, (rows // 2, rows - rows // 2))
+        values = []
+        for value in objective.micro_batches(model, parts, process_group=group):
+            value.backward()
+            values.append(value.detach())
+        value = torch.stack(values).sum()
+    else:
+        value = objective(model, **own, process_group=group)
+        value.backward()
+        value = value.detach().clone()
+    parameters = [*model.parameters(), *objective.parameters()]
+    # One collective for all of them, as what is to be tested is not the averaging.
+    own_gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([value.reshape(1), *(gradient.flatten() for gradient in own_gradients)])
+    dist.all_reduce(flat)
+    value, *gradients = (flat / size).split([1, *(parameter.numel() for parameter in parameters)])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+    return value.reshape(())
+
+
+def _train(part: Part, dtype: torch.dtype, way: Way, *, repeats: bool = True) -> list[Step]:
+    """Value, gradients and buffers of each step; rows that come several times matter to a memory."""
+    repeats = repeats and bool(part.memories)
+    objective = _objective(part)
+    model = _model(objective, dtype)
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
+    steps = []
+    for number, batch in enumerate(_batches(objective, dtype, repeats=repeats, ignored=True)):
+        # Ranks whose generators are in one state, as what they draw together asks for.
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        value = way(objective, model, batch, number)
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        steps.append(_record(value, gradient, objective))
+        optimizer.step()
+    return steps
+
+
+def _record(value: Tensor, gradient: Tensor, objective: nn.Module) -> Step:
+    buffers = {f"buffer {name}": buffer.detach().clone() for name, buffer in objective.named_buffers()}
+    return {"value": value.detach().clone(), "gradient": gradient.detach().clone(), **buffers}
+
+
+def _calibrate(
+    calibrator: Calibrator, dtype: torch.dtype, fit: Callable[[Calibrator, Tensor, Tensor], None]
+) -> list[Step]:
+    """The calibrated logits and what was fitted."""
+    calibrator = copy.deepcopy(calibrator)
+    logits, target = _logits(dtype)
+    fit(calibrator, logits, target)
+    return [_record(calibrator(logits), torch.zeros(()), calibrator)]
+
+
+def _logits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64).to(dtype)
+    return logits, torch.randint(CLASSES, (ROWS,), generator=generator)
+
+
+def _fit_gathered(calibrator: Calibrator, logits: Tensor, target: Tensor) -> None:
+    sizes = list(SHARES[dist.get_world_size()][0])
+    own, group = dist.get_rank(), dist.group.WORLD
+    assert group is not None
+    calibrator.fit(gather_rows(logits.split(sizes)[own], group), gather_rows(target.split(sizes)[own], group))
+
+
+def _on_a_rank(jobs: Sequence[tuple[str, Part, torch.dtype]]) -> list[list[list[Step]]]:
+    """What every job gives on this rank, in each way of training over ranks."""
+    done = []
+    for name, part, dtype in jobs:
+        try:
+            if isinstance(part, Calibrator):
+                done.append([_calibrate(part, dtype, _fit_gathered)])
+                continue
+            # How micro-batches are found doesn't hang on the precision.
+            ways = [
+                functools.partial(_over_ranks, micro=micro)
+                for micro in ((False, True) if dtype == torch.float64 else (False,))
+            ]
+            done.append([_train(part, dtype, way) for way in ways])
+        except Exception as error:
+            raise RuntimeError(f"{name} failed over processes: {error}") from error
+    return done
+
+
+def _stacked(part: Part, dtype: torch.dtype, *, ignored: bool) -> tuple[list[Step], list[Step]]:
+    """Several models trained under ``vmap``, and each of them alone; their steps side by side."""
+    if isinstance(part, Calibrator):
+        logits, target = _logits(dtype)
+        fitted = copy.deepcopy(part).fit(logits, target)
+        stack = torch.stack([logits, 2 * logits, -logits])
+        none = torch.zeros(())
+        one_by_one = torch.stack([fitted(one) for one in stack])
+        return [_record(vmap(fitted)(stack), none, fitted)], [_record(one_by_one, none, fitted)]
+    replicas = []
+    for number in range(REPLICAS):
+        objective = _objective(part)
+        model = _model(objective, dtype)
+        for parameter in model.parameters():
+            parameter.data *= 1 + 0.1 * number
+        replicas.append(_Trained(model, objective))
+    base = copy.deepcopy(replicas[0])
+    batches = _batches(base.objective, dtype, repeats=bool(part.memories), ignored=ignored)
+    weights, buffers = stack_module_state(replicas)
+    held = {name: tensor.detach().clone() for name, tensor in buffers.items()}
+    weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def value(parameters: Step, state: Step, batch: Batch) -> tuple[Tensor, Step]:
+        used = {**parameters, **state}
+        result = functional_call(base, used, (), batch)
+        return result, {name: used[name] for name in state}
+
+    together: list[Step] = []
+    alone: list[Step] = []
+    for batch in batches:
+        gradients, (values, held) = vmap(grad_and_value(value, has_aux=True), (0, 0, None), randomness="different")(
+            weights, held, batch
+        )
+        together.append(_side_by_side(values, gradients, held))
+        weights = {name: tensor - 0.05 * gradients[name] for name, tensor in weights.items()}
+        each = [replica(**batch) for replica in replicas]
+        own = [torch.autograd.grad(one, list(r.parameters())) for one, r in zip(each, replicas, strict=True)]
+        names = [name for name, _ in base.named_parameters()]
+        stacked = {name: torch.stack([g[i] for g in own]) for i, name in enumerate(names)}
+        state = {name: torch.stack([dict(r.named_buffers())[name] for r in replicas]) for name in held}
+        alone.append(_side_by_side(torch.stack(each), stacked, state))
+        for replica, gradient in zip(replicas, own, strict=True):
+            for parameter, slope in zip(replica.parameters(), gradient, strict=True):
+                parameter.data -= 0.05 * slope
+    return together, alone
+
+
+class _Trained(nn.Module):
+    """Model and objective as one, so that all their tensors can be stacked."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        result = self.objective(self.model, **batch)
+        assert isinstance(result, Tensor)
+        return result
+
+
+def _side_by_side(values: Tensor, gradients: Step, buffers: Step) -> Step:
+    slopes = torch.cat([gradients[name].reshape(REPLICAS, -1) for name in sorted(gradients)], dim=1)
+    kept = {f"buffer {name}": buffer.detach().clone() for name, buffer in buffers.items()}
+    return {"value": values.detach(), "gradient": slopes.detach(), **kept}
+
+
+def _interrupted(part: Part, dtype: torch.dtype) -> tuple[list[Step], list[Step]]:
+    """A run that was stopped in the middle, saved, loaded into fresh objects and gone on with; and one that was not."""
+    if isinstance(part, Calibrator):
+        logits, target = _logits(dtype)
+        fitted, fresh = copy.deepcopy(part).fit(logits, target), copy.deepcopy(part)
+        fresh.load_state_dict(_saved_and_loaded(fitted.state_dict()))
+        return [_record(fresh(logits), logits, fresh)], [_record(fitted(logits), logits, fitted)]
+    return _run(part, dtype, stop_after=2), _run(part, dtype, stop_after=None)
+
+
+def _run(part: Part, dtype: torch.dtype, stop_after: int | None) -> list[Step]:
+    def fresh() -> tuple[Objective, nn.Module, torch.optim.Optimizer]:
+        objective = _objective(part)
+        model = _model(objective, dtype)
+        return objective, model, torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=0.05)
+
+    objective, model, optimizer = fresh()
+    torch.manual_seed(0)
+    steps = []
+    for number, batch in enumerate(2 * _batches(objective, dtype, repeats=bool(part.memories), ignored=True)):
+        if number == stop_after:
+            states = [objective.state_dict(), model.state_dict(), optimizer.state_dict(), torch.get_rng_state()]
+            states = _saved_and_loaded(states)
+            torch.manual_seed(1234)
+            objective, model, optimizer = fresh()
+            objective.load_state_dict(states[0])
+            model.load_state_dict(states[1])
+            optimizer.load_state_dict(states[2])
+            torch.set_rng_state(states[3])
+        optimizer.zero_grad()
+        value = _whole(objective, model, batch, number)
+        parameters = [*model.parameters(), *objective.parameters()]
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        steps.append(_record(value, gradient, objective))
+        optimizer.step()
+    return steps
+
+
+def _saved_and_loaded(states: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(states, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def _differences(where: str, got: Sequence[Step], wanted: Sequence[Step], tolerance: float) -> list[str]:
+    """The first step's numbers that don't agree, relative to the largest of their kind where that is above 1."""
+    for number, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        wrong = []
+        for name, truth in other.items():
+            if one[name].shape != truth.shape:
+                wrong.append(f"{where}: {name} of step {number} has another shape")
+            elif truth.numel():
+                scale = max(1.0, float(truth.double().abs().max()))
+                error = float((one[name].double() - truth.double()).abs().max()) / scale
+                if not error <= tolerance:
+                    wrong.append(f"{where}: {name} of step {number} is off by {error:.0e}")
+        if wrong:
+            return wrong
+    return []
+
+
+class Cell(NamedTuple):
+    """Whether a part is exact in a column, and what there is to say to it."""
+
+    exact: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"exact{': ' if self.note else ''}{self.note}" if self.exact else self.note
+
+
+def why_not_exact(part: Part, column: str) -> str | None:
+    """Why the part is by nature not exact in a column, or has no place in it; None where it must be exact."""
+    split = column in ("2 processes", "3 processes", "micro-batches")
+    if isinstance(part, Calibrator):
+        return "fitted once, after training, on all rows" if column in ("micro-batches", "chunks") else None
+    if column == "chunks":
+        if isinstance(part, Perturbation):
+            return "changes the input, before there are outputs to take in chunks"
+        if isinstance(part, Penalty):
+            return "reads the model, not the outputs"
+        if isinstance(part, BatchLoss) or (isinstance(part, Loss) and not part.rowwise):
+            return "the value of a row reads more than its own outputs"
+    if split and part.stochastic and not _draws_for_all(part):
+        return "draws for the rows that it is given, so a split batch gets other draws"
+    if column == "vmap" and part.stochastic:
+        return "stacked draws are not those that each would make alone"
+    return None
+
+
+def _draws_for_all(part: Part) -> bool:
+    """Whether all its draws are made at once, about the whole batch."""
+    if isinstance(part, Weighting):
+        return asked_once(part)
+    return part.couples_batch or isinstance(part, (BatchLoss, Penalty))
+
+
+def _note(part: Part, column: str) -> str:
+    """What must be known to have it exact in a column."""
+    whole = part.couples_batch or (isinstance(part, Weighting) and asked_once(part))
+    if column.endswith("processes"):
+        if isinstance(part, Calibrator):
+            return "fitted on rows gathered by `lossworks.distributed.gather_rows`"
+        if part.stochastic:
+            return "with the ranks' random generators in one state"
+    if column == "micro-batches":
+        if whole:
+            return "by `Objective.micro_batches`, which sees the whole batch first; `total=` alone is another objective"
+        if part.memories:
+            return "by `total=` too, unless a row comes twice in one batch: `Objective.micro_batches` merges the two"
+    if column == "chunks" and whole:
+        return "with the rows' weights found on the whole batch first"
+    if column == "vmap" and isinstance(part, Weighting) and whole:
+        return "except that ignored rows can't be left out there: each counts as a row of loss 0"
+    return ""
+
+
+def check_exactness(part: Part, ranks: Sequence[Ranks] | None = None) -> dict[str, str]:
+    """Hold a part to the same value, gradients and buffers however the work is split.
+
+    Starts processes of its own (some seconds), or uses those it is given.
+
+    Args:
+        part: A loss, weighting, perturbation, penalty or calibrator, as it would be used; it is copied.
+        ranks: Groups of 2 and 3 processes.
+
+    Returns:
+        For each of :data:`COLUMNS`, ``"exact"`` (and what must be known to have it so), or the reason why it is by
+        nature not, which follows from what the part declares.
+
+    Raises:
+        AssertionError: where it is not exact, with the step, the number and by how much.
+    """
+    if not isinstance(part, (Loss, BatchLoss, Weighting, Perturbation, Penalty, Calibrator)):
+        raise TypeError(f"part must be a lossworks part, got {type(part).__name__}")
+    name = type(part).__name__
+    with contextlib.ExitStack() as stack:
+        if ranks is None:
+            ranks = [stack.enter_context(Ranks(size)) for size in sorted(SHARES)]
+        return {column: str(cell) for column, cell in exactness_matrix({name: [part]}, ranks)[name].items()}
+
+
+def catalog_parts() -> dict[str, list[Part]]:
+    """Every part of the catalog in each of its settings, but the fused layers, which take their own steps."""
+    from lossworks.catalog import parts
+
+    return {
+        name: list(instances(entry.part))
+        for name, entry in parts().items()
+        if inspect.isclass(entry.part) and issubclass(entry.part, Part) and entry.role != "fused form"
+    }
+
+
+def exactness_matrix(parts: Mapping[str, Sequence[Part]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:
+    """Measure parts, each in some settings, in every column.
+
+    Raises:
+        AssertionError: all that is not exact although it must be.
+    """
+    named = [(name, part, dtype) for name, settings in parts.items() for part in settings for dtype in TOLERANCES]
+    spread = [job for job in named if why_not_exact(job[1], "2 processes") is None]
+    for group in ranks:
+        group.send(_on_a_rank, spread)
+    wrong: list[str] = []
+    whole: list[list[Step]] = []
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for name, part, dtype in named:
+                truth = _truth(part, dtype)
+                if why_not_exact(part, "2 processes") is None:
+                    whole.append(truth)
+                for way, got, wanted in _in_this_process(part, dtype, truth):
+                    wrong += _differences(f"{_titled(name, dtype)} {way}", got, wanted, _tolerance(dtype, way))
+    finally:
+        answers = [group.receive() for group in ranks]
+    for group, each in zip(ranks, answers, strict=True):
+        for rank, done in enumerate(each):
+            for (name, _, dtype), truth, ways in zip(spread, whole, done, strict=True):
+                where = f"{_titled(name, dtype)} on rank {rank} of {group.size}"
+                for way, steps in zip(("", ", in micro-batches"), ways, strict=False):
+                    wrong += _differences(where + way, steps, truth, TOLERANCES[dtype])
+    assert not wrong, "not exact:\n" + "\n".join(wrong)
+    return {name: {column: _cell(settings, column) for column in COLUMNS} for name, settings in parts.items()}
+
+
+def _cell(settings: Sequence[Part], column: str) -> Cell:
+    reasons = [why_not_exact(part, column) for part in settings]
+    if any(reasons):
+        return Cell(False, next(reason for reason in reasons if reason))
+    return Cell(True, next((note for note in (_note(part, column) for part in settings) if note), ""))
+
+
+def _truth(part: Part, dtype: torch.dtype) -> list[Step]:
+    if isinstance(part, Calibrator):
+        return _calibrate(part, dtype, lambda calibrator, logits, target: _fit(calibrator, logits, target))
+    return _train(part, dtype, _whole)
+
+
+def _fit(calibrator: Calibrator, logits: Tensor, target: Tensor) -> None:
+    calibrator.fit(logits, target)
+
+
+def _in_this_process(part: Part, dtype: torch.dtype, truth: list[Step]) -> Iterator[tuple[str, list[Step], list[Step]]]:
+    """The columns that need one process only: in what way, what came and what was wanted."""
+    coupled = part.couples_batch or (isinstance(part, Weighting) and asked_once(part))
+    alone = _train(part, dtype, _whole, repeats=False) if part.memories else truth
+    if why_not_exact(part, "micro-batches") is None:
+        yield "in micro-batches", _train(part, dtype, _micro), truth
+        if not coupled:
+            yield "in micro-batches with total=", _train(part, dtype, _micro_with_total, repeats=False), alone
+    if why_not_exact(part, "chunks") is None:
+        yield "in chunks", _train(part, dtype, _in_chunks, repeats=False), alone
+    if why_not_exact(part, "vmap") is None:
+        yield "under vmap", *_stacked(part, dtype, ignored=not (isinstance(part, Weighting) and asked_once(part)))
+    yield "after a stop", *_interrupted(part, dtype)
+
+
+def _titled(name: str, dtype: torch.dtype) -> str:
+    return f"{name} ({str(dtype).removeprefix('torch.')})"
+
+
+def _tolerance(dtype: torch.dtype, way: str) -> float:
+    return 0.0 if way == "after a stop" else TOLERANCES[dtype]
+
+
+def exactness_page(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[Part]]) -> str:
+    """The matrix as a page of the site."""
+    notes: dict[str, int] = {}
+    tables: dict[str, list[str]] = {}
+    roles = list(dict.fromkeys(_role(settings[0]) for settings in parts.values()))
+    for name in sorted(matrix, key=lambda name: roles.index(_role(parts[name][0]))):
+        row, part, cells = matrix[name], parts[name][0], []
+        for column in COLUMNS:
+            cell = row[column]
+            number = f"[{notes.setdefault(cell.note, len(notes) + 1)}]" if cell.note else ""
+            cells.append(f"exact {number}".strip() if cell.exact else number)
+        tables.setdefault(_role(part), []).append(f"| `{name}` | {len(parts[name])} | {' | '.join(cells)} |")
+    lines = ["# Exactness", INTRODUCTION]
+    for role, rows in tables.items():
+        head = [f"| {role} | settings | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+        lines.append("\n".join([*head, *rows]))
+    lines.append("## Notes")
+    lines.append("\n".join(f"{number}. {note[0].upper()}{note[1:]}." for note, number in notes.items()))
+    lines.append("## What the docstrings say")
+    lines.append("Of each part that a split changes, or that must see the whole batch:")
+    lines.append("\n".join(f"- `{name}`: {said}" for name in matrix if (said := said_of_splits(parts[name][0]))))
+    return "\n\n".join(lines) + "\n"
+
+
+INTRODUCTION = """
+A training run gives the same numbers however its work is split. Every part of the catalog, in every setting that it
+declares, trains a small model for some steps in each of these ways, and value, gradients and buffers of every step are
+compared with those of one process that was given each batch whole: *exact* is a difference of at most 1e-9 in float64
+and 1e-5 in float32, and none at all for *resume*. The batches are the awkward kind: rows that come twice, rows that are
+ignored, sample weights, uneven and empty shares, ranks without a row of some class. A number refers to what must be
+known; alone, to why the part is by nature not exact there, or has no place there.
+
+- **2 and 3 processes**: real ones, over gloo, each with its rows and `process_group=`, whole and in micro-batches.
+- **micro-batches**: gradient accumulation by `Objective.micro_batches`, and by `total=` where the rows stand alone.
+- **chunks**: the last layer and the loss a chunk of rows at a time, so that the outputs are never there as a whole.
+- **vmap**: three models stacked under `torch.func.vmap`, against each alone.
+- **resume**: stopped in the middle of several steps with an optimizer, saved, loaded into fresh objects, gone on with.
+
+Hold a part of your own to it with `lossworks.testing.check_exactness(part)`. The tests fail when this page isn't what
+they measure; `python -m lossworks.testing --write docs/exactness.md` draws it anew.
+""".strip()
+
+
+def _role(part: Part) -> str:
+    roles = ((BatchLoss, "loss"), (Loss, "loss"), (Weighting, "weighting"), (Perturbation, "perturbation"))
+    return next((name for role, name in (*roles, (Penalty, "penalty")) if isinstance(part, role)), "calibrator")
+
+
+def said_of_splits(part: Part) -> str:
+    """The sentences of a part's docstring about what a split does to it, if it is not exact by itself everywhere."""
+    splits = [column for column in COLUMNS if column not in ("chunks", "vmap", "resume")]
+    if isinstance(part, Calibrator) or not (part.stochastic or part.memories or any(_note(part, c) for c in splits)):
+        return ""
+    purpose = (inspect.getdoc(type(part)) or "").split("Args:")[0]
+    text = " ".join(re.sub(r"\.\. math::\n(?: +.*\n|\n)+", "", purpose).split())
+    sentences = re.split(r"(?<=\.)\s+(?=[A-Z:`])", text)
+    said = " ".join(sentence for sentence in sentences if re.search(r"\bsplits?\b|\branks?\b", sentence))
+    return re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", said).replace("``", "`")
