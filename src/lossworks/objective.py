@@ -28,6 +28,8 @@ from lossworks.roles import (
     Penalty,
     Perturbation,
     Weighting,
+    about_kept,
+    asked_once,
     held_back,
     remember_over_ranks,
     weighted_reduction,
@@ -247,11 +249,10 @@ class Objective(nn.Module):
             kept = None if target.is_floating_point() else columns["target"] != self.loss.ignore_index
         if kept is not None:
             columns["target"] = torch.where(kept, columns["target"], 0)
-        if kept is None or not asked_once(self.weights) or not _selectable(flat):
+        if kept is None or not asked_once(self.weights):
             return self._ask(flat, columns, process_group).reshape(losses.shape)
-        rows = kept.nonzero().flatten()
-        some = self._ask(flat[rows], {name: column[rows] for name, column in columns.items()}, process_group)
-        return torch.zeros_like(flat).index_copy(0, rows, some.to(flat.dtype)).reshape(losses.shape)
+        found = about_kept(lambda rows, some: self._ask(rows, some, process_group), flat, columns, kept)
+        return found.reshape(losses.shape)
 
     def micro_batches(
         self,
@@ -385,7 +386,7 @@ class Objective(nn.Module):
                 return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
             with torch.no_grad():
                 clean = model(x).detach()
-            distance = self.perturb.per_sample
+            distance, target = self.perturb.per_sample, self._classes(target)
             return self.perturb(lambda changed: distance(model(changed), clean, target), x)
 
     def _outputs(
@@ -395,7 +396,14 @@ class Objective(nn.Module):
         if not isinstance(self.perturb, Consistency):
             return model(changed), None
         clean = model(x)
-        return clean, self.perturb.strength * self.perturb.per_sample(model(changed), clean, target)
+        distance = self.perturb.per_sample(model(changed), clean, self._classes(target))
+        return clean, self.perturb.strength * distance
+
+    def _classes(self, target: Tensor) -> Tensor:
+        """The targets with a class in place of ``ignore_index``; rows that it marks count nowhere."""
+        if not (isinstance(self.loss, Loss) and self.loss.kind == "classes") or target.is_floating_point():
+            return target
+        return torch.where(target == self.loss.ignore_index, 0, target)
 
     def _priced_losses(self, output: Tensor, price: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
         assert isinstance(self.loss, Loss)
@@ -434,7 +442,7 @@ class Objective(nn.Module):
         if isinstance(self.loss, BatchLoss):
             return self.loss(output, target).expand(len(output))
         losses, _ = self.loss.rows(output, target, index)
-        return losses.reshape(len(output), -1).sum(dim=1)
+        return losses.flatten(1).sum(dim=1) if losses.ndim > 1 else losses
 
 
 @contextlib.contextmanager
@@ -502,22 +510,11 @@ def _flat_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def asked_once(weights: Weighting) -> bool:
-    """Whether the weighting must see the whole batch at once, or remembers what it saw."""
-    inside = [part for part in weights.modules() if isinstance(part, Part)]
-    return not weights.over_data_set or any(part.couples_batch or part.memories for part in inside)
-
-
 def _changing(loss: nn.Module) -> Iterator[Tensor]:
     """The buffers that the loss may change at once: all but the memories, which can be held back."""
     for module in loss.modules():
         memories = module.memories if isinstance(module, Part) else ()
         yield from (buffer for name, buffer in module.named_buffers(recurse=False) if name not in memories)
-
-
-def _selectable(tensor: Tensor) -> bool:
-    """Whether rows can be left out by their values here."""
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _gathered(columns: Mapping[str, Tensor | None], process_group: ProcessGroup, counts: list[int]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ __all__ = [
     "Perturbation",
     "SoftmaxForm",
     "Weighting",
+    "about_kept",
+    "asked_once",
     "cite",
     "held_back",
     "remember_over_ranks",
@@ -479,6 +481,29 @@ class Weighting(Part):
             raise TypeError(f"{name} must be int64, got {value.dtype}")
         check_same_shape(losses, value, names=("losses", name))
         return value
+
+
+def asked_once(weights: Weighting) -> bool:
+    """Whether the weighting must see the whole batch at once, or remembers what it saw."""
+    inside = [part for part in weights.modules() if isinstance(part, Part)]
+    return not weights.over_data_set or any(part.couples_batch or part.memories for part in inside)
+
+
+def about_kept(
+    ask: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    losses: Float[Tensor, " n"],
+    columns: dict[str, Tensor],
+    kept: Tensor,
+) -> Float[Tensor, " n"]:
+    """The weights that are found for the rows kept, of which alone is asked, and 0 for the others.
+
+    Under ``vmap`` and ``torch.compile`` rows can't be left out by their values: there all are asked about.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(losses):
+        return ask(losses, columns)
+    rows = kept.nonzero().flatten()
+    found = ask(losses[rows], {name: column[rows] for name, column in columns.items()})
+    return torch.zeros_like(losses).index_copy(0, rows, found.to(losses.dtype))
 
 
 class Perturbation(Part):

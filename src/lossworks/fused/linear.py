@@ -20,7 +20,7 @@ from lossworks.checks import (
 from lossworks.fused.chunks import chunk_size, slices
 from lossworks.fused.rows import HALF, Layer, LossReader, Plan, Reader, run
 from lossworks.losses import CrossEntropyLoss
-from lossworks.roles import REDUCTIONS, Loss, Weighting, cite, weighted_reduction
+from lossworks.roles import REDUCTIONS, Loss, Weighting, about_kept, asked_once, cite, weighted_reduction
 
 
 @cite("wijmans2024cutyourlosses", "hsu2024liger")
@@ -435,6 +435,11 @@ def _weigh(
             losses = each(plan, reader, layer)
     else:
         losses = layer[0].new_ones((len(layer[0]), *reader.tail), dtype=plan.dtype)
-    columns = {name: None if c is None else c.flatten() for name, c in (("index", index), ("group", group))}
-    found = weights(losses.flatten(), **columns, target=reader.target.flatten())
+    given = (("index", index), ("group", group), ("target", reader.target))
+    columns = {name: column.flatten() for name, column in given if column is not None}
+    flat = losses.flatten()
+    if reader.kept is None or not asked_once(weights):
+        found = weights(flat, **columns)
+    else:
+        found = about_kept(lambda rows, some: weights(rows, **some), flat, columns, reader.kept.flatten())
     return found.detach().to(plan.dtype).reshape(losses.shape)
