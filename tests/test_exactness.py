@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lossworks as lw
+from lossworks.calibrate.base import Calibrator
 from lossworks.testing import check_exactness
 from lossworks.testing.exactness import (
     COLUMNS,
@@ -27,19 +28,20 @@ def test_every_part_is_exact_and_the_page_says_so(two_ranks, three_ranks):
     assert page == written, "draw it anew: python -m lossworks.testing --write docs/exactness.md"
 
 
-def test_what_is_not_exact_by_nature_is_said_in_the_docstring():
+def test_what_a_split_changes_or_must_see_whole_is_said_in_the_docstring():
     for name, settings in catalog_parts().items():
-        part = settings[0]
-        drawn = part.stochastic and any(why_not_exact(part, column) for column in SPLITS)
-        if drawn or part.couples_batch or part.memories:
-            assert "split" in said_of_splits(part), name
+        changed = any(why_not_exact(settings[0], column) for column in SPLITS)
+        whole = getattr(settings[0], "couples_batch", False) or getattr(settings[0], "memories", False)
+        if (changed or whole) and not isinstance(settings[0], Calibrator):
+            assert said_of_splits(settings[0]), name
 
 
-def test_every_loss_and_weighting_is_exact_over_processes():
+def test_every_loss_and_weighting_is_exact_over_processes_and_every_part_when_it_is_resumed():
     for settings in catalog_parts().values():
         for part in settings:
+            assert why_not_exact(part, "resume") is None
             if isinstance(part, (lw.Loss, lw.BatchLoss, lw.Weighting)):
-                assert not any(why_not_exact(part, column) for column in (*SPLITS, "resume"))
+                assert not any(why_not_exact(part, column) for column in SPLITS)
 
 
 class Coupled(lw.Loss):
@@ -69,7 +71,6 @@ class Forgetful(lw.Loss):
 class PrivateMemory(lw.Loss):
     """Writes its memory by itself, so that other ranks do not hear of it."""
 
-    rowwise = True
     needs_index = True
     memories = {"seen": "sum"}  # noqa: RUF012  (as a user would write it)
 
@@ -128,7 +129,7 @@ def test_a_number_that_a_checkpoint_loses_is_caught():
 
 
 def test_a_memory_that_is_not_shared_is_caught_and_one_that_is_declared_is_exact(two_ranks):
-    with pytest.raises(AssertionError, match=r"PrivateMemory .* on rank 1 of 2: buffer loss.seen of step 0"):
+    with pytest.raises(AssertionError, match=r"PrivateMemory .* on rank 1 of 2: buffer objective.loss.seen of step 0"):
         check_exactness(PrivateMemory(declared=False), [two_ranks])
     assert check_exactness(PrivateMemory(declared=True), [two_ranks])["2 processes"] == "exact"
 

@@ -35,7 +35,8 @@ class DoublyRobustAT(Objective):
         \nabla_\theta \ell_i + \nabla^2_{\theta \delta}\, \ell^{att}_i \; H_i^{-1} \; \nabla_\delta \ell_i, \qquad
         H_i = \lambda I + c\, \mathrm{diag}\big((b_i - \delta_i)^{-2} + (\delta_i - a_i)^{-2}\big)
 
-    It is called as every :class:`~lossworks.Objective` is.
+    It is called as every :class:`~lossworks.Objective` is. The weights are those of the whole batch where it is split;
+    where the attack draws its starts, a split by its nature has others.
 
     Args:
         loss: :math:`\ell`; cross-entropy by default.
@@ -134,7 +135,8 @@ class SmoothAdversarialCompSumLoss(Objective):
 
     With :math:`\nu \ge \sqrt{C - 1} / \rho` it is at least
     :math:`\max_\delta \Phi_\tau\big(\sum_{k \ne y} \min(1, (1 - (f_y - f_k)(x + \delta) / \rho)_+)\big)`, the comp-sum
-    loss of the ramps under attack. It is called as every :class:`~lossworks.Objective` is.
+    loss of the ramps under attack. It is called as every :class:`~lossworks.Objective` is; where the attack draws its
+    starts, a batch that is split by its nature has others.
 
     Args:
         tau: The comp-sum loss's exponent, >= 0; 1 is cross-entropy.

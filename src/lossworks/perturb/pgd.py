@@ -25,6 +25,9 @@ class PGD(Perturbation):
     it met over all steps and restarts, its clean one included, so a row's risk is never below its clean risk. The
     changed input is in the ball and within ``bounds`` exactly, not up to rounding.
 
+    Starts are drawn for the rows at hand, so a batch that is split by its nature has others; without ``random_start`` a
+    split changes nothing.
+
     It costs ``steps`` forward and backward passes a restart, one forward pass at the end of each, and one for the clean
     input where the start is drawn at random.
 

@@ -104,7 +104,8 @@ class AdvStyle(Part):
     The scales are parameters whose gradient is turned round, so that one optimiser that descends for the model ascends
     for them; :func:`adversarial_style_step` moves them alone. Each batch draws one of three: as it is, this, or the
     noise of :class:`DSUStyle`. It acts in ``train()`` mode only. At their first use the scales are set to the batch's
-    own spread.
+    own spread. Spreads and draws are those of the rows at hand, so ranks and micro-batches of a batch that is split
+    have others, and the scales should be set on one rank before a split training begins.
 
     Args:
         channels: c.

@@ -20,7 +20,8 @@ class TRADES(Consistency):
         \mathrm{KL}\big(p(x_i) \,\|\, p(x_i + \delta_i)\big), \qquad p = \mathrm{softmax} \circ f
 
     The attack follows the divergence and not the loss, so it needs no label. It begins at a point drawn at random, as
-    the divergence has no slope at the clean input.
+    the divergence has no slope at the clean input. Starts are drawn for the rows at hand: a batch that is split by its
+    nature has others.
 
     Args:
         beta: The price :math:`\beta` of the divergence, >= 0; the authors use 1 to 6.
@@ -74,7 +75,8 @@ class LargestMarginChange(Consistency):
         D(x) = (f_y(x) - f_k(x))_{k \ne y}
 
     With the comp-sum loss at scale :math:`\rho` it is :class:`lossworks.robust.SmoothAdversarialCompSumLoss`, which
-    bounds the loss under attack from above for :math:`\nu \ge \sqrt{C - 1} / \rho`.
+    bounds the loss under attack from above for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws its starts,
+    a batch that is split by its nature has others.
 
     Args:
         nu: The price :math:`\nu`, >= 0, in loss units per logit unit.

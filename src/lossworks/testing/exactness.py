@@ -21,9 +21,10 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from lossworks.calibrate.base import Calibrator
 from lossworks.distributed import gather_rows
+from lossworks.fused import linear_loss
 from lossworks.losses import CrossEntropyLoss
-from lossworks.objective import Objective, asked_once
-from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.objective import Objective
+from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting, asked_once
 from lossworks.testing.inputs import CLASSES, ROWS, instances
 from lossworks.testing.ranks import Ranks
 
@@ -32,6 +33,7 @@ __all__ = ["COLUMNS", "Cell", "catalog_parts", "check_exactness", "exactness_mat
 COLUMNS = ("2 processes", "3 processes", "micro-batches", "chunks", "vmap", "resume")
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
 FEATURES = 4
+MAPS = torch.Size([3, 2, 2])
 SHARES = {2: ((7, 5), (0, 12), (6, 6)), 3: ((5, 4, 3), (6, 0, 6), (4, 4, 4))}
 MICRO_SHARES = ((5, 4, 3), (0, 7, 5), (6, 6))
 REPLICAS = 3
@@ -42,42 +44,93 @@ Way = Callable[[Objective, nn.Module, Batch, int], Tensor]
 
 
 class _Model(nn.Module):
-    """A small network, with one output a row as a vector where the part takes that."""
+    """A small network, with a layer under test in it, and one output a row as a vector where a part takes that."""
 
-    def __init__(self, outputs: int, flat: bool, dtype: torch.dtype) -> None:
+    def __init__(self, outputs: int, flat: bool, dtype: torch.dtype, layer: nn.Module | None) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(FEATURES, 6), nn.Tanh())
-        self.head = nn.Linear(6, outputs)
+        self.body = nn.Sequential(nn.Linear(FEATURES, MAPS.numel()), nn.Tanh())
+        self.head = nn.Linear(MAPS.numel(), outputs)
         self.flat = flat
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+        self.layer = layer
 
-    def outputs(self, hidden: Tensor) -> Tensor:
-        output = self.head(hidden)
-        return output.squeeze(1) if self.flat else output
+    def hidden(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.body(x)
+        return hidden if self.layer is None else self.layer(hidden.unflatten(1, MAPS)).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outputs(self.body(x))
+        output: Tensor = self.head(self.hidden(x))
+        return output.squeeze(1) if self.flat else output
 
 
-def _objective(part: Part) -> Objective:
-    """The part in its role, beside cross-entropy where it is not a loss."""
+class _OfLosses(BatchLoss):
+    """A number for a batch of losses, as a loss of its own."""
+
+    kind = "classes"
+
+    def __init__(self, risk: Part) -> None:
+        super().__init__()
+        self.risk = risk
+
+    def output_size(self, num_classes: int) -> int:
+        return num_classes
+
+    def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        value: Tensor = self.risk(CrossEntropyLoss(reduction="none")(*inputs))
+        return value
+
+
+def _takes(part: nn.Module) -> list[str]:
+    """The names of what a part without a role is called on."""
+    return list(inspect.signature(part.forward).parameters)
+
+
+def _is_layer(part: nn.Module) -> bool:
+    roles = (Loss, BatchLoss, Weighting, Perturbation, Penalty, Calibrator, Objective)
+    return not isinstance(part, roles) and _takes(part) == ["x"]
+
+
+def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, _Model]:
+    """The part in its role, beside cross-entropy where it is not a loss, and a model for it."""
     part = copy.deepcopy(part).train()
-    if isinstance(part, (Loss, BatchLoss)):
-        return Objective(part)
-    if isinstance(part, Weighting):
-        return Objective(CrossEntropyLoss(), part)
-    if isinstance(part, Perturbation):
-        return Objective(CrossEntropyLoss(), perturb=part)
-    assert isinstance(part, Penalty)
-    return Objective(CrossEntropyLoss(), penalties=[part])
-
-
-def _model(objective: Objective, dtype: torch.dtype) -> _Model:
+    layer = None
+    if isinstance(part, Objective):
+        objective = part
+    elif isinstance(part, (Loss, BatchLoss)):
+        objective = Objective(part)
+    elif isinstance(part, Weighting):
+        objective = Objective(CrossEntropyLoss(), part)
+    elif isinstance(part, Perturbation):
+        objective = Objective(CrossEntropyLoss(), perturb=part)
+    elif isinstance(part, Penalty):
+        objective = Objective(CrossEntropyLoss(), penalties=[part])
+    elif _is_layer(part):
+        objective, layer = Objective(CrossEntropyLoss()), part
+    else:
+        assert isinstance(part, Part)
+        objective = Objective(_OfLosses(part))
     kind, size = getattr(objective.loss, "kind", "real"), getattr(objective.loss, "output_size", lambda _: 1)
     outputs = size(CLASSES)
-    return _Model(outputs, outputs == 1 and kind != "classes", dtype)
+    return objective, _Model(outputs, outputs == 1 and kind != "classes", dtype, layer)
+
+
+def _stochastic(part: nn.Module) -> bool:
+    return any(member.stochastic for member in part.modules() if isinstance(member, Part))
+
+
+def _remembers(part: nn.Module) -> bool:
+    return any(member.memories for member in part.modules() if isinstance(member, Part))
+
+
+def _sees_the_whole(part: nn.Module) -> bool:
+    """Whether it is asked once about the whole batch."""
+    if isinstance(part, Objective):
+        return part.loss.couples_batch or (part.weights is not None and asked_once(part.weights))
+    if isinstance(part, Weighting):
+        return asked_once(part)
+    return isinstance(part, Part) and part.couples_batch and not _is_layer(part)
 
 
 def _batches(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignored: bool) -> list[Batch]:
@@ -141,26 +194,27 @@ def _micro_with_total(objective: Objective, model: nn.Module, batch: Batch, step
 
 
 def _in_chunks(objective: Objective, model: nn.Module, batch: Batch, step: int) -> Tensor:
-    """The head and the loss a chunk of rows at a time, so that no more than a chunk's outputs are there at once."""
+    """The last layer and the loss by the fused form, a few rows at a time."""
     assert isinstance(model, _Model)
     assert isinstance(objective.loss, Loss)
     columns = {name: tensor for name, tensor in batch.items() if name != "x"}
-    hidden = model.body(batch["x"])
-    given: dict[str, Any] = {"total": objective.loss.total_of(batch["target"], batch["sample_weight"])}
-    pieces = _shares({"x": hidden, **columns}, MICRO_SHARES[step % 3])
-    if objective.weights is not None:
-        frozen = copy.deepcopy(objective.loss)
-        with torch.no_grad():
-            losses = torch.cat([frozen.rows(model.outputs(p["x"]), p["target"], p["index"])[0] for p in pieces])
-        weights: dict[str, Any] = {name: column for name, column in columns.items() if name != "sample_weight"}
-        found = objective.weigh(losses, **weights).split([len(piece["x"]) for piece in pieces])
-    values = []
-    for number, piece in enumerate(pieces):
-        if objective.weights is not None:
-            given["row_weights"] = found[number]
-        own: dict[str, Any] = {name: tensor for name, tensor in piece.items() if name != "x"}
-        values.append(objective.risk(model.outputs(piece["x"]), **own, **given))
-    value = torch.stack(values).sum()
+    if model.flat:
+        target = columns.pop("target")[:, None]
+        shape = objective.loss.rows(torch.zeros_like(target), target)[0].shape
+        columns = {"target": target, **{name: column.reshape(shape) for name, column in columns.items()}}
+    value = linear_loss(
+        model.hidden(batch["x"]),
+        model.head.weight,
+        columns.pop("target"),
+        objective.loss,
+        bias=model.head.bias,
+        weights=objective.weights,
+        sample_weight=columns.pop("sample_weight"),
+        index=columns.pop("index"),
+        group=columns.pop("group"),
+        ignore_index=objective.loss.ignore_index,
+        chunk=5,
+    )
     value.backward()
     return value
 
@@ -192,11 +246,10 @@ def _over_ranks(objective: Objective, model: nn.Module, batch: Batch, step: int,
     return value.reshape(())
 
 
-def _train(part: Part, dtype: torch.dtype, way: Way, *, repeats: bool = True) -> list[Step]:
+def _train(part: nn.Module, dtype: torch.dtype, way: Way, *, repeats: bool = True) -> list[Step]:
     """Value, gradients and buffers of each step; rows that come several times matter to a memory."""
-    repeats = repeats and bool(part.memories)
-    objective = _objective(part)
-    model = _model(objective, dtype)
+    repeats = repeats and _remembers(part)
+    objective, model = _setting(part, dtype)
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
     steps = []
@@ -206,7 +259,7 @@ def _train(part: Part, dtype: torch.dtype, way: Way, *, repeats: bool = True) ->
         optimizer.zero_grad()
         value = way(objective, model, batch, number)
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        steps.append(_record(value, gradient, objective))
+        steps.append(_record(value, gradient, nn.ModuleDict({"objective": objective, "model": model})))
         optimizer.step()
     return steps
 
@@ -239,7 +292,7 @@ def _fit_gathered(calibrator: Calibrator, logits: Tensor, target: Tensor) -> Non
     calibrator.fit(gather_rows(logits.split(sizes)[own], group), gather_rows(target.split(sizes)[own], group))
 
 
-def _on_a_rank(jobs: Sequence[tuple[str, Part, torch.dtype]]) -> list[list[list[Step]]]:
+def _on_a_rank(jobs: Sequence[tuple[str, nn.Module, torch.dtype]]) -> list[list[list[Step]]]:
     """What every job gives on this rank, in each way of training over ranks."""
     done = []
     for name, part, dtype in jobs:
@@ -258,7 +311,7 @@ def _on_a_rank(jobs: Sequence[tuple[str, Part, torch.dtype]]) -> list[list[list[
     return done
 
 
-def _stacked(part: Part, dtype: torch.dtype, *, ignored: bool) -> tuple[list[Step], list[Step]]:
+def _stacked(part: nn.Module, dtype: torch.dtype, *, ignored: bool) -> tuple[list[Step], list[Step]]:
     """Several models trained under ``vmap``, and each of them alone; their steps side by side."""
     if isinstance(part, Calibrator):
         logits, target = _logits(dtype)
@@ -269,13 +322,12 @@ def _stacked(part: Part, dtype: torch.dtype, *, ignored: bool) -> tuple[list[Ste
         return [_record(vmap(fitted)(stack), none, fitted)], [_record(one_by_one, none, fitted)]
     replicas = []
     for number in range(REPLICAS):
-        objective = _objective(part)
-        model = _model(objective, dtype)
+        objective, model = _setting(part, dtype)
         for parameter in model.parameters():
             parameter.data *= 1 + 0.1 * number
         replicas.append(_Trained(model, objective))
     base = copy.deepcopy(replicas[0])
-    batches = _batches(base.objective, dtype, repeats=bool(part.memories), ignored=ignored)
+    batches = _batches(base.objective, dtype, repeats=_remembers(part), ignored=ignored)
     weights, buffers = stack_module_state(replicas)
     held = {name: tensor.detach().clone() for name, tensor in buffers.items()}
     weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -324,7 +376,7 @@ def _side_by_side(values: Tensor, gradients: Step, buffers: Step) -> Step:
     return {"value": values.detach(), "gradient": slopes.detach(), **kept}
 
 
-def _interrupted(part: Part, dtype: torch.dtype) -> tuple[list[Step], list[Step]]:
+def _interrupted(part: nn.Module, dtype: torch.dtype) -> tuple[list[Step], list[Step]]:
     """A run that was stopped in the middle, saved, loaded into fresh objects and gone on with; and one that was not."""
     if isinstance(part, Calibrator):
         logits, target = _logits(dtype)
@@ -334,16 +386,15 @@ def _interrupted(part: Part, dtype: torch.dtype) -> tuple[list[Step], list[Step]
     return _run(part, dtype, stop_after=2), _run(part, dtype, stop_after=None)
 
 
-def _run(part: Part, dtype: torch.dtype, stop_after: int | None) -> list[Step]:
+def _run(part: nn.Module, dtype: torch.dtype, stop_after: int | None) -> list[Step]:
     def fresh() -> tuple[Objective, nn.Module, torch.optim.Optimizer]:
-        objective = _objective(part)
-        model = _model(objective, dtype)
+        objective, model = _setting(part, dtype)
         return objective, model, torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=0.05)
 
     objective, model, optimizer = fresh()
     torch.manual_seed(0)
     steps = []
-    for number, batch in enumerate(2 * _batches(objective, dtype, repeats=bool(part.memories), ignored=True)):
+    for number, batch in enumerate(2 * _batches(objective, dtype, repeats=_remembers(part), ignored=True)):
         if number == stop_after:
             states = [objective.state_dict(), model.state_dict(), optimizer.state_dict(), torch.get_rng_state()]
             states = _saved_and_loaded(states)
@@ -357,7 +408,7 @@ def _run(part: Part, dtype: torch.dtype, stop_after: int | None) -> list[Step]:
         value = _whole(objective, model, batch, number)
         parameters = [*model.parameters(), *objective.parameters()]
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        steps.append(_record(value, gradient, objective))
+        steps.append(_record(value, gradient, nn.ModuleDict({"objective": objective, "model": model})))
         optimizer.step()
     return steps
 
@@ -377,8 +428,9 @@ def _differences(where: str, got: Sequence[Step], wanted: Sequence[Step], tolera
             if one[name].shape != truth.shape:
                 wrong.append(f"{where}: {name} of step {number} has another shape")
             elif truth.numel():
-                scale = max(1.0, float(truth.double().abs().max()))
-                error = float((one[name].double() - truth.double()).abs().max()) / scale
+                scale = max([1.0, *truth[truth.isfinite()].double().abs().tolist()])
+                gaps = torch.where(one[name] == truth, 0, (one[name].double() - truth.double()).abs())
+                error = float(gaps.max()) / scale
                 if not error <= tolerance:
                     wrong.append(f"{where}: {name} of step {number} is off by {error:.0e}")
         if wrong:
@@ -396,59 +448,57 @@ class Cell(NamedTuple):
         return f"exact{': ' if self.note else ''}{self.note}" if self.exact else self.note
 
 
-def why_not_exact(part: Part, column: str) -> str | None:
+def why_not_exact(part: nn.Module, column: str) -> str | None:
     """Why the part is by nature not exact in a column, or has no place in it; None where it must be exact."""
     split = column in ("2 processes", "3 processes", "micro-batches")
     if isinstance(part, Calibrator):
         return "fitted once, after training, on all rows" if column in ("micro-batches", "chunks") else None
     if column == "chunks":
-        if isinstance(part, Perturbation):
+        if isinstance(part, (Perturbation, Objective)):
             return "changes the input, before there are outputs to take in chunks"
-        if isinstance(part, Penalty):
-            return "reads the model, not the outputs"
-        if isinstance(part, BatchLoss) or (isinstance(part, Loss) and not part.rowwise):
+        if isinstance(part, Penalty) or _is_layer(part):
+            return "reads or changes the model, not the outputs"
+        if not isinstance(part, Weighting) and not (isinstance(part, Loss) and part.rowwise):
             return "the value of a row reads more than its own outputs"
-    if split and part.stochastic and not _draws_for_all(part):
+    if split and _is_layer(part) and isinstance(part, Part) and part.couples_batch:
+        return "a layer of the model, which takes its statistics from the rows that it is given"
+    if split and _stochastic(part) and not _draws_for_all(part):
         return "draws for the rows that it is given, so a split batch gets other draws"
-    if column == "vmap" and part.stochastic:
+    if column == "vmap" and _stochastic(part):
         return "stacked draws are not those that each would make alone"
     return None
 
 
-def _draws_for_all(part: Part) -> bool:
+def _draws_for_all(part: nn.Module) -> bool:
     """Whether all its draws are made at once, about the whole batch."""
-    if isinstance(part, Weighting):
-        return asked_once(part)
-    return part.couples_batch or isinstance(part, (BatchLoss, Penalty))
+    return isinstance(part, Penalty) or (_sees_the_whole(part) and not isinstance(part, Objective))
 
 
-def _note(part: Part, column: str) -> str:
+def _note(part: nn.Module, column: str) -> str:
     """What must be known to have it exact in a column."""
-    whole = part.couples_batch or (isinstance(part, Weighting) and asked_once(part))
     if column.endswith("processes"):
         if isinstance(part, Calibrator):
             return "fitted on rows gathered by `lossworks.distributed.gather_rows`"
-        if part.stochastic:
+        if _stochastic(part):
             return "with the ranks' random generators in one state"
     if column == "micro-batches":
-        if whole:
+        if _sees_the_whole(part):
             return "by `Objective.micro_batches`, which sees the whole batch first; `total=` alone is another objective"
-        if part.memories:
+        if _remembers(part):
             return "by `total=` too, unless a row comes twice in one batch: `Objective.micro_batches` merges the two"
-    if column == "chunks" and whole:
-        return "with the rows' weights found on the whole batch first"
-    if column == "vmap" and isinstance(part, Weighting) and whole:
+    if column == "vmap" and isinstance(part, Weighting) and _sees_the_whole(part):
         return "except that ignored rows can't be left out there: each counts as a row of loss 0"
     return ""
 
 
-def check_exactness(part: Part, ranks: Sequence[Ranks] | None = None) -> dict[str, str]:
+def check_exactness(part: nn.Module, ranks: Sequence[Ranks] | None = None) -> dict[str, str]:
     """Hold a part to the same value, gradients and buffers however the work is split.
 
     Starts processes of its own (some seconds), or uses those it is given.
 
     Args:
-        part: A loss, weighting, perturbation, penalty or calibrator, as it would be used; it is copied.
+        part: A part in any role, or an objective, as it would be used; it is copied. One without a role is taken for a
+            layer of the model where it is called on ``x`` alone, maps ``(n, 3, 2, 2)``, and is called on losses else.
         ranks: Groups of 2 and 3 processes.
 
     Returns:
@@ -458,7 +508,7 @@ def check_exactness(part: Part, ranks: Sequence[Ranks] | None = None) -> dict[st
     Raises:
         AssertionError: where it is not exact, with the step, the number and by how much.
     """
-    if not isinstance(part, (Loss, BatchLoss, Weighting, Perturbation, Penalty, Calibrator)):
+    if not isinstance(part, (Part, Objective)):
         raise TypeError(f"part must be a lossworks part, got {type(part).__name__}")
     name = type(part).__name__
     with contextlib.ExitStack() as stack:
@@ -467,18 +517,15 @@ def check_exactness(part: Part, ranks: Sequence[Ranks] | None = None) -> dict[st
         return {column: str(cell) for column, cell in exactness_matrix({name: [part]}, ranks)[name].items()}
 
 
-def catalog_parts() -> dict[str, list[Part]]:
+def catalog_parts() -> dict[str, list[nn.Module]]:
     """Every part of the catalog in each of its settings, but the fused layers, which take their own steps."""
     from lossworks.catalog import parts
 
-    return {
-        name: list(instances(entry.part))
-        for name, entry in parts().items()
-        if inspect.isclass(entry.part) and issubclass(entry.part, Part) and entry.role != "fused form"
-    }
+    classes = {name: entry for name, entry in parts().items() if inspect.isclass(entry.part)}
+    return {name: list(instances(entry.part)) for name, entry in classes.items() if entry.role != "fused form"}
 
 
-def exactness_matrix(parts: Mapping[str, Sequence[Part]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:
+def exactness_matrix(parts: Mapping[str, Sequence[nn.Module]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:
     """Measure parts, each in some settings, in every column.
 
     Raises:
@@ -510,14 +557,14 @@ def exactness_matrix(parts: Mapping[str, Sequence[Part]], ranks: Sequence[Ranks]
     return {name: {column: _cell(settings, column) for column in COLUMNS} for name, settings in parts.items()}
 
 
-def _cell(settings: Sequence[Part], column: str) -> Cell:
+def _cell(settings: Sequence[nn.Module], column: str) -> Cell:
     reasons = [why_not_exact(part, column) for part in settings]
     if any(reasons):
         return Cell(False, next(reason for reason in reasons if reason))
     return Cell(True, next((note for note in (_note(part, column) for part in settings) if note), ""))
 
 
-def _truth(part: Part, dtype: torch.dtype) -> list[Step]:
+def _truth(part: nn.Module, dtype: torch.dtype) -> list[Step]:
     if isinstance(part, Calibrator):
         return _calibrate(part, dtype, lambda calibrator, logits, target: _fit(calibrator, logits, target))
     return _train(part, dtype, _whole)
@@ -527,18 +574,19 @@ def _fit(calibrator: Calibrator, logits: Tensor, target: Tensor) -> None:
     calibrator.fit(logits, target)
 
 
-def _in_this_process(part: Part, dtype: torch.dtype, truth: list[Step]) -> Iterator[tuple[str, list[Step], list[Step]]]:
+def _in_this_process(
+    part: nn.Module, dtype: torch.dtype, truth: list[Step]
+) -> Iterator[tuple[str, list[Step], list[Step]]]:
     """The columns that need one process only: in what way, what came and what was wanted."""
-    coupled = part.couples_batch or (isinstance(part, Weighting) and asked_once(part))
-    alone = _train(part, dtype, _whole, repeats=False) if part.memories else truth
+    alone = _train(part, dtype, _whole, repeats=False) if _remembers(part) else truth
     if why_not_exact(part, "micro-batches") is None:
         yield "in micro-batches", _train(part, dtype, _micro), truth
-        if not coupled:
+        if not _sees_the_whole(part):
             yield "in micro-batches with total=", _train(part, dtype, _micro_with_total, repeats=False), alone
     if why_not_exact(part, "chunks") is None:
         yield "in chunks", _train(part, dtype, _in_chunks, repeats=False), alone
     if why_not_exact(part, "vmap") is None:
-        yield "under vmap", *_stacked(part, dtype, ignored=not (isinstance(part, Weighting) and asked_once(part)))
+        yield "under vmap", *_stacked(part, dtype, ignored=not _sees_the_whole(part))
     yield "after a stop", *_interrupted(part, dtype)
 
 
@@ -550,7 +598,7 @@ def _tolerance(dtype: torch.dtype, way: str) -> float:
     return 0.0 if way == "after a stop" else TOLERANCES[dtype]
 
 
-def exactness_page(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[Part]]) -> str:
+def exactness_page(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[nn.Module]]) -> str:
     """The matrix as a page of the site."""
     notes: dict[str, int] = {}
     tables: dict[str, list[str]] = {}
@@ -593,18 +641,29 @@ they measure; `python -m lossworks.testing --write docs/exactness.md` draws it a
 """.strip()
 
 
-def _role(part: Part) -> str:
-    roles = ((BatchLoss, "loss"), (Loss, "loss"), (Weighting, "weighting"), (Perturbation, "perturbation"))
-    return next((name for role, name in (*roles, (Penalty, "penalty")) if isinstance(part, role)), "calibrator")
+def _role(part: nn.Module) -> str:
+    roles = {
+        Loss: "loss",
+        BatchLoss: "loss",
+        Weighting: "weighting",
+        Perturbation: "perturbation",
+        Penalty: "penalty",
+        Objective: "objective",
+        Calibrator: "calibrator",
+    }
+    found = next((name for role, name in roles.items() if isinstance(part, role)), None)
+    return found or ("layer" if _is_layer(part) else "risk")
 
 
-def said_of_splits(part: Part) -> str:
+SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")
+
+
+def said_of_splits(part: nn.Module) -> str:
     """The sentences of a part's docstring about what a split does to it, if it is not exact by itself everywhere."""
-    splits = [column for column in COLUMNS if column not in ("chunks", "vmap", "resume")]
-    if isinstance(part, Calibrator) or not (part.stochastic or part.memories or any(_note(part, c) for c in splits)):
+    if isinstance(part, Calibrator) or not (_stochastic(part) or _remembers(part) or _sees_the_whole(part)):
         return ""
     purpose = (inspect.getdoc(type(part)) or "").split("Args:")[0]
     text = " ".join(re.sub(r"\.\. math::\n(?: +.*\n|\n)+", "", purpose).split())
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z:`])", text)
-    said = " ".join(sentence for sentence in sentences if re.search(r"\bsplits?\b|\branks?\b", sentence))
+    said = " ".join(sentence for sentence in sentences if SAYS_SO.search(sentence))
     return re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", said).replace("``", "`")

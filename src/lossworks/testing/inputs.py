@@ -32,7 +32,7 @@ def build(part: type[Part], setting: Mapping[str, Any] | None = None, **override
     return part(**{name: facts[name] for name in part.needs}, **(setting or {}), **overrides)
 
 
-def instances(part: type[Part]) -> Iterator[Any]:
+def instances(part: Any) -> Iterator[Any]:
     """One instance a setting that the part declares."""
     for setting in part.settings:
         yield build(part, setting)

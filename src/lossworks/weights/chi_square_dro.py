@@ -25,6 +25,9 @@ class ChiSquareDRO(WorstCase):
     the dual variable is :math:`\eta`, below which rows count nothing (:math:`-\infty` at ``radius=0``), with
     :math:`\text{value} = \eta + \sqrt{1 + 2\rho}\, \sqrt{\tfrac1n \sum_i (\ell_i - \eta)_+^2}`.
 
+    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
+    with ``process_group=`` and by its ``micro_batches``.
+
     Args:
         radius: :math:`\rho`, >= 0.
 

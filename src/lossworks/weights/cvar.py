@@ -23,6 +23,9 @@ class CVaR(WorstCase):
     :math:`w_i = \min(1/\alpha, e^{(\ell_i - \eta)/\tau})`, which change smoothly as the losses do; the dual variable is
     :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. Solved exactly, by sorting.
 
+    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
+    with ``process_group=`` and by its ``micro_batches``.
+
     Args:
         alpha: The share of the rows that counts, in (0, 1].
         smoothing: :math:`\tau`, in loss units, >= 0.

@@ -22,7 +22,8 @@ class GroupDRO(Weighting):
 
     with the batch's mean loss :math:`\bar\ell_g` and count :math:`n_g` of each group. The weight of groups that the
     batch lacks is not changed, and goes to the others in proportion within that batch, so the mean is 1. q is
-    remembered from batch to batch; it changes in ``train()`` mode only.
+    remembered from batch to batch; it changes in ``train()`` mode only. A batch that is split must be seen whole:
+    :class:`lossworks.Objective` does, with ``process_group=`` and by its ``micro_batches``, and q moves once.
 
     Args:
         num_groups: G, at least 1.
@@ -34,8 +35,7 @@ class GroupDRO(Weighting):
         log_q: ``(G,)`` float64, the groups' weights.
 
     Shape:
-        - losses: ``(n,)``; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``. The weights couple the batch:
-          see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+        - losses: ``(n,)``; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``.
 
     Raises:
         ValueError: group missing or out of range, ``step_size <= 0``, an adjustment without counts; a loss that is NaN

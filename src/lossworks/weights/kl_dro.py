@@ -182,7 +182,8 @@ class KLDRORisk(Part):
 
     .. math:: r \log \tfrac1n \sum_i e^{\ell_i / r}
 
-    Its gradient in the losses is :math:`w_i / n` of :class:`KLDRO`.
+    Its gradient in the losses is :math:`w_i / n` of :class:`KLDRO`. A batch that is split over ranks must be seen
+    whole: give it the losses of :func:`lossworks.distributed.gather_rows`.
 
     Args:
         r: The price of the distance from uniform, in loss units, > 0.
