@@ -1,6 +1,7 @@
 """The main job: which objective is better on this data, is the difference real, and the trained model.
 
-The data takes one way through the files: ``data``, ``findings``, ``plan``, ``engine``, ``journal``, ``judge``, ``run``.
+The data takes one way through the files: ``data``, ``findings``, ``plan``, ``engine``, ``work``, ``journal``,
+``judge``, ``run``.
 """
 
 import inspect

@@ -13,20 +13,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from lossworks.compare.data import Dataset, check_folds, embedded, read
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Trained, Training, train
+from lossworks.compare.engine import Training
+from lossworks.compare.engines import Engine, Local
 from lossworks.compare.errors import InputError
-from lossworks.compare.evaluate import evaluate, thinned
 from lossworks.compare.findings import Finding, examine
 from lossworks.compare.handover import Comparison
 from lossworks.compare.journal import Journal
 from lossworks.compare.judge import choose, judge
 from lossworks.compare.models import Architecture, Factory, architecture_of
-from lossworks.compare.outside import boosted_outputs
-from lossworks.compare.plan import OUTSIDE, Group, Plan, choose_candidates, jobs_of, make_plan
+from lossworks.compare.plan import OUTSIDE, Plan, choose_candidates, make_plan
+from lossworks.compare.work import Results, Workload
 from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective
 from lossworks.roles import Loss
@@ -124,7 +123,8 @@ def compare(
     groups = [] if dataset.group is None else [dataset.group]
     fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described())
     with _journal(out, fingerprint, len(plan.groups) + 1) as journal:
-        partial = _Bench(plan, dataset, x, architecture, where, journal, watch, began).run(budget)
+        workload = Workload(plan, dataset, x, architecture, where)
+        partial = _Bench(workload, journal, watch, began).run(Local(), budget)
         replicas = journal.replicas()
         _require_reference(replicas, plan)
     scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
@@ -158,132 +158,64 @@ def compare(
 
 
 class _Bench:
-    """The plan at work: each group trained, evaluated and committed, the reference first, boosting beside it."""
+    """The plan at work: every group that the journal does not have is done by an engine, and committed."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        dataset: Dataset,
-        x: Tensor,
-        architecture: Architecture,
-        device: torch.device,
-        journal: Journal,
-        watch: Watch | None,
-        began: float,
-    ) -> None:
-        self.plan, self.dataset, self.x, self.architecture = plan, dataset, x, architecture
-        self.device, self.journal, self.watch, self.began = device, journal, watch, began
-        dtype = torch.float32 if dataset.task == "real" else torch.int64
-        self.y = torch.from_numpy(dataset.target).to(dtype)
-        self.group = None if dataset.group is None else torch.from_numpy(dataset.group)
-        self.total = sum(len(group.replicas) for group in plan.groups) + len(plan.splits)
-        self.done, self.fresh = 0, 0.0
-        self.best: dict[str, list[float]] = {}
-        self.stopped = False
+    def __init__(self, workload: Workload, journal: Journal, watch: Watch | None, began: float) -> None:
+        self.workload, self.journal, self.watch, self.began = workload, journal, watch, began
+        self.decides = find_metric(workload.plan.metric, workload.plan.task)
+        self.total = sum(workload.size(number) for number in workload.order())
+        self.done, self.fresh = 0, 0
+        self.within: dict[int, float] = {}
+        self.scores: dict[str, list[float]] = {}
+        self.stopped = self.spent = False
 
-    def run(self, budget: float | None) -> str | None:
-        """Train all that the journal does not have; what cut it short, in words, or None."""
-        first = [group for group in self.plan.groups if group.candidate == 0]
-        rest = [group for group in self.plan.groups if group.candidate != 0]
-        with _interruptible(self):
-            for number, work in [
-                *((g.number, g) for g in first),
-                (len(self.plan.groups), None),
-                *((g.number, g) for g in rest),
-            ]:
-                if self.stopped:
-                    return "stopped by the user"
-                if budget is not None and time.monotonic() - self.began > budget and self.done:
-                    return f"stopped after its budget of {budget:g} s"
-                count = len(work.replicas) if work else len(self.plan.splits)
-                if number not in self.journal.done():
-                    results = self._train(work) if work else self._boost()
-                    if results is None:
-                        return "stopped by the user"
-                    self.journal.add(number, results)
-                    self.fresh += count
-                self.done += count
-        return None
+    def run(self, engine: Engine, budget: float | None) -> str | None:
+        """Have all done that is not; what cut it short, in words, or None."""
+        committed = self.journal.done()
+        self.done = sum(map(self.workload.size, committed))
+        self._count(self.journal.replicas())
 
-    def _train(self, group: Group) -> list[dict[str, Any]] | None:
-        candidate = self.plan.candidates[group.candidate]
-        jobs = jobs_of(self.plan, group, self.dataset)
+        def begin() -> bool:
+            self.spent = budget is not None and time.monotonic() - self.began > budget and self.done > 0
+            return not self.spent
 
-        def progress(steps: int, total: int, best: float) -> None:
-            self._tell(candidate.name, len(jobs) * steps / total)
+        numbers = [number for number in self.workload.order() if number not in committed]
+        with (
+            _interruptible(self),
+            contextlib.closing(
+                engine.run(self.workload, numbers, tell=self._tell, begin=begin, stop=lambda: self.stopped)
+            ) as finished,
+        ):
+            for number, results in finished:
+                self.journal.add(number, results)
+                self.within.pop(number, None)
+                self.done += self.workload.size(number)
+                self.fresh += self.workload.size(number)
+                self._count(results)
+        if self.done == self.total:
+            return None
+        return f"stopped after its budget of {budget:g} s" if self.spent else "stopped by the user"
 
-        trained = train(
-            self.x,
-            self.y,
-            jobs,
-            self.architecture,
-            self.plan.training,
-            find_metric(self.plan.metric, self.dataset.task),
-            group=self.group,
-            device=self.device,
-            progress=progress,
-            stop=lambda: self.stopped,
-        )
-        return None if self.stopped else [self._result(group, trained, r) for r in range(len(jobs))]
+    def _count(self, results: Results) -> None:
+        for replica in results:
+            self.scores.setdefault(replica["objective"], []).append(replica["metrics"][self.decides.name])
 
-    def _result(self, group: Group, trained: Trained, number: int) -> dict[str, Any]:
-        replica, candidate = group.replicas[number], self.plan.candidates[group.candidate]
-        split = self.plan.splits[replica.split]
-        inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
-        result = evaluate(self.dataset, self.plan.metric, inner=(split.inner, inner), test=(split.test, test))
-        return (
-            self._named(candidate.name, candidate.setting(replica.setting), replica.split)
-            | result
-            | {
-                "setting_number": replica.setting,
-                "dropped": bool(trained.dropped[number]),
-                "inner_score": float(trained.best_score[number]),
-                "best_step": int(trained.best_step[number]),
-                "curve": thinned(trained.curves[number]),
-            }
-        )
-
-    def _boost(self) -> list[dict[str, Any]] | None:
-        results = []
-        for number, split in enumerate(self.plan.splits):
-            if self.stopped:
-                return None
-            self._tell(OUTSIDE, number)
-            outputs = boosted_outputs(self.dataset, self.x, split, self.plan.seed)
-            found = evaluate(self.dataset, self.plan.metric, inner=None, test=(split.test, outputs))
-            results.append(self._named(OUTSIDE, "default", number) | found | {"setting_number": 0, "inner_score": 0.0})
-        return results
-
-    def _named(self, objective: str, setting: str, split: int) -> dict[str, Any]:
-        where = self.plan.splits[split]
-        return {
-            "objective": objective,
-            "setting": setting,
-            "fold": where.fold,
-            "repeat": where.repeat,
-            "dropped": False,
-        }
-
-    def _tell(self, running: str, within: float) -> None:
+    def _tell(self, number: int, within: float) -> None:
         if self.watch is None:
             return
-        worked = self.fresh + within
-        left = self.total - self.done - within
-        elapsed = time.monotonic() - self.began
-        seconds = elapsed * left / worked if worked >= 1 else None
-        share = (self.done + within) / self.total
-        self.watch(Progress(running, int(self.done + within), self.total, share, seconds, self._leader()))
+        self.within[number] = within
+        under_way = sum(self.within.values())
+        worked, left = self.fresh + under_way, self.total - self.done - under_way
+        seconds = (time.monotonic() - self.began) * left / worked if worked >= 1 else None
+        done, share = int(self.done + under_way), (self.done + under_way) / self.total
+        self.watch(Progress(self.workload.name(number), done, self.total, share, seconds, self._leader()))
 
     def _leader(self) -> str:
         """The objective with the best mean so far, with its mean."""
-        decides = find_metric(self.plan.metric, self.dataset.task)
-        found: dict[str, list[float]] = {}
-        for replica in self.journal.replicas():
-            found.setdefault(replica["objective"], []).append(replica["metrics"][decides.name])
-        if not found:
+        if not self.scores:
             return ""
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        best = (max if decides.higher_is_better else min)(means, key=means.__getitem__)
+        means = {name: float(np.mean(values)) for name, values in self.scores.items()}
+        best = (max if self.decides.higher_is_better else min)(means, key=means.__getitem__)
         return f"{best} {means[best]:.3f}"
 
 

@@ -1,0 +1,55 @@
+"""Where the work of a plan is done; the numbers are the same everywhere."""
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Protocol
+
+from lossworks.compare.work import Results, Workload, work
+
+__all__ = ["Engine", "Local"]
+
+
+class Engine(Protocol):
+    """Does the work of groups, here or elsewhere."""
+
+    def run(
+        self,
+        workload: Workload,
+        numbers: Sequence[int],
+        *,
+        tell: Callable[[int, float], None],
+        begin: Callable[[], bool],
+        stop: Callable[[], bool],
+    ) -> Generator[tuple[int, Results]]:
+        """Yield each group's number and results as it ends; the caller commits them before it asks for the next.
+
+        Args:
+            workload: What the groups are groups of.
+            numbers: The groups to be done, in the order in which they are to be begun.
+            tell: To be called, from the caller's thread, with a group's number and how many of its models' worth of
+                work is done.
+            begin: Asked before each group is begun; False begins no further one, those under way are finished.
+            stop: Asked often; True ends at once, without what is under way.
+        """
+
+
+class Local:
+    """In this process, one group after the other."""
+
+    def run(
+        self,
+        workload: Workload,
+        numbers: Sequence[int],
+        *,
+        tell: Callable[[int, float], None],
+        begin: Callable[[], bool],
+        stop: Callable[[], bool],
+    ) -> Generator[tuple[int, Results]]:
+        """See :class:`Engine`."""
+        for number in numbers:
+            if stop() or not begin():
+                return
+            results = work(workload, number, tell=partial(tell, number), stop=stop)
+            if results is None:
+                return
+            yield number, results

@@ -1,0 +1,150 @@
+"""The work of a plan, group by group, apart from where it is done: a workload can be sent to another process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossworks.compare.data import Dataset
+from lossworks.compare.engine import Trained, train
+from lossworks.compare.evaluate import evaluate, thinned
+from lossworks.compare.models import Architecture
+from lossworks.compare.outside import boosted_outputs
+from lossworks.compare.plan import OUTSIDE, Group, Plan, jobs_of
+from lossworks.metrics.registry import find_metric
+
+__all__ = ["Results", "Workload", "work"]
+
+Results = list[dict[str, Any]]
+"""One a replica, of what JSON has."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All that the work of any group needs.
+
+    Groups go by their number in the plan; the number after the last one's is the outside line's.
+
+    Attributes:
+        plan: What is to be trained.
+        dataset: The data; its table is not looked at and may be empty.
+        x: The encoded rows ``(n, *shape)``.
+        architecture: What is trained.
+        device: Where, on the machine that does the work.
+    """
+
+    plan: Plan
+    dataset: Dataset
+    x: Tensor
+    architecture: Architecture
+    device: torch.device
+    y: Tensor = field(init=False)
+    group: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        dtype = torch.float32 if self.dataset.task == "real" else torch.int64
+        group = self.dataset.group
+        object.__setattr__(self, "y", torch.from_numpy(self.dataset.target).to(dtype))
+        object.__setattr__(self, "group", None if group is None else torch.from_numpy(group))
+
+    @property
+    def outside(self) -> int:
+        """The outside line's number."""
+        return len(self.plan.groups)
+
+    def order(self) -> list[int]:
+        """Every number in the order of the work: the reference, the outside line, then the rest."""
+        first = [group.number for group in self.plan.groups if group.candidate == 0]
+        rest = [group.number for group in self.plan.groups if group.candidate != 0]
+        return [*first, self.outside, *rest]
+
+    def size(self, number: int) -> int:
+        """How many models a group has."""
+        return len(self.plan.splits if number == self.outside else self.plan.groups[number].replicas)
+
+    def name(self, number: int) -> str:
+        """The objective that a group trains."""
+        return OUTSIDE if number == self.outside else self.plan.candidates[self.plan.groups[number].candidate].name
+
+
+Tell = Callable[[float], None]
+
+
+def work(
+    workload: Workload, number: int, *, tell: Tell | None = None, stop: Callable[[], bool] | None = None
+) -> Results | None:
+    """Train and evaluate a group, or fit and evaluate the outside line.
+
+    The same numbers come out wherever it runs: nothing is read but the workload.
+
+    Args:
+        workload: What it is about.
+        number: The group's number, or :attr:`Workload.outside`.
+        tell: Called with how many of the group's models' worth of work is done.
+        stop: Asked now and then; when it says so, the work ends and None comes back.
+    """
+    tell, stop = tell or (lambda _: None), stop or (lambda: False)
+    if number == workload.outside:
+        return _boosted(workload, tell, stop)
+    return _trained(workload, workload.plan.groups[number], tell, stop)
+
+
+def _trained(workload: Workload, group: Group, tell: Tell, stop: Callable[[], bool]) -> Results | None:
+    jobs = jobs_of(workload.plan, group, workload.dataset)
+    trained = train(
+        workload.x,
+        workload.y,
+        jobs,
+        workload.architecture,
+        workload.plan.training,
+        find_metric(workload.plan.metric, workload.dataset.task),
+        group=workload.group,
+        device=workload.device,
+        progress=lambda steps, total, _: tell(len(jobs) * steps / total),
+        stop=stop,
+    )
+    return None if stop() else [_result(workload, group, trained, number) for number in range(len(jobs))]
+
+
+def _result(workload: Workload, group: Group, trained: Trained, number: int) -> dict[str, Any]:
+    plan, dataset = workload.plan, workload.dataset
+    replica, candidate = group.replicas[number], plan.candidates[group.candidate]
+    split = plan.splits[replica.split]
+    inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
+    result = evaluate(dataset, plan.metric, inner=(split.inner, inner), test=(split.test, test))
+    return (
+        _named(plan, candidate.name, candidate.setting(replica.setting), replica.split)
+        | result
+        | {
+            "setting_number": replica.setting,
+            "dropped": bool(trained.dropped[number]),
+            "inner_score": float(trained.best_score[number]),
+            "best_step": int(trained.best_step[number]),
+            "curve": thinned(trained.curves[number]),
+        }
+    )
+
+
+def _boosted(workload: Workload, tell: Tell, stop: Callable[[], bool]) -> Results | None:
+    plan, dataset, results = workload.plan, workload.dataset, []
+    for number, split in enumerate(plan.splits):
+        if stop():
+            return None
+        tell(number)
+        outputs = boosted_outputs(dataset, workload.x, split, plan.seed)
+        found = evaluate(dataset, plan.metric, inner=None, test=(split.test, outputs))
+        results.append(_named(plan, OUTSIDE, "default", number) | found | {"setting_number": 0, "inner_score": 0.0})
+    return results
+
+
+def _named(plan: Plan, objective: str, setting: str, split: int) -> dict[str, Any]:
+    where = plan.splits[split]
+    return {
+        "objective": objective,
+        "setting": setting,
+        "fold": where.fold,
+        "repeat": where.repeat,
+        "dropped": False,
+    }
