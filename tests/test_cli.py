@@ -164,6 +164,46 @@ def test_a_targets_name_never_leads_out_of_the_runs_folder(cli):
     assert [path.parent for path in Path("runs").rglob("model.json")] == [Path("runs/up-1")]
 
 
+# resume
+
+
+def test_a_stopped_run_is_resumed_by_its_folder_alone(cli, csv):
+    arguments = ["compare", csv, "--target", "churn", "--metric", "log_loss", "--group", "team", "--as", "a=category"]
+    arguments += ["--rope", "0.5", "--seed", "3", *FAST]
+    assert cli(*arguments, "--out", "whole", "--quiet").code == 0
+    stopped = cli(*arguments, "--out", "run", "--budget", "1e-6").out
+    assert "Partial: stopped after its budget" in stopped
+    assert "resume   lossworks compare --resume run" in stopped
+    resumed = cli("compare", "--resume", "run")
+    assert resumed.code == 0
+    assert "predict  lossworks predict run new.csv" in resumed.out
+    for name in ("results.parquet", "model.safetensors", "model.json"):
+        assert Path("run", name).read_bytes() == Path("whole", name).read_bytes()
+    again = cli("compare", "--resume", "run")
+    assert again.code == 2
+    assert one_line(again).endswith("this run is finished, there is nothing to resume; its report is run/report.html\n")
+    assert {path.name for path in Path().iterdir()} == {csv, "run", "whole"}
+
+
+def test_a_resumed_run_takes_its_options_from_its_folder(cli, csv):
+    assert cli("compare", csv, "--target", "churn", "--out", "run", "--budget", "1e-6", *FAST).code == 0
+    for option in (["--folds", "2"], ["--target", "churn"], ["--out", "run"], ["--drop", "a"], ["--device", "cpu"]):
+        refused = cli("compare", "--resume", "run", *option)
+        assert refused.code == 2
+        assert f"takes the run's options from its folder: leave {option[0]} out" in one_line(refused)
+    assert json.loads(cli("compare", csv, "--resume", "run", "--json", "--budget", "1e9").out)["run"] == "run"
+
+
+def test_a_model_of_ones_own_is_named_again_to_resume(cli, csv):
+    Path("mine.py").write_text(
+        "import torch\ndef build(shape, outputs):\n    return torch.nn.Linear(shape[0], outputs)\n"
+    )
+    model = ["--objectives", "FocalLoss", "--folds", "2", "--repeats", "1", "--model", "mine.py:build"]
+    assert cli("compare", csv, "--target", "churn", "--out", "run", "--budget", "1e-6", "--quiet", *model).code == 0
+    assert "name it again, --model FILE.py:build" in one_line(cli("compare", "--resume", "run"))
+    assert cli("compare", "--resume", "run", "--model", "mine.py:build", "--quiet").code == 0
+
+
 # predict
 
 

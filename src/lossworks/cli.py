@@ -49,6 +49,7 @@ def main() -> None:
 
 @app.command("compare")
 def compare_command(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Argument(help="CSV, TSV, Parquet, Arrow or NPZ; the embedded example without it.")
     ] = None,
@@ -69,14 +70,19 @@ def compare_command(
     budget: Annotated[float | None, typer.Option(help="Seconds after which nothing further is begun.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out_: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/TARGET-N by default.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A run folder: go on with a run that was stopped; it knows its options.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train every fitting objective on your data and say which is better, and whether that is real."""
     from lossworks.compare import compare, embedded
 
+    if resume is not None:
+        _leave_to_the_run(context)
     name = target or (embedded().target_name if data is None else "run")
-    folder = out_ or _free_folder(name)
+    folder = resume or out_ or _free_folder(name)
     with _watching(quiet or as_json) as watch:
         result = compare(
             data,
@@ -90,11 +96,12 @@ def compare_command(
             seed=seed,
             budget=budget,
             device=device,
-            out=folder,
+            out=None if resume else folder,
             task=task,
             drop=tuple(drop or ()),
             columns=_columns(as_ or []),
             rope=rope,
+            resume=resume,
             watch=watch,
         )
     if as_json:
@@ -275,6 +282,20 @@ def _free_folder(name: str) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
+SESSION = {"data", "model", "budget", "resume", "quiet", "as_json"}
+"""What is of a call of its own, not of the run that it resumes; data and a model of one's own may be named again."""
+
+
+def _leave_to_the_run(context: typer.Context) -> None:
+    """Raise if an option is given that a resumed run has in its folder."""
+    from lossworks.compare.errors import InputError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in SESSION:
+            raise InputError(f"--resume takes the run's options from its folder: leave {parameter.opts[0]} out")
+
+
 def _columns(given: list[str]) -> dict[str, str]:
     from lossworks.compare.errors import InputError
 
@@ -357,6 +378,8 @@ def _tell(result: "Comparison", folder: Path) -> None:
         out.print(f"[{colour}]- {_plain(finding.text)}[/{colour}]", highlight=False)
     out.print(f"\nreport   {_plain(str(folder))}/report.html", soft_wrap=True, highlight=False)
     out.print(f"predict  lossworks predict {_plain(str(folder))} new.csv", soft_wrap=True, highlight=False)
+    if result.partial:
+        out.print(f"resume   lossworks compare --resume {_plain(str(folder))}", soft_wrap=True, highlight=False)
 
 
 def _ranking(result: "Comparison", *, wide: bool) -> Table:

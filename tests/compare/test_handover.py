@@ -23,7 +23,8 @@ from lossworks.weights import ClassBalanced, SampleWeights
 
 QUICK = Training(batch_size=16, max_steps=40, eval_every=10)
 ROWS = 80
-FILES = {"journal.sqlite", "model.json", "model.safetensors", "recipe.py", "report.html", "results.parquet"}
+BEGUN = {"journal.sqlite", "run.json"}
+FILES = BEGUN | {"model.json", "model.safetensors", "recipe.py", "report.html", "results.parquet"}
 
 
 def table(rows: int = ROWS) -> pl.DataFrame:
@@ -351,15 +352,15 @@ def test_a_folder_that_cannot_be_made_is_said(csv, tmp_path):
 
 
 def test_a_folder_without_permission_is_said_and_nothing_is_made(csv, tmp_path, monkeypatch):
-    monkeypatch.setattr("lossworks.compare.run.os.access", lambda *_: False)
+    monkeypatch.setattr("lossworks.compare.folder.os.access", lambda *_: False)
     with pytest.raises(InputError, match="cannot be written; choose another --out"):
         quick(csv, "label", out=tmp_path / "new" / "run", columns={"day": "date"})
     assert contents(tmp_path) == set()
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [2, 3])
 def test_a_full_disk_is_said_and_leaves_the_journal_alone(at, csv, tmp_path, monkeypatch):
-    """The disk is full when the recipe (1), and the report (2), are written."""
+    """The disk is full when the recipe (2), and the report (3), are written."""
     written = []
 
     def full(self, *args, **options):
@@ -374,7 +375,7 @@ def test_a_full_disk_is_said_and_leaves_the_journal_alone(at, csv, tmp_path, mon
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)") as caught:
         quick(csv, "label", out=tmp_path / "run", columns={"day": "date"})
     assert "\n" not in str(caught.value)
-    assert contents(tmp_path / "run") == {"journal.sqlite"}
+    assert contents(tmp_path / "run") == BEGUN
     monkeypatch.undo()
     trained = []
     quick(csv, "label", out=tmp_path / "run", columns={"day": "date"}, watch=trained.append)
@@ -412,7 +413,7 @@ def test_an_interrupted_run_is_continued_to_the_same_results(finished, csv, tmp_
     options = {"columns": {"day": "date"}, "out": tmp_path / "run"}
     with pytest.raises(Killed):
         quick(csv, "label", watch=killed, **options)
-    assert contents(tmp_path / "run") == {"journal.sqlite"}
+    assert contents(tmp_path / "run") == BEGUN
     seen = []
     continued = quick(csv, "label", watch=seen.append, **options)
     assert {progress.running for progress in seen} == {"FocalLoss"}

@@ -1,5 +1,6 @@
 """What has been trained, committed group by group to SQLite: a run that stops keeps what it finished."""
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -9,41 +10,83 @@ from typing import Any
 
 from lossworks.compare.errors import InputError
 
-VERSION = 1
+VERSION = 2
+FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 
 class Journal:
     """The results of a run's groups, by group number; in memory without a path.
 
+    The file is locked by the operating system as long as it is open, by this process alone: a lock that ends with the
+    process, however it ends. A commit is in the write-ahead log and flushed to the disk (``synchronous = FULL``) when
+    :meth:`add` returns, so it outlasts a killed process, and a loss of power where the disk keeps what it has flushed.
+    Each row has a digest, by which damage is found that SQLite does not see.
+
     Args:
         path: The SQLite file, made if it is not there.
         fingerprint: The plan's; a journal of another plan is refused.
+        begun: Whether it must be there already, and not be empty.
+
+    Attributes:
+        new: Whether it was made here.
 
     Raises:
-        InputError: the file is not a journal, is one of another version or plan, or cannot be written.
+        InputError: the file is not a journal, is damaged, in use, or of another version or plan, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, fingerprint: str, *, begun: bool = False) -> None:
+        self.path, self._fingerprint = path, fingerprint
+        if begun and path is not None and not (path.is_file() and path.stat().st_size):
+            raise self._damaged("it is empty or gone")
         with self._explained():
-            self._store = sqlite3.connect(path or ":memory:", isolation_level=None)
-            self._store.execute("PRAGMA journal_mode = WAL")
-            self._store.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            self._store.execute("CREATE TABLE IF NOT EXISTS groups (number INTEGER PRIMARY KEY, result TEXT NOT NULL)")
-            for key, value in (("version", str(VERSION)), ("plan", fingerprint)):
-                self._store.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
-            meta = dict(self._store.execute("SELECT key, value FROM meta"))
-        if meta["version"] != str(VERSION):
-            raise InputError(f"{path}: the journal is of version {meta['version']}, this lossworks reads {VERSION}")
-        if meta["plan"] != fingerprint:
+            self._store = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=0)
+        try:
+            with self._explained():
+                self.new = self._open(begun)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _open(self, begun: bool) -> bool:
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
+            self._store.execute(f"PRAGMA {pragma}")
+        self._store.execute("BEGIN IMMEDIATE")
+        new = not self._store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if new and begun:
+            raise self._damaged("it is empty or gone")
+        if new:
+            self._store.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            self._store.execute("CREATE TABLE groups (number INTEGER PRIMARY KEY, result TEXT, digest TEXT)")
+            meta = {"version": str(VERSION), "plan": self._fingerprint}
+            self._store.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        self._store.execute("COMMIT")
+        if not new:
+            self._check()
+        return new
+
+    def _check(self) -> None:
+        found = self._store.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise self._damaged(found)
+        meta = dict(self._store.execute("SELECT key, value FROM meta"))
+        if meta.get("version") != str(VERSION):
             raise InputError(
-                f"{path}: the journal is of another plan (other data, options or seed); choose another --out"
+                f"{self.path}: the journal is of version {meta.get('version')}, this lossworks reads {VERSION}; "
+                f"choose another --out"
             )
+        if meta.get("plan") != self._fingerprint:
+            raise InputError(
+                f"{self.path}: the journal is of another plan (other data, options or seed); choose another --out"
+            )
+        self.replicas()
 
     def add(self, number: int, replicas: list[dict[str, Any]]) -> None:
         """Commit a group's results."""
+        text = json.dumps(replicas)
         with self._explained():
-            self._store.execute("INSERT OR REPLACE INTO groups VALUES (?, ?)", (number, json.dumps(replicas)))
+            row = (number, text, self._digest(number, text))
+            self._store.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", row)
 
     def done(self) -> set[int]:
         """The numbers of the groups that are committed."""
@@ -53,16 +96,49 @@ class Journal:
     def replicas(self) -> list[dict[str, Any]]:
         """The results of every committed replica, in the plan's order."""
         with self._explained():
-            rows = self._store.execute("SELECT result FROM groups ORDER BY number").fetchall()
-        return [replica for (text,) in rows for replica in json.loads(text)]
+            rows = self._store.execute("SELECT number, result, digest FROM groups ORDER BY number").fetchall()
+        replicas = []
+        for number, text, digest in rows:
+            if digest != self._digest(number, text):
+                raise self._damaged(f"the results of group {number} are not those that were committed")
+            replicas += json.loads(text)
+        return replicas
 
     def close(self) -> None:
         """Close the file."""
         self._store.close()
+
+    def _digest(self, number: int, text: object) -> str:
+        return hashlib.sha256(f"{self._fingerprint} {number} {text}".encode(errors="replace")).hexdigest()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise InputError(f"{self.path or 'journal'}: cannot use the journal ({error})") from error
+            raise self._error(error) from error
+
+    def _error(self, error: sqlite3.Error) -> InputError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if self.path is None:
+            return InputError(f"journal: cannot be kept in memory ({error})")
+        folder = self.path.parent
+        if code == sqlite3.SQLITE_BUSY:
+            return InputError(
+                f"{folder}: another process is at work on this run; wait until it ends, or choose another --out"
+            )
+        if code in FULL:
+            return InputError(
+                f"{self.path}: cannot be written ({error}); what was committed is kept: make room on the disk, then go "
+                f"on with --resume {folder}"
+            )
+        if code in CLOSED:
+            return InputError(f"{self.path}: cannot be written ({error}); choose another --out")
+        return self._damaged(str(error))
+
+    def _damaged(self, reason: str) -> InputError:
+        reason = " ".join(reason.split())
+        return InputError(
+            f"{self.path}: the journal is damaged ({reason}); it was left as it is: restore it from a copy, or choose "
+            f"another --out"
+        )

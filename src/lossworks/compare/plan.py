@@ -6,6 +6,7 @@ The plan is a function of the data, the options and the seed alone, so the same 
 import copy
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
+from torch import nn
 
 from lossworks.catalog import parts
 from lossworks.checks import nearest
@@ -145,7 +147,10 @@ class Plan:
     def fingerprint(self, data: Sequence[np.ndarray], *also: object) -> str:
         """A digest that two runs on this data share when they would train the same models."""
         said = [self.task, self.metric, self.seed, self.folds, self.repeats, self.training, *also]
-        said += [(c.name, c.own, [c.setting(s) for s in range(c.size)]) for c in self.candidates]
+        said += [
+            (c.name, "" if c.own is None else digest_of(c.own), [c.setting(s) for s in range(c.size)])
+            for c in self.candidates
+        ]
         digest = hashlib.sha256(repr(said).encode())
         for values in data:
             digest.update(np.ascontiguousarray(values).data)
@@ -153,6 +158,19 @@ class Plan:
             for rows in (split.fit, split.inner, split.test):
                 digest.update(np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()[:16]
+
+
+def digest_of(module: nn.Module) -> str:
+    """A digest of what a module is made of and of every value in it, the same in every process."""
+    plain = [
+        (name, type(part).__qualname__, sorted((k, repr(v)) for k, v in vars(part).items() if not k.startswith("_")))
+        for name, part in module.named_modules()
+    ]
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(plain)).encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def compose(built: Sequence[Part]) -> Objective:

@@ -1,8 +1,8 @@
 """The main job from end to end: read, examine, plan, train, judge, hand over."""
 
 import contextlib
+import inspect
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +20,12 @@ from lossworks.compare.engine import Training
 from lossworks.compare.engines import Engine, Local
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding, examine
+from lossworks.compare.folder import continued, described, finish, opened
 from lossworks.compare.handover import Comparison
 from lossworks.compare.journal import Journal
 from lossworks.compare.judge import choose, judge
 from lossworks.compare.models import Architecture, Factory, architecture_of
-from lossworks.compare.plan import OUTSIDE, Plan, choose_candidates, make_plan
+from lossworks.compare.plan import OUTSIDE, Plan, choose_candidates, digest_of, make_plan
 from lossworks.compare.work import Results, Workload
 from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective
@@ -68,6 +69,7 @@ def compare(
     columns: Mapping[str, str] | None = None,
     rope: float | None = None,
     training: Training | None = None,
+    resume: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
     """Train every fitting objective on this data, side by side, and say which is better and whether that is real.
@@ -93,67 +95,104 @@ def compare(
         rope: The region of practical equivalence in the metric's unit; 0.01 for metrics in [0, 1], else 1 % of the
             reference.
         training: Batch size, steps and the like.
+        resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
+            names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
+            of your own are given again; ``budget`` and ``watch`` are this call's own.
         watch: Called with a :class:`Progress` while it runs.
 
     Raises:
         InputError: what does not fit in the data or the options, in one line that says what, where and what to do.
     """
+    asked: dict[str, Any] = {
+        "target": target,
+        "objectives": objectives,
+        "metric": metric,
+        "model": model,
+        "folds": folds,
+        "repeats": repeats,
+        "group": group,
+        "seed": seed,
+        "device": device,
+        "task": task,
+        "drop": drop,
+        "columns": columns,
+        "rope": rope,
+        "training": training,
+    }
+    if resume is not None:
+        if out is not None:
+            raise InputError(f"out: a resumed run stays in its folder {resume}: leave out={str(out)!r} out")
+        out = resume
+        data, asked = continued(Path(resume), data, asked, DEFAULTS)
+    return _compare(data, asked, None if out is None else Path(out), budget, watch)
+
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
+
+
+def _compare(
+    data: Any, asked: Mapping[str, Any], out: Path | None, budget: float | None, watch: Watch | None
+) -> Comparison:
     began = time.monotonic()
+    target, folds, repeats, seed, rope = (asked[name] for name in ("target", "folds", "repeats", "seed", "rope"))
     _check_options(folds, repeats, seed, budget, rope)
-    where = find_device(device)
-    options: dict[str, Any] = {"target": target, "task": task, "group": group, "drop": tuple(drop), "columns": columns}
+    device = find_device(asked["device"])
+    options = {name: asked[name] for name in ("target", "task", "group", "drop", "columns")}
     dataset = embedded() if data is None else read(data, **options)
     if data is None and target not in (None, dataset.target_name):
         raise InputError(
             f"target {target!r}: the embedded data has the target {dataset.target_name!r}; name a file for another"
         )
     check_folds(dataset, folds)
-    decides = _metric(metric, dataset)
-    architecture = architecture_of(model, dataset.features)
+    metric = _metric(asked["metric"], dataset)
+    architecture = architecture_of(asked["model"], dataset.features)
     encoder = Encoder.fit(dataset.features)
     matrix = encoder.transform(dataset.features)
     noted = tuple(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "info") for note in dataset.notes)
     findings = (*noted, *examine(dataset, matrix, seed=seed))
-    candidates = choose_candidates(dataset, findings, objectives)
-    plan = make_plan(dataset, candidates, metric=decides, folds=folds, repeats=repeats, seed=seed, training=training)
-    _check_model(architecture, matrix.shape[1:])
+    candidates = choose_candidates(dataset, findings, asked["objectives"])
+    plan = make_plan(
+        dataset, candidates, metric=metric, folds=folds, repeats=repeats, seed=seed, training=asked["training"]
+    )
+    model = _check_model(architecture, matrix.shape[1:])
     rows, width = len(matrix), _width(dataset.features)
     dataset = replace(dataset, features=dataset.features[:0])  # the table is not needed again once it is encoded
     x = torch.from_numpy(matrix)
     groups = [] if dataset.group is None else [dataset.group]
-    fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described())
-    with _journal(out, fingerprint, len(plan.groups) + 1) as journal:
-        workload = Workload(plan, dataset, x, architecture, where)
-        partial = _Bench(workload, journal, watch, began).run(Local(), budget)
+    fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described(), model, device.type)
+    with opened(out, fingerprint, lambda: described(data, asked, device.type)) as journal:
+        partial = _Bench(Workload(plan, dataset, x, architecture, device), journal, watch, began).run(Local(), budget)
         replicas = journal.replicas()
         _require_reference(replicas, plan)
-    scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
-    judgement = judge(
-        scores.filter(pl.col("chosen")),
-        metric=decides,
-        reference=plan.reference,
-        test_fraction=1 / folds,
-        rope=rope,
-        outside=OUTSIDE,
-    )
-    comparison = Comparison(
-        dataset=dataset,
-        data=data if not isinstance(data, (str, Path)) else None,
-        x=x,
-        encoder=encoder,
-        architecture=architecture,
-        device=where,
-        plan=plan,
-        findings=findings,
-        judgement=judgement,
-        results=scores,
-        replicas=tuple(replicas),
-        partial=partial,
-        shape=(rows, width),
-        seconds=time.monotonic() - began,
-    )
-    if out is not None:
-        comparison.save(out)
+        scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
+        judgement = judge(
+            scores.filter(pl.col("chosen")),
+            metric=metric,
+            reference=plan.reference,
+            test_fraction=1 / folds,
+            rope=rope,
+            outside=OUTSIDE,
+        )
+        comparison = Comparison(
+            dataset=dataset,
+            data=data if not isinstance(data, (str, Path)) else None,
+            x=x,
+            encoder=encoder,
+            architecture=architecture,
+            device=device,
+            plan=plan,
+            findings=findings,
+            judgement=judgement,
+            results=scores,
+            replicas=tuple(replicas),
+            partial=partial,
+            shape=(rows, width),
+            seconds=time.monotonic() - began,
+        )
+        if out is not None:
+            comparison.save(out)
+            if partial is None:
+                finish(out)
     return comparison
 
 
@@ -296,57 +335,22 @@ def _width(features: pl.DataFrame | np.ndarray) -> int:
     return features.width if isinstance(features, pl.DataFrame) else int(np.prod(features.shape[1:]))
 
 
-def _check_model(architecture: Architecture, shape: tuple[int, ...]) -> None:
-    """Raise unless a factory of the user's own gives a network from rows of this shape to the outputs asked for."""
+def _check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
+    """A digest of what a factory of the user's own makes, which must be a network from such rows to the outputs."""
     if isinstance(architecture.model, str):
-        return
+        return ""
     name = getattr(architecture.model, "__name__", "model")
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
-            got = tuple(architecture.model(shape, 3).eval()(torch.zeros(2, *shape)).shape)
+            torch.manual_seed(0)
+            network = architecture.model(shape, 3).eval()
+            got = network(torch.randn(2, *shape))
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"model: {name}({shape}, 3) fails on two rows ({type(error).__name__}: {reason})") from error
-    if got != (2, 3):
-        raise InputError(f"model: {name}({shape}, 3) must map two rows to outputs of shape (2, 3), got {got}")
-
-
-@contextlib.contextmanager
-def _journal(out: str | Path | None, fingerprint: str, groups: int) -> Iterator[Journal]:
-    """The journal in the run folder, which is made; what was made goes again if nothing came to be in it."""
-    if out is None:
-        with contextlib.closing(Journal(None, fingerprint)) as journal:
-            yield journal
-        return
-    folder = Path(out)
-    path, model = folder / "journal.sqlite", folder / "model.json"
-    if model.exists() and not path.exists():
-        raise _finished(folder)
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    began = not path.exists()
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"{folder}: cannot be written; choose another --out")
-        with contextlib.closing(Journal(path, fingerprint)) as journal:
-            if model.exists() and len(journal.done()) == groups:
-                raise _finished(folder)
-            try:
-                yield journal
-            finally:
-                began = began and not journal.done()
-    except BaseException:
-        if began:
-            for leftover in folder.glob("journal.sqlite*"):
-                leftover.unlink()
-            with contextlib.suppress(OSError):
-                for empty in made:
-                    empty.rmdir()
-        raise
-
-
-def _finished(folder: Path) -> InputError:
-    return InputError(f"{folder}: there is a finished run; choose another --out or remove it")
+    if tuple(got.shape) != (2, 3):
+        raise InputError(
+            f"model: {name}({shape}, 3) must map two rows to outputs of shape (2, 3), got {tuple(got.shape)}"
+        )
+    behaves = (got.double().round(decimals=3) + 0.0).tolist()
+    return f"{digest_of(network)} {behaves}"

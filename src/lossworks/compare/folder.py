@@ -1,0 +1,284 @@
+"""A run's folder: ``run.json`` says what the run was asked for, the journal has what it trained so far.
+
+Both are all that it takes to go on. ``run.json`` holds plain values: the data by path and digest, every option that
+decides a number, and the software; never code, so what is the user's own is given again by the user.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lossworks.compare.engine import Training
+from lossworks.compare.errors import InputError
+from lossworks.compare.files import synced, whole
+from lossworks.compare.journal import Journal
+from lossworks.compare.reporting import versions
+
+__all__ = ["continued", "described", "finish", "opened"]
+
+VERSION = 1
+RUN, JOURNAL, MODEL = "run.json", "journal.sqlite", "model.json"
+FIELDS: Mapping[str, type] = {"version": int, "software": dict, "data": dict, "options": dict, "finished": bool}
+PLAIN: Mapping[str, tuple[type, ...]] = {
+    "target": (str, type(None)),
+    "objectives": (list, dict, type(None)),
+    "metric": (str, type(None)),
+    "model": (str, dict),
+    "folds": (int,),
+    "repeats": (int,),
+    "group": (str, type(None)),
+    "seed": (int,),
+    "device": (str,),
+    "task": (str, type(None)),
+    "drop": (list,),
+    "columns": (dict, type(None)),
+    "rope": (float, int, type(None)),
+    "training": (dict, type(None)),
+}
+"""The options of a run and what ``run.json`` may hold for each; nothing else is read."""
+
+DATA: Mapping[str, dict[str, type]] = {
+    "embedded": {"kind": str},
+    "given": {"kind": str},
+    "file": {"kind": str, "path": str, "sha256": str},
+}
+
+
+# What it was asked for
+
+
+def described(data: Any, options: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A run's data and options as ``run.json`` has them; ``device`` is the one that was found."""
+    return {
+        "version": VERSION,
+        "software": _software(),
+        "data": _data(data),
+        "options": {name: _plain(name, value) for name, value in options.items()} | {"device": device},
+        "finished": False,
+    }
+
+
+def _software() -> dict[str, str]:
+    """What the numbers depend on."""
+    return {name: version for name, version in versions().items() if name != "python"}
+
+
+def _data(data: Any) -> dict[str, str]:
+    if data is None:
+        return {"kind": "embedded"}
+    if not isinstance(data, (str, Path)):
+        return {"kind": "given"}
+    path = Path(data).expanduser().resolve()
+    return {"kind": "file", "path": str(path), "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The option as JSON has it; what is the user's own code goes by its name alone."""
+    if name == "model" and not isinstance(value, str):
+        return {"own": str(getattr(value, "__name__", type(value).__name__))}
+    if name == "objectives" and isinstance(value, Mapping):
+        return {"own": list(value)}
+    if name == "training" and value is not None:
+        return asdict(value)
+    if name in ("objectives", "drop") and value is not None:
+        return list(value)
+    return (dict(value) or None) if name == "columns" and value is not None else value
+
+
+# Going on
+
+
+def continued(
+    folder: Path, data: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The data and the options of a run that is to go on.
+
+    Args:
+        folder: The run's.
+        data: What the user gave again: needed where the run's data was no file.
+        given: The options as the user gave them: what is the user's own must be among them, others may be.
+        defaults: What options are that were not given.
+
+    Raises:
+        InputError: there is no run to go on with, the data is not what it was, or an option contradicts the run's.
+    """
+    run = _read(folder)
+    if run is None:
+        what = "no run was begun here" if folder.is_dir() else "there is no such run folder"
+        raise InputError(f"{folder}: {what}: there is nothing to resume")
+    if _is_finished(folder, run):
+        report = folder / "report.html"
+        raise InputError(f"{folder}: this run is finished, there is nothing to resume; its report is {report}")
+    options = {name: _again(folder, name, kept, given[name], defaults[name]) for name, kept in run["options"].items()}
+    return _same_data(folder, run["data"], data), options
+
+
+def _again(folder: Path, name: str, kept: Any, given: Any, default: Any) -> Any:
+    """The option's value: the user's own again, or what the folder has, which the user may repeat."""
+    if isinstance(kept, dict) and "own" in kept:
+        own = kept["own"]
+        if _plain(name, given) == kept or (name == "model" and callable(given)):
+            return given
+        if name == "model":
+            raise InputError(
+                f"{folder}: the run's model is the factory {own!r} of your own, and code is never run from a run "
+                f"folder: name it again, --model FILE.py:{own} (in Python model=)"
+            )
+        raise InputError(f"{folder}: the run's objectives are your own: give {', '.join(map(repr, own))} again")
+    said = _plain(name, given)
+    if said not in (kept, _plain(name, default)):
+        raise InputError(
+            f"{name}: the run in {folder} has {kept!r}, got {said!r}: a resumed run takes its options from its "
+            f"folder; leave {name} out"
+        )
+    if name != "training" or kept is None:
+        return kept
+    try:
+        return Training(**kept)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / RUN}: training: {error}") from error
+
+
+def _same_data(folder: Path, kept: Mapping[str, str], given: Any) -> Any:
+    if kept["kind"] == "embedded":
+        if given is not None:
+            raise InputError(f"{folder}: the run is on the embedded data: leave the data out")
+        return None
+    if kept["kind"] == "given":
+        if given is None or isinstance(given, (str, Path)):
+            raise InputError(f"{folder}: the run's data was given from Python, as no file: give it again, as data=")
+        return given
+    if given is not None and not isinstance(given, (str, Path)):
+        raise InputError(f"{folder}: the run's data is the file {kept['path']}: leave the data out")
+    path = Path(kept["path"] if given is None else given).expanduser()
+    if not path.exists():
+        raise InputError(f"{path} does not exist, but the run in {folder} needs it: name it again if it has moved")
+    if _digest(path) != kept["sha256"]:
+        raise InputError(f"{path} has changed since the run in {folder} was begun: a run goes on with the same data")
+    return path
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says, if it is there, of this version and this software."""
+    path = folder / RUN
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    version = run.get("version") if isinstance(run, dict) else None
+    if version != VERSION:
+        raise InputError(f"{path}: is of version {version}, this lossworks reads {VERSION}; choose another --out")
+    _check(path, "", run, {name: (kind,) for name, kind in FIELDS.items()})
+    _check(path, "options: ", run["options"], PLAIN)
+    if {name: type(value) for name, value in run["data"].items()} != DATA.get(str(run["data"].get("kind"))):
+        raise InputError(f"{path}: data: {run['data']!r} is not known to this lossworks")
+    for name, here in _software().items():
+        if run["software"].get(name) != here:
+            raise InputError(
+                f"{path}: the run was begun with {name} {run['software'].get(name)}, here is {here}, which may give "
+                f"other numbers: go on with that version, or choose another --out"
+            )
+    return run
+
+
+def _check(path: Path, where: str, found: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise unless there are exactly the known fields, each of its kind."""
+    if strange := sorted(set(found) ^ set(known)):
+        lacks = "lacks" if strange[0] in known else "has the unknown"
+        raise InputError(f"{path}: {where}{lacks} {strange[0]!r}")
+    for name, kinds in known.items():
+        if not isinstance(found[name], kinds) or (isinstance(found[name], bool) and bool not in kinds):
+            raise InputError(f"{path}: {where}{name} must be of type {kinds[0].__name__}, got {found[name]!r}")
+
+
+def _is_finished(folder: Path, run: Mapping[str, Any] | None) -> bool:
+    return run is not None and run["finished"] and (folder / MODEL).exists()
+
+
+# The folder while a run is at work in it
+
+
+@contextlib.contextmanager
+def opened(folder: Path | None, fingerprint: str, describe: Callable[[], dict[str, Any]]) -> Iterator[Journal]:
+    """The journal of the run folder, which is made; what was made goes again if nothing came to be in it.
+
+    Args:
+        folder: The run's; without one the journal is in memory.
+        fingerprint: The plan's.
+        describe: Says what ``run.json`` is to hold.
+
+    Raises:
+        InputError: it cannot be written, holds a finished run, one of another plan, version or software, a damaged
+            journal, or another process is at work in it.
+    """
+    if folder is None:
+        with contextlib.closing(Journal(None, fingerprint)) as journal:
+            yield journal
+        return
+    run = _read(folder)
+    unknown = run is None and (folder / MODEL).exists() and not (folder / JOURNAL).exists()
+    if unknown or _is_finished(folder, run):
+        raise InputError(f"{folder}: there is a finished run; choose another --out or remove it")
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        _make(folder)
+        with contextlib.closing(Journal(folder / JOURNAL, fingerprint, begun=run is not None)) as journal:
+            try:
+                _begin(folder, describe())
+                yield journal
+            except BaseException:
+                if journal.new and not journal.done():
+                    for leftover in (*folder.glob(f"{JOURNAL}*"), folder / RUN):
+                        leftover.unlink(missing_ok=True)
+                raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that is not empty stays, with all above it
+            for empty in made:
+                empty.rmdir()
+        raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another --out")
+
+
+def _begin(folder: Path, run: dict[str, Any]) -> None:
+    """Write what the run is, and remove what a process that was killed left half done."""
+    for leftover in folder.glob(".unfinished-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _write(folder, run)
+
+
+def _write(folder: Path, run: dict[str, Any]) -> None:
+    with whole(folder / RUN) as unfinished:
+        unfinished.write_text(json.dumps(run, indent=1), encoding="utf-8")
+    synced(folder)
+
+
+def finish(folder: Path) -> None:
+    """Say that all is handed over."""
+    run = _read(folder)
+    if run is None:
+        raise InputError(f"{folder / RUN} is gone: was the folder moved while the run was at work?")
+    _write(folder, run | {"finished": True})
