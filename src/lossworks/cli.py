@@ -73,6 +73,10 @@ def compare_command(
     resume: Annotated[
         Path | None, typer.Option(help="A run folder: go on with a run that was stopped; it knows its options.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: on the machines of a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster's head, or auto; this machine alone without it.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -102,6 +106,8 @@ def compare_command(
             columns=_columns(as_ or []),
             rope=rope,
             resume=resume,
+            engine=engine,
+            address=address,
             watch=watch,
         )
     if as_json:
@@ -282,7 +288,7 @@ def _free_folder(name: str) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
-SESSION = {"data", "model", "budget", "resume", "quiet", "as_json"}
+SESSION = {"data", "model", "budget", "engine", "address", "resume", "quiet", "as_json"}
 """What is of a call of its own, not of the run that it resumes; data and a model of one's own may be named again."""
 
 

@@ -4,9 +4,13 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Protocol
 
+from lossworks.checks import nearest
+from lossworks.compare.errors import InputError
 from lossworks.compare.work import Results, Workload, work
 
-__all__ = ["Engine", "Local"]
+__all__ = ["Engine", "Local", "find_engine"]
+
+ENGINES = ("local", "ray")
 
 
 class Engine(Protocol):
@@ -53,3 +57,16 @@ class Local:
             if results is None:
                 return
             yield number, results
+
+
+def find_engine(name: str, address: str | None) -> Engine:
+    """The engine of that name; ``address`` is where the Ray cluster is."""
+    if name not in ENGINES:
+        raise InputError(f"engine must be 'local' or 'ray', got {name!r}{nearest(str(name), ENGINES)}")
+    if name == "ray":
+        from lossworks.compare.cluster import Ray
+
+        return Ray(address)
+    if address is not None:
+        raise InputError(f"address {address!r} is of a Ray cluster: it goes with engine 'ray' alone")
+    return Local()

@@ -17,7 +17,7 @@ import torch
 from lossworks.compare.data import Dataset, check_folds, embedded, read
 from lossworks.compare.encode import Encoder
 from lossworks.compare.engine import Training
-from lossworks.compare.engines import Engine, Local
+from lossworks.compare.engines import Engine, find_engine
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding, examine
 from lossworks.compare.folder import continued, described, finish, opened
@@ -70,6 +70,8 @@ def compare(
     rope: float | None = None,
     training: Training | None = None,
     resume: str | Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
     """Train every fitting objective on this data, side by side, and say which is better and whether that is real.
@@ -97,7 +99,9 @@ def compare(
         training: Batch size, steps and the like.
         resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
             names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
-            of your own are given again; ``budget`` and ``watch`` are this call's own.
+            of your own are given again; ``budget``, ``engine`` and ``watch`` are this call's own.
+        engine: ``"local"``, or ``"ray"`` for the machines of a Ray cluster: the same numbers, from wherever they come.
+        address: Of the Ray cluster's head, ``"HOST:PORT"`` or ``"auto"``; without it this machine's processors.
         watch: Called with a :class:`Progress` while it runs.
 
     Raises:
@@ -124,14 +128,19 @@ def compare(
             raise InputError(f"out: a resumed run stays in its folder {resume}: leave out={str(out)!r} out")
         out = resume
         data, asked = continued(Path(resume), data, asked, DEFAULTS)
-    return _compare(data, asked, None if out is None else Path(out), budget, watch)
+    return _compare(data, asked, None if out is None else Path(out), find_engine(engine, address), budget, watch)
 
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
 
 
 def _compare(
-    data: Any, asked: Mapping[str, Any], out: Path | None, budget: float | None, watch: Watch | None
+    data: Any,
+    asked: Mapping[str, Any],
+    out: Path | None,
+    engine: Engine,
+    budget: float | None,
+    watch: Watch | None,
 ) -> Comparison:
     began = time.monotonic()
     target, folds, repeats, seed, rope = (asked[name] for name in ("target", "folds", "repeats", "seed", "rope"))
@@ -161,8 +170,10 @@ def _compare(
     groups = [] if dataset.group is None else [dataset.group]
     fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described(), model, device.type)
     with opened(out, fingerprint, lambda: described(data, asked, device.type)) as journal:
-        partial = _Bench(Workload(plan, dataset, x, architecture, device), journal, watch, began).run(Local(), budget)
+        partial = _Bench(Workload(plan, dataset, x, architecture, device), journal, watch, began).run(engine, budget)
         replicas = journal.replicas()
+        said = dict.fromkeys(note for replica in replicas for note in replica.get("notes", ()))
+        findings = (*findings, *(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "notice") for note in said))
         _require_reference(replicas, plan)
         scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
         judgement = judge(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class Workload:
         object.__setattr__(self, "y", torch.from_numpy(self.dataset.target).to(dtype))
         object.__setattr__(self, "group", None if group is None else torch.from_numpy(group))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent by the arrays below its tensors, which the receiver need not copy."""
+        return _received, (self.plan, self.dataset, self.x.numpy(), self.architecture, str(self.device))
+
     @property
     def outside(self) -> int:
         """The outside line's number."""
@@ -67,6 +72,10 @@ class Workload:
     def name(self, number: int) -> str:
         """The objective that a group trains."""
         return OUTSIDE if number == self.outside else self.plan.candidates[self.plan.groups[number].candidate].name
+
+
+def _received(plan: Plan, dataset: Dataset, x: np.ndarray, architecture: Architecture, device: str) -> Workload:
+    return Workload(plan, dataset, torch.from_numpy(x), architecture, torch.device(device))
 
 
 Tell = Callable[[float], None]
