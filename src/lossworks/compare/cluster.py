@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -31,12 +32,15 @@ ATTEMPTS = 4
 """How often a group is begun at most: a group that takes its worker with it each time is not begun forever."""
 ANSWERS_WITHIN = 5.0
 """Seconds in which an address must answer."""
+JOINED_WITHIN = 30.0
+"""Seconds in which a cluster must be joined: Ray itself would try for minutes, and cannot be interrupted."""
 ASKED_EVERY = 0.2
 """Seconds between looks at what the user wants: a stop is seen after so many."""
 TOLD_EVERY = 0.5
 """Seconds between two words of a group about how far it is."""
 COUNTED_EVERY = 2.0
 """Seconds between two counts of the cluster's processors."""
+STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 class Ray:
@@ -171,8 +175,8 @@ class _Crew:
         reason = type(error).__name__
         if self.lost[number] >= ATTEMPTS:
             raise InputError(
-                f"engine: group {number} ({name}) lost its worker {ATTEMPTS} times, at last on {place} ({reason}); what "
-                f"was committed is kept, and a run with a folder goes on with --resume"
+                f"engine: group {number} ({name}) lost its worker {ATTEMPTS} times, at last on {place} ({reason}); "
+                f"what was committed is kept, and a run with a folder goes on with --resume"
             ) from error
         self.notes.setdefault(number, []).append(
             f"group {number} ({name}) was lost with its worker on {place} ({reason}) and was done again, which changes "
@@ -193,14 +197,12 @@ def _stream(shipped: Sequence[Any], number: int, software: dict[str, str]) -> It
 
     context = ray.get_runtime_context()
     yield "begun", f"node {context.get_node_id()[:8]}, process {os.getpid()}"
-    if software != _software():
-        differ = ", ".join(
-            f"{name} {_software().get(name)}" for name, v in software.items() if _software().get(name) != v
-        )
-        here = ", ".join(f"{name} {v}" for name, v in software.items() if _software().get(name) != v)
+    here = _software()
+    if differ := [name for name in software if software[name] != here.get(name)]:
+        there, wanted = (", ".join(f"{name} {of.get(name)}" for name in differ) for of in (here, software))
         raise InputError(
-            f"engine: a node of the cluster has {differ}, this machine has {here}, which may give other numbers: install "
-            f"the same on all nodes"
+            f"engine: a node of the cluster has {there}, this machine has {wanted}, which may give other numbers: "
+            f"install the same on all nodes"
         )
     if shipped[0] not in _received:
         _received.clear()
@@ -286,29 +288,59 @@ def _begin(address: str | None) -> None:
             "_node_ip_address": "127.0.0.1",
         }
     )
-    with warnings.catch_warnings(), _without_statistics(own=address is None):
+    if address is not None:
+        _try(address)
+    with warnings.catch_warnings(), _quiet(own=address is None):
         warnings.simplefilter("ignore")
         try:
             ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except Exception as error:
-            where = (
-                f"address {address!r}: no Ray cluster can be joined there" if address else "engine: Ray cannot begin"
-            )
+            where = _not_joined(address) if address else "engine: Ray cannot begin"
             raise InputError(f"{where} ({' '.join(str(error).split())[:300]})") from error
 
 
+def _try(address: str) -> None:
+    """Raise unless a process that can be ended joins the cluster in time."""
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, address],
+            capture_output=True,
+            text=True,
+            timeout=JOINED_WITHIN,
+            check=False,
+            start_new_session=True,  # Ctrl-C is ours to hear
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{_not_joined(address)} (nothing after {JOINED_WITHIN:g} s)") from error
+    if tried.returncode:
+        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        raise InputError(f"{_not_joined(address)} ({reason[:300]})")
+
+
+def _not_joined(address: str) -> str:
+    return f"address {address!r}: no Ray cluster can be joined there"
+
+
 @contextlib.contextmanager
-def _without_statistics(*, own: bool) -> Iterator[None]:
-    """Ray sends no usage statistics from a cluster that is begun here, unless the user has said that it may."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    if not own or name in os.environ:
-        yield
-        return
-    os.environ[name] = "0"
+def _quiet(*, own: bool) -> Iterator[None]:
+    """The environment and Ray's logger as they were, afterwards.
+
+    Ray sends no usage statistics from a cluster that is begun here, unless the user has said that it may.
+    """
+    logger = logging.getLogger("ray")
+    level, before = logger.level, {name: os.environ.get(name) for name in (STATISTICS, "RAY_AUTH_MODE")}
+    logger.setLevel(logging.ERROR)
+    if own:
+        os.environ.setdefault(STATISTICS, "0")
     try:
         yield
     finally:
-        del os.environ[name]
+        logger.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _check_address(address: str) -> None:
@@ -343,9 +375,7 @@ def _put(workload: Workload) -> Any:
         return ray.put(workload)
     except (TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"engine: the model or the objectives of your own cannot be sent to a worker ({reason})"
-        ) from error
+        raise InputError(f"engine: your own model or objectives cannot be sent to a worker ({reason})") from error
     finally:
         for module in modules:
             ray.cloudpickle.unregister_pickle_by_value(module)
