@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_what_is_done_frees_the_cluster_and_goes_on_locally(session
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt(progress):
-        if progress.running == "slow" and progress.done >= 4:
+        if progress.running == "slow" and progress.done >= 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     options = {"training": Training(16, 400, 10, patience=100), "watch": interrupt}
