@@ -205,7 +205,7 @@ def test_a_budget_begins_no_further_group(session):
     assert result.ranking.height < 5
 
 
-def test_a_node_that_is_taken_away_costs_its_groups_alone(session, tmp_path):
+def test_a_node_that_is_taken_away_costs_its_groups_alone(session, tmp_path, capfd):
     own = {name: Haunted(tmp_path / "once", "linger") for name in "abc"}
     local = quick(own, out=tmp_path / "local")
     marker = tmp_path / "once.node"
@@ -221,6 +221,7 @@ def test_a_node_that_is_taken_away_costs_its_groups_alone(session, tmp_path):
     assert len(session.others) == 1
     assert same_files(tmp_path / "local", tmp_path / "ray")
     assert marker.read_text()[:8] in notes(far)[0]
+    assert capfd.readouterr().out == ""
     assert local.partial is far.partial is None
 
 

@@ -268,12 +268,27 @@ def _session(address: str | None) -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _begin(address)
-        yield
+        with _unprinted():
+            try:
+                _begin(address)
+                yield
+            finally:
+                ray.shutdown()
     finally:
-        ray.shutdown()
         with contextlib.suppress(ValueError, TypeError):  # only the main thread has signals
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """Ray prints the log of a node that is lost to stdout, where scripts read our JSON; it has no option for that."""
+    worker = sys.modules["ray._private.worker"]
+    before = getattr(worker, "_worker_logs_enabled", True)
+    setattr(worker, "_worker_logs_enabled", False)  # noqa: B010  # the name may not be there in another version
+    try:
+        yield
+    finally:
+        setattr(worker, "_worker_logs_enabled", before)  # noqa: B010
 
 
 def _begin(address: str | None) -> None:
