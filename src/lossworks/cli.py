@@ -77,6 +77,9 @@ def compare_command(
     address: Annotated[
         str | None, typer.Option(help="HOST:PORT of the Ray cluster's head, or auto; this machine alone without it.")
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What models in training may take, such as 4GB; half of what is free by default.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -108,6 +111,7 @@ def compare_command(
             resume=resume,
             engine=engine,
             address=address,
+            memory=memory,
             watch=watch,
         )
     if as_json:
@@ -288,7 +292,7 @@ def _free_folder(name: str) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
-SESSION = {"data", "model", "budget", "engine", "address", "resume", "quiet", "as_json"}
+SESSION = {"data", "model", "budget", "engine", "address", "memory", "resume", "quiet", "as_json"}
 """What is of a call of its own, not of the run that it resumes; data and a model of one's own may be named again."""
 
 
@@ -352,8 +356,12 @@ def _watching(silent: bool) -> Iterator[Any]:
     )
     with Display(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
         task = display.add_task("", total=None, running="reading", left="", best="none yet")
+        said = {""}
 
         def watch(progress: "Progress") -> None:
+            if progress.note not in said:
+                said.add(progress.note)
+                display.print(_plain(progress.note))
             left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"
             display.update(
                 task,

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from lossworks.compare.errors import InputError
+from lossworks.compare.memory import budget
 from lossworks.compare.reporting import versions
 from lossworks.compare.work import Results, Workload, work
 
@@ -226,7 +227,9 @@ def _told(workload: Workload, number: int) -> Iterator[tuple[str, Any]]:
                 said.put(("at", within))
 
         try:
-            said.put(("done", work(workload, number, tell=tell, stop=unheard.is_set)))
+            free = budget(None, workload.device)
+            share = None if free is None else free // (os.cpu_count() or 1)
+            said.put(("done", work(workload, number, tell=tell, stop=unheard.is_set, memory=share)))
         except BaseException as error:
             said.put(("failed", error))
 

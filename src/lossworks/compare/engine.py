@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from math import isfinite, prod, sqrt
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lossworks.checks import check_between, check_int, check_positive
 from lossworks.compare.feed import Feed, Order, Table
+from lossworks.compare.memory import is_out_of_memory
 from lossworks.compare.models import Architecture, Values
 from lossworks.compare.risk import State, signature
 from lossworks.compare.scaling import Scaler, TargetScale
@@ -23,7 +25,7 @@ from lossworks.metrics.registry import Metric
 from lossworks.objective import Objective
 from lossworks.roles import Kind, Loss, Part, Perturbation
 
-__all__ = ["Job", "Trained", "Training", "train"]
+__all__ = ["Job", "Trained", "Training", "one_thread", "train"]
 
 TILE_BYTES = 2**24
 """Replicas are stepped together in tiles whose parameters and activations fit in a cache of this size."""
@@ -96,6 +98,8 @@ class Trained:
         architectures: What each is, with its sizes.
         complete: Whether it ran to its end, and was not stopped by ``stop``.
         notes: What was unusual, in words.
+        parts: In how many parts they were trained, one after the other.
+        short: How memory was too short, in words.
     """
 
     curves: list[list[tuple[int, float]]]
@@ -105,6 +109,8 @@ class Trained:
     architectures: list[Architecture]
     complete: bool
     notes: list[str]
+    parts: int
+    short: list[str]
     _table: Table = field(repr=False)
     _replicas: "list[_Replica]" = field(repr=False)
 
@@ -134,7 +140,7 @@ class _Replica:
     scaler: Scaler
     target: TargetScale
     values: Values
-    order: Order
+    order: Order = field(init=False)
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: State = field(default_factory=dict)
     best_step: int = 0
@@ -142,6 +148,16 @@ class _Replica:
     waited: int = 0
     dropped: bool = False
     done: bool = False
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Be as if nothing had been trained yet."""
+        self.order = Order(self.job.fit.cpu(), torch.Generator().manual_seed(_spawn(self.job.seed, 1)))
+        self.curve, self.best = [], {}
+        self.best_step, self.best_score, self.waited = 0, float("-inf"), 0
+        self.dropped = self.done = False
 
     def note(self, step: int, score: float, patience: int) -> bool:
         """Take a score down; whether it is the best yet."""
@@ -237,12 +253,16 @@ def train(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    memory: int | None = None,
+    finished: Callable[[Trained, Sequence[int]], None] | None = None,
 ) -> Trained:
     """Train all jobs together, each to its own best state.
 
     Jobs whose objectives differ in more than the values of their tensors, or whose network ``vmap`` cannot stack, are
     trained beside each other by the same steps. The same arguments give bit-identical results on one machine; on the
-    CPU, ``"mlp"`` and ``"linear"`` do so whatever the number of threads.
+    CPU, ``"mlp"`` and ``"linear"`` do so whatever the number of threads. Which replicas are stepped together is a
+    matter of the arguments alone: ``memory`` and a lack of it decide how many of these tiles there are at a time, and
+    change no bit of any model.
 
     Args:
         x: ``(n, *shape)``; it is gathered from and never copied, but to the device.
@@ -256,14 +276,61 @@ def train(
         device: Where it happens.
         progress: Called with the steps done, their total and the best score, after each evaluation.
         stop: Asked before each interval, from any thread; training ends with what there is when it says so.
+        memory: About how many bytes may be taken at a time, beside ``x``. What does not fit together is trained in
+            parts, one after the other, settings that race each other always in one. A part that runs out of memory all
+            the same is trained again in two halves.
+        finished: Called with the jobs' numbers when a part of them is trained; their states are let go after it, and
+            :meth:`Trained.outputs` is there for these jobs in this call alone.
+
+    Raises:
+        MemoryError: memory ran out, and what is left must be trained at once.
     """
     device = torch.device(device)
     _check(x, y, jobs)
     table = Table(x.to(device, torch.float32), y.to(device), None if group is None else group.to(device))
-    with _quiet_and_seeded(device), torch.no_grad(), _crew() as crew:
-        replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
-        tiles = _tiles(table, replicas, training, notes)
-        complete = _run(tiles, replicas, training, metric, _rows_that_count(metric, table), progress, stop, crew)
+    with _quiet_and_seeded(device), torch.no_grad():
+        with _crew() as crew:
+            replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
+        racing = bool(training.race_after) and metric.bounded01
+        waiting = _packed(_units(_pieces(table, replicas, training, notes), racing), training, memory)
+        short = _too_large(waiting, training, memory)
+        total, done, reached, complete, parts = len(replicas) * training.max_steps, 0, 0, True, 0
+
+        def tell(now: int) -> None:
+            nonlocal reached
+            reached = max(reached, done + now)
+            if progress is not None:
+                progress(reached, total, max(replica.best_score for replica in replicas))
+
+        while waiting and complete:
+            units = waiting.pop(0)
+            part = [replica for unit in units for piece in unit for replica in piece]
+            ended = _attempt(table, units, training, metric, tell, stop)
+            if ended is None:
+                for replica in part:
+                    replica.begin()
+                if table.x.is_cuda:
+                    torch.cuda.empty_cache()
+                halves = units[: len(units) // 2], units[len(units) // 2 :]
+                short.append(
+                    f"memory ran out with {_models(units)} models in training at once: they were trained in parts, "
+                    f"which changes no number"
+                )
+                waiting[:0] = halves
+                continue
+            complete, done, parts = ended, done + len(part) * training.max_steps, parts + 1
+            if finished is not None:
+                with torch.enable_grad():
+                    so_far = _trained(replicas, table, complete, notes, parts, short)
+                    finished(so_far, [replica.number for replica in part])
+                for replica in part:
+                    replica.best = {}
+    return _trained(replicas, table, complete, notes, parts, short)
+
+
+def _trained(
+    replicas: "list[_Replica]", table: Table, complete: bool, notes: list[str], parts: int, short: list[str]
+) -> Trained:
     return Trained(
         curves=[replica.curve for replica in replicas],
         best_step=[replica.best_step for replica in replicas],
@@ -272,18 +339,43 @@ def train(
         architectures=[replica.architecture for replica in replicas],
         complete=complete,
         notes=notes,
+        parts=parts,
+        short=short,
         _table=table,
         _replicas=replicas,
     )
 
 
+def _attempt(
+    table: Table,
+    units: "list[_Unit]",
+    training: Training,
+    metric: Metric,
+    tell: Callable[[int], None],
+    stop: Callable[[], bool] | None,
+) -> bool | None:
+    """Train these together: whether to the end, or None if memory ran out; no thread is at work afterwards."""
+    try:
+        with _crew() as crew:
+            tiles = [_tile(table, piece, training) for unit in units for piece in unit]
+            return _run(tiles, training, metric, _rows_that_count(metric, table), tell, stop, crew)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(units) == 1:
+            raise MemoryError(
+                f"{_models(units)} models that must be trained at once take about {_taken(units, training) / 1e6:,.0f} "
+                f"MB, more than there is: use a smaller model or batch"
+            ) from error
+    return None
+
+
 def _run(
     tiles: list[_Tile],
-    replicas: list[_Replica],
     training: Training,
     metric: Metric,
     count: Callable[[Tensor], int],
-    progress: Progress | None,
+    tell: Callable[[int], None],
     stop: Callable[[], bool] | None,
     crew: Executor,
 ) -> bool:
@@ -297,7 +389,8 @@ def _run(
             tile.evaluate(begun + steps, metric, training.patience)
         return True
 
-    race_at, total, done = training.race_after * training.max_steps, len(replicas) * training.max_steps, 0
+    replicas = [replica for tile in tiles for replica in tile.replicas]
+    race_at, done = training.race_after * training.max_steps, 0
     raced = not race_at or not metric.bounded01
     for begun in range(0, training.max_steps, training.eval_every):
         steps = min(training.eval_every, training.max_steps - begun)
@@ -305,8 +398,7 @@ def _run(
             if not advanced:
                 return False
             done += sum(steps + replica.done * (training.max_steps - begun - steps) for replica in tile.replicas)
-            if progress is not None:
-                progress(done, total, max(replica.best_score for replica in replicas))
+            tell(done)
         if not raced and begun + steps >= race_at:
             raced = True
             done += len(_race(replicas, count)) * (training.max_steps - begun - steps)
@@ -321,6 +413,17 @@ def _each(crew: Executor, tiles: Sequence[_Tile], advance: Callable[[_Tile], boo
     for tile in tiles:
         if tile.drawn:
             yield tile, crew.submit(advance, tile).result() if tile.small else advance(tile)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations by one thread each, so that how they round is the same however many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -386,9 +489,8 @@ def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> 
         kind: Kind = loss.kind if isinstance(loss, Loss) else ("real" if real else "classes")
         sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
         scaler, scale = fitted[key]
-        order = Order(job.fit.cpu(), torch.Generator().manual_seed(_spawn(job.seed, 1)))
         values = _values(job.objective, scale, sized.outputs, table.x.device)
-        replicas.append(_Replica(number, job, sized, scaler, scale, values, order))
+        replicas.append(_Replica(number, job, sized, scaler, scale, values))
     return replicas
 
 
@@ -401,12 +503,18 @@ def _values(objective: Objective, scale: TargetScale, outputs: int, device: torc
     return Values(support, mean, std).to(device)
 
 
-def _tiles(table: Table, replicas: Sequence[_Replica], training: Training, notes: list[str]) -> list[_Tile]:
-    """Tiles of replicas that stack and whose numbers fit in the cache together."""
+_Piece = list[_Replica]
+"""Replicas of one tile."""
+_Unit = list[_Piece]
+"""Pieces that must be trained at the same time, for settings in them race each other."""
+
+
+def _pieces(table: Table, replicas: Sequence[_Replica], training: Training, notes: list[str]) -> list[_Piece]:
+    """The replicas of each tile: such as stack, and whose numbers fit in the cache together."""
     alike: dict[object, list[_Replica]] = {}
     for replica in replicas:
         alike.setdefault((signature(replica.job.objective), replica.architecture), []).append(replica)
-    tiles = []
+    pieces = []
     for together in alike.values():
         reason = _cannot_stack(table, together, training)
         if reason:
@@ -415,9 +523,88 @@ def _tiles(table: Table, replicas: Sequence[_Replica], training: Training, notes
             )
         total = len(together) * _bytes(together[0], training.batch_size)
         count = max(-(-total // TILE_BYTES), 1 + (total >= HALVED_BYTES)) if not reason else len(together)
-        pieces = np.array_split(np.arange(len(together)), min(count, len(together)))
-        tiles += [_tile(table, [together[number] for number in piece], training) for piece in pieces]
-    return tiles
+        pieces += _divided(together, min(count, len(together)))
+    return pieces
+
+
+def _divided(replicas: Sequence[_Replica], count: int) -> list[_Piece]:
+    """About so many pieces, in which contests are whole unless there are more pieces than contests."""
+    contests: dict[int, list[_Replica]] = {}
+    for replica in replicas:
+        contests.setdefault(replica.job.contest, []).append(replica)
+    each = list(contests.values())
+    if count <= len(each):
+        chosen = np.array_split(np.arange(len(each)), count)
+        return [[replica for number in numbers for replica in each[number]] for numbers in chosen]
+    share = -(-count // len(each))
+    return [
+        [contest[number] for number in numbers]
+        for contest in each
+        for numbers in np.array_split(np.arange(len(contest)), min(share, len(contest)))
+    ]
+
+
+def _units(pieces: Sequence[_Piece], racing: bool) -> list[_Unit]:
+    """The pieces, those together that share a contest."""
+    if not racing:
+        return [[piece] for piece in pieces]
+    units: list[tuple[set[int], _Unit]] = []
+    for piece in pieces:
+        contests, unit = {replica.job.contest for replica in piece}, [piece]
+        apart = []
+        for others, other in units:
+            if contests & others:
+                contests, unit = contests | others, other + unit
+            else:
+                apart.append((others, other))
+        units = [*apart, (contests, unit)]
+    return [unit for _, unit in units]
+
+
+def _packed(units: Sequence[_Unit], training: Training, memory: int | None) -> list[list[_Unit]]:
+    """The units in parts that take no more memory than there is, as far as it can be told, or of one unit each."""
+    parts: list[list[_Unit]] = []
+    for unit in units:
+        if parts and (memory is None or _taken([*parts[-1], unit], training) <= memory):
+            parts[-1].append(unit)
+        else:
+            parts.append([unit])
+    return parts
+
+
+def _too_large(parts: Sequence[list[_Unit]], training: Training, memory: int | None) -> list[str]:
+    """What to say of parts that cannot be smaller and are larger than the memory that may be taken."""
+    taken = max((_taken(units, training) for units in parts), default=0)
+    if memory is None or taken <= memory:
+        return []
+    return [
+        f"models that are trained at once take about {taken / 1e6:,.0f} MB, more than the {memory / 1e6:,.0f} MB that "
+        f"memory allows"
+    ]
+
+
+def _models(units: Sequence[_Unit]) -> int:
+    return sum(len(piece) for unit in units for piece in unit)
+
+
+def _taken(units: Sequence[_Unit], training: Training) -> int:
+    """About how many bytes it takes to train these together: all of their states, and what scoring takes for a while.
+
+    A replica has its state twice while it is built, and then a second time at its best.
+    """
+    pieces = [piece for unit in units for piece in unit]
+    states = sum(len(piece) * (_bytes(piece[0], training.batch_size) + 8 * _sizes(piece[0])[0]) for piece in pieces)
+    scored = sorted((_scored(piece) for piece in pieces), reverse=True)
+    return states + sum(scored[: torch.get_num_threads()])
+
+
+def _scored(piece: _Piece) -> int:
+    """About how many bytes it takes to score a piece: two layers' values of the rows that go through it at once."""
+    _, sizes = _sizes(piece[0])
+    longest, outputs = max(len(replica.job.inner) for replica in piece), piece[0].architecture.outputs
+    together = min(len(piece), max(1, EVALUATED_VALUES // (longest * outputs)))
+    rows = min(together * longest, max(together, EVALUATED_VALUES // sizes[0]))
+    return 4 * (rows * max(map(sum, pairwise(sizes))) + 4 * together * longest * outputs)
 
 
 def _tile(table: Table, replicas: list[_Replica], training: Training) -> _Tile:
@@ -456,23 +643,37 @@ def _cannot_stack(table: Table, replicas: Sequence[_Replica], training: Training
             tile.stack.step(x, batch)
             tile.stack.outputs(x, slice(0, 2))
     except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
         return str(error).split("\n", maxsplit=1)[0]
     return ""
 
 
 def _bytes(replica: _Replica, rows: int) -> int:
     """About what one replica takes in a step: parameters, gradients, moments, and twice the activations."""
-    network = replica.architecture.network()
-    sizes = [prod(replica.architecture.input_shape)]
+    parameters, sizes = _sizes(replica)
+    return 4 * (4 * parameters + 2 * rows * sum(sizes))
+
+
+def _sizes(replica: _Replica) -> tuple[int, tuple[int, ...]]:
+    """How many parameters a replica has, and how many values each layer of it makes of a row, the row first."""
+    return _sizes_of(replica.architecture)
+
+
+@lru_cache
+def _sizes_of(architecture: Architecture) -> tuple[int, tuple[int, ...]]:
+    with torch.random.fork_rng([]):
+        network = architecture.network()
+    sizes = [prod(architecture.input_shape)]
     hooks = [
         module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
         for module in network.modules()
         if not list(module.children())
     ]
-    network.eval()(torch.zeros(1, *replica.architecture.input_shape))
+    network.eval()(torch.zeros(1, *architecture.input_shape))
     for hook in hooks:
         hook.remove()
-    return 4 * (4 * sum(p.numel() for p in network.parameters()) + 2 * rows * sum(sizes))
+    return sum(p.numel() for p in network.parameters()), tuple(sizes)
 
 
 def _padded(rows: Tensor, length: int) -> Tensor:

@@ -4,8 +4,11 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Protocol
 
+import torch
+
 from lossworks.checks import nearest
 from lossworks.compare.errors import InputError
+from lossworks.compare.memory import budget
 from lossworks.compare.work import Results, Workload, work
 
 __all__ = ["Engine", "Local", "find_engine"]
@@ -38,7 +41,14 @@ class Engine(Protocol):
 
 
 class Local:
-    """In this process, one group after the other."""
+    """In this process, one group after the other.
+
+    Args:
+        memory: About how many bytes the models in training may take.
+    """
+
+    def __init__(self, memory: int | None = None) -> None:
+        self.memory = memory
 
     def run(
         self,
@@ -53,20 +63,22 @@ class Local:
         for number in numbers:
             if stop() or not begin():
                 return
-            results = work(workload, number, tell=partial(tell, number), stop=stop)
+            results = work(workload, number, tell=partial(tell, number), stop=stop, memory=self.memory)
             if results is None:
                 return
             yield number, results
 
 
-def find_engine(name: str, address: str | None) -> Engine:
-    """The engine of that name; ``address`` is where the Ray cluster is."""
+def find_engine(name: str, address: str | None, memory: int | str | None, device: torch.device) -> Engine:
+    """The engine of that name; ``address`` is where the Ray cluster is, ``memory`` what the local one may take."""
     if name not in ENGINES:
         raise InputError(f"engine must be 'local' or 'ray', got {name!r}{nearest(str(name), ENGINES)}")
     if name == "ray":
         from lossworks.compare.cluster import Ray
 
+        if memory is not None:
+            raise InputError(f"memory {memory!r} is of the local engine: on a Ray cluster each task takes its share")
         return Ray(address)
     if address is not None:
         raise InputError(f"address {address!r} is of a Ray cluster: it goes with engine 'ray' alone")
-    return Local()
+    return Local(budget(memory, device))

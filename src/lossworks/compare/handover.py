@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossworks.compare.data import Dataset
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Job, train
+from lossworks.compare.engine import Job, one_thread, train
 from lossworks.compare.evaluate import fitted_temperature
 from lossworks.compare.files import whole, whole_folder
 from lossworks.compare.findings import Finding
@@ -104,7 +104,9 @@ class Comparison:
         trained = train(self.x, y, [job], self.architecture, self.plan.training, metric, device=self.device)
         temperature = 1.0
         if dataset.task != "real":
-            temperature = fitted_temperature(trained.outputs(0, torch.from_numpy(inner)).cpu(), dataset.target[inner])
+            with one_thread():
+                logits = trained.outputs(0, torch.from_numpy(inner)).cpu()
+                temperature = fitted_temperature(logits, dataset.target[inner])
         return Model(
             task=dataset.task,
             target_name=dataset.target_name,

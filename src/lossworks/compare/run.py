@@ -37,7 +37,10 @@ IMBALANCED = 3.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a comparison stands: what is running, how many models of how many are trained, how long it may take yet."""
+    """Where a comparison stands: what is running, how many models of how many are trained, how long it may take yet.
+
+    ``note`` is the last that there was to say, such as that memory ran out and a group was trained in parts.
+    """
 
     running: str
     done: int
@@ -45,6 +48,7 @@ class Progress:
     share: float
     seconds_left: float | None
     best: str
+    note: str = ""
 
 
 Watch = Callable[[Progress], None]
@@ -72,6 +76,7 @@ def compare(
     resume: str | Path | None = None,
     engine: str = "local",
     address: str | None = None,
+    memory: int | str | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
     """Train every fitting objective on this data, side by side, and say which is better and whether that is real.
@@ -99,9 +104,12 @@ def compare(
         training: Batch size, steps and the like.
         resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
             names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
-            of your own are given again; ``budget``, ``engine`` and ``watch`` are this call's own.
+            of your own are given again; ``budget``, ``engine``, ``memory`` and ``watch`` are this call's own.
         engine: ``"local"``, or ``"ray"`` for the machines of a Ray cluster: the same numbers, from wherever they come.
         address: Of the Ray cluster's head, ``"HOST:PORT"`` or ``"auto"``; without it this machine's processors.
+        memory: What the models in training may take beside the data, such as ``"4GB"`` or a number of bytes; by default
+            half of what is free. Models are trained in parts where they would take more, which changes no number. It is
+            the local engine's; on a Ray cluster each task takes its share of what its node has free.
         watch: Called with a :class:`Progress` while it runs.
 
     Raises:
@@ -128,7 +136,8 @@ def compare(
             raise InputError(f"out: a resumed run stays in its folder {resume}: leave out={str(out)!r} out")
         out = resume
         data, asked = continued(Path(resume), data, asked, DEFAULTS)
-    return _compare(data, asked, None if out is None else Path(out), find_engine(engine, address), budget, watch)
+    does = find_engine(engine, address, memory, find_device(asked["device"]))
+    return _compare(data, asked, None if out is None else Path(out), does, budget, watch)
 
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
@@ -173,7 +182,7 @@ def _compare(
         partial = _Bench(Workload(plan, dataset, x, architecture, device), journal, watch, began).run(engine, budget)
         replicas = journal.replicas()
         said = dict.fromkeys(note for replica in replicas for note in replica.get("notes", ()))
-        findings = (*findings, *(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "notice") for note in said))
+        findings = (*findings, *(Finding("work", f"{note[0].upper()}{note[1:]}.", {}, (), "notice") for note in said))
         _require_reference(replicas, plan)
         scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
         judgement = judge(
@@ -217,6 +226,7 @@ class _Bench:
         self.done, self.fresh = 0, 0
         self.within: dict[int, float] = {}
         self.scores: dict[str, list[float]] = {}
+        self.note = ""
         self.stopped = self.spent = False
 
     def run(self, engine: Engine, budget: float | None) -> str | None:
@@ -248,6 +258,7 @@ class _Bench:
 
     def _count(self, results: Results) -> None:
         for replica in results:
+            self.note = (replica.get("notes") or [self.note])[-1]
             self.scores.setdefault(replica["objective"], []).append(replica["metrics"][self.decides.name])
 
     def _tell(self, number: int, within: float) -> None:
@@ -258,7 +269,7 @@ class _Bench:
         worked, left = self.fresh + under_way, self.total - self.done - under_way
         seconds = (time.monotonic() - self.began) * left / worked if worked >= 1 else None
         done, share = int(self.done + under_way), (self.done + under_way) / self.total
-        self.watch(Progress(self.workload.name(number), done, self.total, share, seconds, self._leader()))
+        self.watch(Progress(self.workload.name(number), done, self.total, share, seconds, self._leader(), self.note))
 
     def _leader(self) -> str:
         """The objective with the best mean so far, with its mean."""

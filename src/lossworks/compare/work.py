@@ -1,6 +1,6 @@
 """The work of a plan, group by group, apart from where it is done: a workload can be sent to another process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from lossworks.compare.data import Dataset
-from lossworks.compare.engine import Trained, train
+from lossworks.compare.engine import Trained, one_thread, train
+from lossworks.compare.errors import InputError
 from lossworks.compare.evaluate import evaluate, thinned
+from lossworks.compare.memory import budget, is_out_of_memory
 from lossworks.compare.models import Architecture
 from lossworks.compare.outside import boosted_outputs
 from lossworks.compare.plan import OUTSIDE, Group, Plan, jobs_of
@@ -82,7 +84,12 @@ Tell = Callable[[float], None]
 
 
 def work(
-    workload: Workload, number: int, *, tell: Tell | None = None, stop: Callable[[], bool] | None = None
+    workload: Workload,
+    number: int,
+    *,
+    tell: Tell | None = None,
+    stop: Callable[[], bool] | None = None,
+    memory: int | None = None,
 ) -> Results | None:
     """Train and evaluate a group, or fit and evaluate the outside line.
 
@@ -93,15 +100,37 @@ def work(
         number: The group's number, or :attr:`Workload.outside`.
         tell: Called with how many of the group's models' worth of work is done.
         stop: Asked now and then; when it says so, the work ends and None comes back.
+        memory: About how many bytes the models in training may take; by default a share of what is free now. It
+            changes no number.
+
+    Raises:
+        InputError: memory ran out, and the group cannot be trained in smaller parts.
     """
     tell, stop = tell or (lambda _: None), stop or (lambda: False)
-    if number == workload.outside:
-        return _boosted(workload, tell, stop)
-    return _trained(workload, workload.plan.groups[number], tell, stop)
+    try:
+        if number == workload.outside:
+            return _boosted(workload, tell, stop)
+        memory = budget(None, workload.device) if memory is None else memory
+        return _trained(workload, workload.plan.groups[number], tell, stop, memory)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{workload.name(number)}: out of memory ({reason}); what was trained before is kept"
+        ) from error
 
 
-def _trained(workload: Workload, group: Group, tell: Tell, stop: Callable[[], bool]) -> Results | None:
+def _trained(
+    workload: Workload, group: Group, tell: Tell, stop: Callable[[], bool], memory: int | None
+) -> Results | None:
     jobs = jobs_of(workload.plan, group, workload.dataset)
+    results: dict[int, dict[str, Any]] = {}
+
+    def finished(trained: Trained, numbers: Sequence[int]) -> None:
+        if not stop():
+            results.update((number, _result(workload, group, trained, number)) for number in numbers)
+
     trained = train(
         workload.x,
         workload.y,
@@ -113,16 +142,23 @@ def _trained(workload: Workload, group: Group, tell: Tell, stop: Callable[[], bo
         device=workload.device,
         progress=lambda steps, total, _: tell(len(jobs) * steps / total),
         stop=stop,
+        memory=memory,
+        finished=finished,
     )
-    return None if stop() else [_result(workload, group, trained, number) for number in range(len(jobs))]
+    if len(results) < len(jobs):
+        return None
+    if trained.short:
+        results[0]["notes"] = [f"{results[0]['objective']}: {note}" for note in trained.short]
+    return [results[number] for number in range(len(jobs))]
 
 
 def _result(workload: Workload, group: Group, trained: Trained, number: int) -> dict[str, Any]:
     plan, dataset = workload.plan, workload.dataset
     replica, candidate = group.replicas[number], plan.candidates[group.candidate]
     split = plan.splits[replica.split]
-    inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
-    result = evaluate(dataset, plan.metric, inner=(split.inner, inner), test=(split.test, test))
+    with one_thread():
+        inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
+        result = evaluate(dataset, plan.metric, inner=(split.inner, inner), test=(split.test, test))
     return (
         _named(plan, candidate.name, candidate.setting(replica.setting), replica.split)
         | result
