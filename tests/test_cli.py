@@ -231,8 +231,8 @@ def test_predict_quotes_formulas(cli):
     pl.DataFrame(data | {"churn": [signs[label] for label in data["churn"]]}).write_csv("signs.csv")
     assert cli("compare", "signs.csv", "--target", "churn", "--out", "run", "--quiet", *FAST).code == 0
     lines = cli("predict", "run", "signs.csv").out.splitlines()
-    assert lines[0] == "predicted_churn,probability_=yes,probability_@no"
-    assert {line.split(",")[0] for line in lines[1:]} <= {"'=yes", "'@no"}
+    assert lines[0] == '"predicted_churn","probability_=yes","probability_@no"'
+    assert {line.split(",")[0] for line in lines[1:]} <= {'"\'=yes"', '"\'@no"'}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ eager mode on the CPU, never inside ``torch.func`` transforms or ``torch.compile
 import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -16,20 +17,32 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_amounts",
     "check_between",
     "check_binary",
+    "check_bool",
     "check_choice",
     "check_classes",
     "check_finite",
     "check_floating",
+    "check_generator",
     "check_int",
     "check_positive",
+    "check_real",
     "check_same_shape",
     "check_sample_weight",
+    "check_sequence",
+    "check_tensor",
+    "check_total",
     "checks",
     "nearest",
     "readable",
+    "shown",
 ]
+
+FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""The floating-point dtypes that can be computed with; float8 and complex numbers cannot."""
+LONGEST_SHOWN = 100
 
 Number = TypeVar("Number", float, Tensor, float | Tensor)
 
@@ -68,17 +81,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {folded[match[0]]!r}?" if match else ""
 
 
+def shown(value: object) -> str:
+    """The value for a message: on one line, and shortened."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return f"an int of {value.bit_length()} bits"
+    text = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _brief.repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST_SHOWN
+
+
 def _number(name: str, value: float | Tensor) -> float | None:
     """The hyperparameter's value where it may be read, else None; a wrong type raises."""
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}")
-        if not value.is_floating_point():
+        if value.dtype not in FLOATING:
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
         return float(value.detach()) if readable(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can hold, got {shown(value)}") from None
 
 
 def check_positive(name: str, value: Number, *, allow_zero: bool = False) -> Number:
@@ -116,29 +145,77 @@ def check_int(name: str, value: int, *, low: int, high: int | None = None) -> in
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):
         wanted = f">= {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     return value
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
     """The option as it came, if it is one of ``allowed``; the error suggests the nearest."""
     allowed = tuple(allowed)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}{hint}")
     return value
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
-    """Raise unless ``tensor`` is a floating-point tensor."""
+def check_generator(name: str, value: torch.Generator | None) -> torch.Generator | None:
+    """The generator as it came, if it is one, or None."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
+    return value
+
+
+def check_bool(name: str, value: bool) -> bool:
+    """The switch as it came, if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+def check_sequence(name: str, value: object) -> None:
+    """Raise unless ``value`` is a list, a tuple or the like, and no text."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, torch.nn.ModuleList)):
+        raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a dense tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a dense floating-point tensor that can be computed with."""
+    check_tensor(name, tensor)
+    if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is dense and holds real numbers or booleans that can be computed with."""
+    check_tensor(name, tensor)
+    if tensor.dtype not in FLOATING and (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+
+
+def check_amounts(name: str, tensor: Tensor, dim: str, *, least: int) -> None:
+    """Raise unless ``tensor`` is one finite number >= 0 for each of ``dim``, with a positive sum."""
+    check_floating(name, tensor)
+    if tensor.ndim != 1 or len(tensor) < least:
+        raise ValueError(f"{name} must have shape ({dim},) with {dim} >= {least}, got {tuple(tensor.shape)}")
+    if not readable(tensor):
+        return
+    amounts = tensor.detach()
+    if not (bool((amounts >= 0).all()) and 0 < float(amounts.double().sum()) < math.inf):
+        raise ValueError(f"{name} must be >= 0 with a positive, finite sum, got {shown(amounts.tolist())}")
 
 
 def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] = ("output", "target")) -> None:
     """Raise unless both have one shape, so that nothing broadcasts unnoticed."""
+    check_tensor(names[0], output)
+    check_tensor(names[1], target)
     if output.shape != target.shape:
         raise ValueError(
             f"{names[1]} must have the shape of {names[0]}, got {tuple(target.shape)} beside {tuple(output.shape)}"
@@ -167,9 +244,22 @@ def check_binary(target: Tensor) -> None:
         raise ValueError(f"target must be 0 or 1, got {flat[row].item():g} at {row}")
 
 
+def check_total(total: float | Tensor) -> None:
+    """Raise unless ``total``, what a mean divides by, is one finite number >= 0 of any dtype."""
+    if isinstance(total, Tensor):
+        check_real("total", total)
+        if total.ndim != 0 or total.dtype is torch.bool:
+            raise ValueError(f"total must be a number or a 0-d tensor, got {total.dtype} of shape {tuple(total.shape)}")
+        if not readable(total):
+            return
+        total = float(total.detach())
+    check_positive("total", total, allow_zero=True)
+
+
 def check_classes(output: Tensor, target: Tensor, *, ignore_index: int | None = None) -> None:
     """Raise unless ``output`` is ``(n, C)`` scores and ``target`` is ``(n,)`` int64 classes in ``[0, C)``."""
     check_floating("output", output)
+    check_tensor("target", target)
     if output.ndim != 2:
         raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     if target.dtype != torch.int64:

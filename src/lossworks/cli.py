@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from typer.exceptions import TyperException
@@ -135,20 +136,20 @@ def predict(
     from lossworks.compare import load
     from lossworks.compare.errors import InputError
     from lossworks.compare.files import whole
-    from lossworks.compare.model import spreadsheet_safe
+    from lossworks.compare.model import write_csv
 
     if out_ is not None and out_.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out {out_}: predictions are written as .csv or .parquet")
     trained = load(run, factory=_model(model) if model else None)
     predicted = trained.frame(data)
     if out_ is None:
-        sys.stdout.write(spreadsheet_safe(predicted).write_csv())
+        sys.stdout.write(write_csv(predicted) or "")
         return
     with whole(out_) as unfinished:
         if out_.suffix == ".parquet":
             predicted.write_parquet(unfinished)
         else:
-            spreadsheet_safe(predicted).write_csv(unfinished)
+            write_csv(predicted, unfinished)
 
 
 @app.command()
@@ -275,8 +276,8 @@ def claims_list() -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which brackets are brackets, not markup."""
-    return text.replace("[", r"\[")
+    """Text in which brackets are brackets, not markup, and nothing steers the terminal."""
+    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def _words(text: str) -> str:
@@ -412,13 +413,13 @@ def _ranking(result: "Comparison", *, wide: bool) -> Table:
         reference = row["role"] == "reference"
         chances = [_number(row[key]) for key in ("p_better", "p_equal", "p_worse")]
         table.add_row(
-            row["objective"],
+            _plain(row["objective"]),
             _with_margin(row[metric], row["high"]),
             "" if reference else _with_margin(row["difference"], row["difference_high"], sign=True),
             _number(row["p_adjusted"]),
             *(chances if wide else ()),
             f"[{VERDICTS[row['verdict']]}]{row['verdict']}[/]",
-            *((row["setting"],) if wide else ()),
+            *((_plain(row["setting"]),) if wide else ()),
         )
     return table
 

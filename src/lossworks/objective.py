@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from lossworks.checks import check_choice
+from lossworks.checks import check_choice, check_sequence
 from lossworks.distributed import (
     ProcessGroup,
     gather_rows,
@@ -107,6 +107,7 @@ class Objective(nn.Module):
                 raise TypeError(f"{name} must be a lossworks {name} part, got {type(part).__name__}")
         if perturb is not None and not isinstance(perturb, Perturbation):
             raise TypeError(f"perturb must be a Perturbation, got {type(perturb).__name__}")
+        check_sequence("penalties", penalties)
         for penalty in penalties:
             if not isinstance(penalty, Penalty):
                 raise TypeError(f"penalties must be Penalty parts, got {type(penalty).__name__}")

@@ -9,10 +9,11 @@ from.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,9 +24,13 @@ from lossworks.checks import (
     check_choice,
     check_classes,
     check_floating,
+    check_int,
     check_positive,
+    check_real,
     check_same_shape,
     check_sample_weight,
+    check_tensor,
+    check_total,
     readable,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
@@ -220,6 +225,17 @@ class SoftmaxForm:
     reads_total: bool = False
 
 
+def _of_floats(predict: AnyFunction) -> AnyFunction:
+    """The same method, which checks what it is given first."""
+
+    @functools.wraps(predict)
+    def checked(self: Any, output: Tensor) -> Tensor:
+        check_floating("output", output)
+        return predict(self, output)
+
+    return cast(AnyFunction, checked)
+
+
 class Loss(Part):
     """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
 
@@ -247,10 +263,15 @@ class Loss(Part):
     probabilistic: ClassVar[bool] = False
     surrogate_gradient: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "predict" in cls.__dict__:
+            cls.predict = _of_floats(cls.predict)  # type: ignore[method-assign]  # checked wherever it is overridden
+
     def __init__(self, reduction: str = "mean", *, ignore_index: int = -100) -> None:
         super().__init__()
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_int("ignore_index", ignore_index, low=-(2**63), high=2**63 - 1)
 
     def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
         """One value a row, from flat rows whose shapes the base has checked."""
@@ -277,6 +298,7 @@ class Loss(Part):
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities ``(n, C)``, the probability of class 1 ``(n,)``, or the value ``(n,)``."""
+        check_floating("output", output)
         if self.kind == "classes":
             return output.softmax(dim=-1)
         return output.sigmoid() if self.kind == "binary" else output
@@ -321,6 +343,10 @@ class Loss(Part):
                 total=total,
             )
             return own_rows(value, process_group, counts) if self.reduction == "none" else value
+        check_floating("output", output)
+        check_tensor("target", target)
+        if total is not None:
+            check_total(total)
         losses, weights = self.weighted_rows(
             output, target, sample_weight=sample_weight, index=index, process_group=process_group
         )
@@ -367,6 +393,7 @@ class Loss(Part):
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Per-row losses in the target's shape, and which rows are kept (None where all are)."""
         check_floating("output", output)
+        check_tensor("target", target)
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         if self.kind != "classes":
             check_same_shape(output, target)
@@ -393,6 +420,7 @@ class Loss(Part):
             raise ValueError(
                 f"{type(self).__name__} remembers a value per training row: give it index=, the rows' numbers"
             )
+        check_tensor("index", index)
         if index.dtype != torch.int64 or index.shape != shape:
             raise ValueError(f"index must be int64 of shape {tuple(shape)}, got {index.dtype} {tuple(index.shape)}")
         return {"index": index.flatten()}
@@ -477,6 +505,7 @@ class Weighting(Part):
         check_floating("losses", losses)
         if value is None:
             raise ValueError(f"{type(self).__name__} needs {name}=, one int64 number a row")
+        check_tensor(name, value)
         if value.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {value.dtype}")
         check_same_shape(losses, value, names=("losses", name))
@@ -555,6 +584,7 @@ class Penalty(Part):
 def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
     if kind == "real":
         check_floating("target", target)
+    check_real("target", target)
     flat = target.flatten().to(output.dtype)
     if kind == "binary":
         check_binary(flat)

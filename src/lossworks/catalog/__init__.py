@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lossworks.catalog.vocabulary import HELPS
-from lossworks.checks import nearest
+from lossworks.checks import check_int, nearest, shown
 
 __all__ = ["HELPS", "Entry", "Paper", "find", "papers", "parts", "show"]
 
@@ -97,9 +97,11 @@ def parts() -> dict[str, Entry]:
 
 def show(name: str) -> Entry:
     """The part of that name, however it is capitalised; a ``KeyError`` suggests the nearest."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a part's name, got {shown(name)}")
     folded = {known.casefold(): known for known in parts()}
     if name.casefold() not in folded:
-        raise KeyError(f"no part is called {name!r}{nearest(name, parts())}")
+        raise KeyError(f"no part is called {shown(name)}{nearest(name, parts())}")
     return parts()[folded[name.casefold()]]
 
 
@@ -112,6 +114,9 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
     >>> {term for _, terms in entries for term in terms} >= {"noisy labels", "imbalance"}
     True
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be words, got {shown(text)}")
+    check_int("limit", limit, low=0)
     text = text.casefold()
     asked = {term for term, words in HELPS.items() if term in text or any(_says(text, word) for word in words)}
     scored: list[tuple[float, str, tuple[str, ...]]] = []

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import polars as pl
 
-from lossworks.checks import nearest
+from lossworks.checks import check_choice, check_finite, check_int, nearest, shown
 from lossworks.compare.columns import as_number, as_text
 from lossworks.compare.errors import InputError
 from lossworks.compare.tables import listed
@@ -50,6 +50,24 @@ class _Column:
             days = _days(present)
             return cls(column.name, "date", days.n_unique() > 1, gone, origin=float(days.min() or 0))  # type: ignore[arg-type]
         return cls(column.name, "number", bool(present.len()) and present.min() != present.max(), gone)
+
+    @classmethod
+    def from_json(cls, described: Any) -> Self:
+        """The column that ``asdict`` described, if all of it is as it is saved."""
+        kinds = {"name": str, "kind": str, "varies": bool, "missing": bool, "labels": list, "other": bool}
+        if not isinstance(described, dict) or set(described) != {*kinds, "origin"}:
+            raise ValueError(f"encoder: a column must have the fields {', '.join(kinds)} and origin")
+        for name, kind in kinds.items():
+            if not isinstance(described[name], kind):
+                raise ValueError(f"encoder: {name} must be of type {kind.__name__}, got {shown(described[name])}")
+        check_choice("kind", described["kind"], ("number", "date", "category"))
+        check_finite("origin", described["origin"])
+        labels = described["labels"]
+        if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+            raise ValueError("encoder: labels must be different texts")
+        if len(labels) > MOST_LABELS or (labels and described["kind"] != "category"):
+            raise ValueError(f"encoder: a category has at most {MOST_LABELS} labels, and nothing else has any")
+        return cls(**described | {"labels": tuple(labels)})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -159,6 +177,11 @@ class Encoder:
             return tuple("column " + ",".join(map(str, index)) for index in np.ndindex(self.shape))
         return tuple(name for column in self.columns for name in column.names)
 
+    @property
+    def width(self) -> tuple[int, ...]:
+        """The shape of one encoded row."""
+        return (len(self.names),) if self.shape is None else self.shape
+
     def transform(self, features: pl.DataFrame | np.ndarray) -> np.ndarray:
         """The features as float32 ``(n, d)``, or ``(n, *shape)`` for arrays; unknown columns are ignored."""
         if self.shape is not None:
@@ -193,6 +216,20 @@ class Encoder:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The encoder that ``to_json`` described."""
-        columns = tuple(_Column(**column | {"labels": tuple(column["labels"])}) for column in data["columns"])
-        return cls(columns, None if data["shape"] is None else tuple(data["shape"]))
+        """The encoder that ``to_json`` described.
+
+        Raises:
+            ValueError: a field that is unknown, missing or of another kind than it is saved.
+        """
+        if set(data) != {"shape", "columns"} or not isinstance(data["columns"], list):
+            raise ValueError("encoder must have the fields shape and columns")
+        columns, shape = tuple(_Column.from_json(column) for column in data["columns"]), data["shape"]
+        if len({column.name for column in columns}) < len(columns):
+            raise ValueError("encoder: two columns have one name")
+        if (shape is None) != bool(columns):
+            raise ValueError("encoder must have either columns or a shape")
+        if shape is None:
+            return cls(columns)
+        if not isinstance(shape, list) or len(shape) not in (1, 3):
+            raise ValueError(f"encoder: shape must be [d] or [c, h, w], got {shown(shape)}")
+        return cls(shape=tuple(check_int("shape", size, low=1) for size in shape))

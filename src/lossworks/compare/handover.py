@@ -148,7 +148,8 @@ class Comparison:
             return None
         raw, _ = load(self.data, exact=self.dataset.target_name, arrays=("X", self.dataset.target_name))
         if isinstance(raw, dict):
-            np.savez(folder / "data.npz", allow_pickle=False, **raw)
+            plain = {name: values.astype(str) if values.dtype.kind == "O" else values for name, values in raw.items()}
+            np.savez(folder / "data.npz", allow_pickle=False, **plain)
             return "data.npz"
         raw.write_parquet(folder / "data.parquet")
         return "data.parquet"

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lossworks.compare.errors import InputError
+from lossworks.compare.files import check_own
+from lossworks.compare.replica import read_replicas
 
 VERSION = 2
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
@@ -37,6 +39,8 @@ class Journal:
 
     def __init__(self, path: Path | None, fingerprint: str, *, begun: bool = False) -> None:
         self.path, self._fingerprint = path, fingerprint
+        if path is not None:
+            check_own(path)
         if begun and path is not None and not (path.is_file() and path.stat().st_size):
             raise self._damaged("it is empty or gone")
         with self._explained():
@@ -101,7 +105,10 @@ class Journal:
         for number, text, digest in rows:
             if digest != self._digest(number, text):
                 raise self._damaged(f"the results of group {number} are not those that were committed")
-            replicas += json.loads(text)
+            try:
+                replicas += read_replicas(text)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise self._damaged(str(error)) from error
         return replicas
 
     def close(self) -> None:

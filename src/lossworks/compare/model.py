@@ -1,6 +1,8 @@
 """The trained model that a run hands over: preprocessing, network and calibration, saved without a pickle."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +15,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lossworks.checks import shown
+from lossworks.compare.columns import check_kind
 from lossworks.compare.data import Task, read_features
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
+from lossworks.compare.files import check_own, parse_json
 from lossworks.compare.models import Architecture
 
 VERSION = 1
 ROWS_AT_ONCE = 16_384
+FORMULA = "^\\s*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
+"""How a text begins that a spreadsheet may run; East Asian settings read full-width signs as the plain ones."""
+NUMBER = r"^[+\-]?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,27 @@ def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same table with texts that a spreadsheet would run as formulas quoted, in cells and in column names."""
-    quoted = pl.selectors.string()
-    risky = quoted.str.contains(r"^[=+\-@\t\r]")
-    safe = frame.with_columns(pl.when(risky).then("'" + quoted).otherwise(quoted).name.keep())
-    return safe.rename({name: f"'{name}" for name in frame.columns if name[:1] in set("=+-@\t\r")})
+    """The same table with texts that a spreadsheet would run as formulas quoted, in cells and in column names.
+
+    A text that is a number, such as the label -1, runs nothing and stays as it is.
+    """
+    texts = pl.selectors.string()
+    risky = texts.str.contains(FORMULA) & ~texts.str.contains(NUMBER)
+    safe = frame.with_columns(pl.when(risky).then("'" + texts).otherwise(texts).name.keep())
+    names: dict[str, str] = {}
+    for name in frame.columns:
+        names[name] = f"'{name}" if re.match(FORMULA, name) else name
+        while names[name] != name and names[name] in (*frame.columns, *list(names.values())[:-1]):
+            names[name] = f"'{names[name]}"
+    return safe.rename(names)
+
+
+def write_csv(frame: pl.DataFrame, path: Path | None = None) -> str | None:
+    """The table as CSV that is safe to open in a spreadsheet, in a file or as text.
+
+    All texts stand in quotation marks, so that no separator that a spreadsheet may take for the comma parts them.
+    """
+    return spreadsheet_safe(frame).write_csv(path, quote_style="non_numeric")
 
 
 def load_model(folder: str | Path, factory: Any = None) -> Model:
@@ -126,8 +150,9 @@ def load_model(folder: str | Path, factory: Any = None) -> Model:
         _check_fields(described)
         encoder = Encoder.from_json(described["encoder"])
         architecture = Architecture.from_json(described["architecture"], factory=factory)
-        network = architecture.empty_module()
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        if architecture.input_shape != encoder.width:
+            raise ValueError(f"a network of inputs {architecture.input_shape} does not fit rows of {encoder.width}")
+        network = architecture.loaded(load_file(check_own(folder / "model.safetensors")))
         return Model(
             task=described["task"],
             target_name=described["target"],
@@ -142,7 +167,7 @@ def load_model(folder: str | Path, factory: Any = None) -> Model:
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, OverflowError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: the saved model is damaged ({reason}); train it again") from error
 
@@ -168,14 +193,22 @@ def _check_fields(described: Mapping[str, Any]) -> None:
         raise ValueError(f"model.json has{' not' * (strange[0] in FIELDS)} the field {strange[0]!r}")
     for name, kind in FIELDS.items():
         if not isinstance(described[name], kind):
-            raise ValueError(f"model.json: {name} must be of type {kind.__name__}, got {described[name]!r}")
+            raise ValueError(f"model.json: {name} must be of type {kind.__name__}, got {shown(described[name])}")
     task, classes, outputs = described["task"], described["classes"], described["architecture"].get("outputs")
     if task not in get_args(Task):
-        raise ValueError(f"model.json: there is no task {task!r}")
+        raise ValueError(f"model.json: there is no task {shown(task)}")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("model.json: classes must be texts")
+    if not 0 < described["temperature"] < math.inf:
+        raise ValueError(f"model.json: temperature must be finite and > 0, got {described['temperature']}")
+    for name, kind in described["columns"].items():
+        if not isinstance(kind, str):
+            raise ValueError(f"model.json: columns must say how each is read, got {shown(kind)}")
+        check_kind(name, kind)
     kind = described["architecture"].get("kind")
-    wanted = {"classes": outputs, "binary": 2, "real": 0}.get(kind)
-    if (task == "real") != (kind == "real") or len(classes) != wanted or len(set(map(str, classes))) != len(classes):
-        raise ValueError(f"model.json: {len(classes)} classes do not fit a {task} model of {outputs} outputs")
+    wanted = {"classes": outputs, "binary": 2, "real": 0}.get(kind) if isinstance(kind, str) else None
+    if (task == "real") != (kind == "real") or len(classes) != wanted or len(set(classes)) != len(classes):
+        raise ValueError(f"model.json: {len(classes)} classes do not fit a {task} model of {shown(outputs)} outputs")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -185,10 +218,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: not a finished run folder (model.json and model.safetensors must be in it)")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parse_json(check_own(path).read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     version = described.get("version") if isinstance(described, dict) else None
-    if version != VERSION:
-        raise InputError(f"{path}: is of version {version}, this lossworks reads {VERSION}; train it again")
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"{path}: is of version {shown(version)}, this lossworks reads {VERSION}; train it again")
     return dict(described)

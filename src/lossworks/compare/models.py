@@ -1,16 +1,16 @@
 """The architectures that ``compare`` trains: three of its own, and any that a factory of the user's builds."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from math import gcd, prod
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossworks.checks import check_int, nearest
+from lossworks.checks import check_bool, check_choice, check_int, nearest, shown
 from lossworks.compare.errors import InputError
 from lossworks.compare.scaling import Scaler, Scaling
 from lossworks.roles import Kind
@@ -109,13 +109,24 @@ class Architecture:
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
-    def empty_module(self) -> nn.Module:
+    def empty_module(self) -> nn.Sequential:
         """The whole module with values to be loaded: scaler, network, head."""
         shape = (self.input_shape[0],) + (1,) * (len(self.input_shape) - 1)
         scaling: Scaling = "standard" if len(self.input_shape) > 1 else self.scaling
         scaler = Scaler(torch.zeros(shape), torch.ones(shape), scaling)
         one = torch.ones((), dtype=torch.float64)
         return self.assembled(scaler, self.network(), Values(torch.zeros(self.outputs), one * 0, one))
+
+    def loaded(self, state: Mapping[str, Tensor]) -> nn.Sequential:
+        """The whole module with these values; nothing is allocated before they are known to fit."""
+        own = isinstance(self.model, str)
+        with torch.device("meta" if own else "cpu"):
+            module: nn.Sequential = self.empty_module()
+        for name, tensor in module.state_dict().items():
+            if name in state and state[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} must be {tensor.dtype}, got {state[name].dtype}")
+        module.load_state_dict(state, assign=own)
+        return module
 
     def assembled(self, scaler: Scaler, network: nn.Module, values: Values) -> nn.Sequential:
         """A plain module from rows ``(n, *input_shape)`` to logits ``(n, C)``, scores ``(n,)`` or values ``(n,)``."""
@@ -131,13 +142,30 @@ class Architecture:
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any], *, factory: Factory | None = None) -> "Architecture":
-        """The architecture that :meth:`to_json` described."""
-        model = described["model"]
+        """The architecture that :meth:`to_json` described.
+
+        Raises:
+            ValueError: a field that is unknown, missing or of another kind than it is saved.
+        """
+        known = {field.name for field in fields(cls)}
+        if strange := sorted(set(described) ^ known):
+            raise ValueError(f"architecture has{' not' * (strange[0] in known)} the field {shown(strange[0])}")
+        model, shape = described["model"], described["input_shape"]
+        for name, allowed in (("scaling", get_args(Scaling)), ("kind", get_args(Kind))):
+            check_choice(name, described[name], allowed)
+        check_bool("generic", described["generic"])
+        check_int("outputs", described["outputs"], low=1)
+        if not isinstance(shape, list) or len(shape) not in (1, 3):
+            raise ValueError(f"input_shape must be [d] or [c, h, w], got {shown(shape)}")
+        for size in shape:
+            check_int("input_shape", size, low=1)
+        if not isinstance(model, str):
+            raise ValueError(f"model must be a name, got {shown(model)}")
         if model == "factory":
             if factory is None:
                 raise InputError("the model was built by a factory of your own: give it again, as factory=")
             model = factory
-        return cls(**{**described, "model": model, "input_shape": tuple(described["input_shape"])})
+        return cls(**{**described, "model": model, "input_shape": tuple(shape)})
 
 
 def architecture_of(model: str | Factory, features: Any) -> Architecture:

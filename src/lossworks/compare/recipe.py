@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from keyword import iskeyword
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -180,8 +181,15 @@ def _parts(objective: Any) -> list[Part]:
 
 def _import(part: Part) -> list[str]:
     """Where a part of the user's own comes from."""
-    module = type(part).__module__
-    return [] if module == "__main__" or _ours(part) else [f"from {module} import {type(part).__name__}\n"]
+    if _ours(part) or not _importable(type(part)):
+        return []
+    return [f"from {type(part).__module__} import {type(part).__name__}\n"]
+
+
+def _importable(thing: type) -> bool:
+    """Whether an import statement can name it; names that are no identifiers never become code."""
+    names = [*thing.__module__.split("."), thing.__name__]
+    return thing.__module__ != "__main__" and all(name.isidentifier() and not iskeyword(name) for name in names)
 
 
 def _ours(part: Part) -> bool:
@@ -205,7 +213,7 @@ def _part(part: Any, settings: Settings) -> str:
     for name, parameter in inspect.signature(type(part).__init__).parameters.items():
         value = getattr(part, name, None)
         if name in setting:
-            arguments.append(f"{name}={setting[name]!r}")
+            arguments.append(f"{name}={_value(setting[name])}")
         elif name in type(part).needs and name in FROM_DATA:
             arguments.append(f"{name}={FROM_DATA[name]}")
         elif value is not None and not _same(value, parameter.default):
@@ -217,7 +225,7 @@ def _callable(part: Part) -> str:
     name, module = type(part).__name__, type(part).__module__
     if _ours(part):
         return f"lw.{module.split('.')[1]}.{name}"
-    return _from_file(type(part)) if module == "__main__" else name
+    return name if _importable(type(part)) else _from_file(type(part))
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -232,4 +240,14 @@ def _value(value: Any) -> str:
         return repr(value.item()) if value.ndim == 0 else f"torch.tensor({value.tolist()})"
     if isinstance(value, torch.Generator):
         return f"torch.Generator().manual_seed({value.initial_seed()})"
-    return f"float({str(value)!r})" if isinstance(value, float) and not isfinite(value) else repr(value)
+    if isinstance(value, float) and not isfinite(value):
+        return f"float({str(value)!r})"
+    return repr(value) if _literal(value) else "..."  # what has no literal is left for the reader to fill in
+
+
+def _literal(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_literal, value))
+    if isinstance(value, dict):
+        return all(_literal(entry) for pair in value.items() for entry in pair)
+    return value is None or type(value) in (bool, int, float, str)

@@ -26,6 +26,7 @@ from lossworks.compare.journal import Journal
 from lossworks.compare.judge import choose, judge
 from lossworks.compare.models import Architecture, Factory, architecture_of
 from lossworks.compare.plan import OUTSIDE, Plan, choose_candidates, digest_of, make_plan
+from lossworks.compare.replica import check_replicas
 from lossworks.compare.work import Results, Workload
 from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective
@@ -179,6 +180,7 @@ def _compare(
     groups = [] if dataset.group is None else [dataset.group]
     fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described(), model, device.type)
     with opened(out, fingerprint, lambda: described(data, asked, device.type)) as journal:
+        check_replicas(journal.replicas(), journal.path)
         partial = _Bench(Workload(plan, dataset, x, architecture, device), journal, watch, began).run(engine, budget)
         replicas = journal.replicas()
         said = dict.fromkeys(note for replica in replicas for note in replica.get("notes", ()))

@@ -125,9 +125,13 @@ def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, ti
     """
     check_positive("gap", gap, allow_zero=True)
     check_positive("tau", tau, allow_zero=True)
-    check_int("num_classes", num_classes, low=2)
+    check_int("num_classes", num_classes, low=2, high=2**53)
+    gap, tau = float(gap), float(tau)
     if tau >= 2:
-        return min(1.0, (tau - 1) * num_classes ** (tau - 1) * gap)
+        try:
+            return min(1.0, (tau - 1) * num_classes ** (tau - 1) * gap)
+        except OverflowError:
+            return float(gap > 0)
     if not tight:
         scale = 2**tau * (2 - tau) if tau < 1 else 2 * num_classes ** (tau - 1)
         return min(1.0, math.sqrt(scale * gap))

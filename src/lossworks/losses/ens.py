@@ -4,7 +4,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_classes, check_finite, check_floating, check_int, check_same_shape
+from lossworks.checks import (
+    check_classes,
+    check_finite,
+    check_floating,
+    check_generator,
+    check_int,
+    check_same_shape,
+)
 from lossworks.roles import Loss, cite
 
 _LEAST_SLOPE = 1e-6
@@ -28,7 +35,10 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
     >>> pair_derivatives(torch.tensor([-0.1, -0.9, -0.5]), torch.tensor([0.0, 2.0, -1.0]))
     tensor([-0.5000, -0.1000, -0.9000])
     """
+    check_floating("margins", margins)
+    check_floating("draws", draws)
     check_same_shape(margins, draws, names=("margins", "draws"))
+    _check_rows(margins)
     # Numbers that lie side by side sort in half the time.
     order = margins.movedim(0, -1).contiguous().argsort(dim=-1, stable=True)
     rising = draws.movedim(0, -1).contiguous().sort(dim=-1).values
@@ -67,7 +77,9 @@ def sample_calibrated_derivatives(
     tensor([True, True, True])
     """
     check_floating("margins", margins)
+    _check_rows(margins)
     check_finite("lam", lam)
+    check_generator("generator", generator)
     normal = torch.randn(margins.shape, generator=generator, dtype=margins.dtype, device=margins.device)
     power = torch.as_tensor(lam, dtype=margins.dtype, device=margins.device)
     at_zero = power == 0
@@ -78,6 +90,11 @@ def sample_calibrated_derivatives(
     )
     paired = pair_derivatives(-log_draw.clamp(max=0).exp(), margins)
     return paired / margins.clamp(min=1) - _LEAST_SLOPE
+
+
+def _check_rows(margins: Tensor) -> None:
+    if margins.ndim < 1:
+        raise ValueError("margins must have shape (n, ...), got a 0-d tensor")
 
 
 class _DrawnLoss(Loss):
@@ -102,7 +119,7 @@ class _DrawnLoss(Loss):
         super().__init__(reduction, ignore_index=ignore_index)
         self.boxcox_lambda = check_finite("boxcox_lambda", boxcox_lambda)
         self.resample_lambda_every = resample_lambda_every
-        self.generator = generator
+        self.generator = check_generator("generator", generator)
         if resample_lambda_every is not None:
             check_int("resample_lambda_every", resample_lambda_every, low=1)
             self.drawn_lambda = torch.as_tensor(boxcox_lambda, dtype=torch.float32).detach().clone()

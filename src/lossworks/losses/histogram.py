@@ -12,6 +12,8 @@ from lossworks.checks import check_finite, check_floating, check_int, check_posi
 from lossworks.losses._rows import in_blocks
 from lossworks.roles import Loss, check_no_nan
 
+MOST_BINS = 1_000_000
+
 
 class _BinnedLoss(Loss):
     """Cross-entropy to a distribution over bins; subclasses say where the bins lie and how a value spreads."""
@@ -27,7 +29,7 @@ class _BinnedLoss(Loss):
         self.v_min, self.v_max = check_finite("v_min", v_min), check_finite("v_max", v_max)
         if all(not isinstance(v, Tensor) or readable(v) for v in (v_min, v_max)) and not v_min < v_max:
             raise ValueError(f"v_max must be above v_min = {float(v_min):g}, got {float(v_max):g}")
-        self.num_bins = check_int("num_bins", num_bins, low=2)
+        self.num_bins = check_int("num_bins", num_bins, low=2, high=MOST_BINS)
 
     def target_probabilities(self, values: Float[Tensor, " n"]) -> Float[Tensor, "n bins"]:
         """The distributions that stand for the values, which are first clamped to [v_min, v_max]."""
@@ -39,6 +41,8 @@ class _BinnedLoss(Loss):
 
     def mean(self, logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, " *batch"]:
         """The value that the logits stand for: the mean over the bins."""
+        if not logits.ndim or logits.shape[-1] != self.num_bins:
+            raise ValueError(f"output must have {self.num_bins} columns, one logit a bin, got {tuple(logits.shape)}")
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return (logits.softmax(dim=-1) * self.centres(logits.dtype, logits.device)).sum(dim=-1)
 

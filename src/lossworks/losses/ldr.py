@@ -13,8 +13,10 @@ from lossworks.checks import (
     check_between,
     check_choice,
     check_classes,
+    check_floating,
     check_int,
     check_positive,
+    check_tensor,
     readable,
 )
 from lossworks.losses._rows import in_blocks
@@ -45,6 +47,9 @@ def normalize_scores(output: Float[Tensor, "n classes"], normalize: str | None) 
     >>> normalize_scores(torch.tensor([[3.0, -1.0]]), "l1_mean")
     tensor([[ 1.5000, -0.5000]])
     """
+    check_floating("output", output)
+    if output.ndim != 2:
+        raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     scores, size = _scores_and_size(output, normalize)
     return scores if normalize is None else scores * (1 / size)
 
@@ -234,7 +239,7 @@ class AdaptiveLDRLoss(Loss):
         ignore_index: int = -100,
     ) -> None:
         super().__init__(reduction, ignore_index=ignore_index)
-        self.num_samples = check_int("num_samples", num_samples, low=1)
+        self.num_samples = check_int("num_samples", num_samples, low=1, high=2**31 - 1)
         self.lam0 = check_positive("lam0", lam0)
         self.alpha = check_between("alpha", alpha, 1, math.inf, open_low=True, open_high=True)
         self.margin = check_positive("margin", margin, allow_zero=True)
@@ -271,7 +276,8 @@ class AdaptiveLDRLoss(Loss):
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """As of every loss; the ignored rows are not remembered."""
-        if index is not None and index.shape == target.shape:
+        check_tensor("target", target)
+        if isinstance(index, Tensor) and index.shape == target.shape:
             index = torch.where(target == self.ignore_index, -1, index)
         return super().rows(output, target, index)
 

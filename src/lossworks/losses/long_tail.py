@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_finite, check_floating, check_positive, readable
+from lossworks.checks import check_amounts, check_finite, check_positive
 from lossworks.roles import Loss, SoftmaxForm
 
 
@@ -17,13 +17,7 @@ class _LongTail(Loss):
 
     def __init__(self, class_counts: Float[Tensor, " classes"], *, reduction: str, ignore_index: int) -> None:
         super().__init__(reduction, ignore_index=ignore_index)
-        check_floating("class_counts", class_counts)
-        if class_counts.ndim != 1 or class_counts.numel() < 2:
-            raise ValueError(f"class_counts must have shape (C,) with C >= 2, got {tuple(class_counts.shape)}")
-        if readable(class_counts) and not (
-            bool((class_counts >= 0).all()) and 0 < float(class_counts.sum()) < math.inf
-        ):
-            raise ValueError(f"class_counts must be >= 0 with a positive, finite sum, got {class_counts.tolist()}")
+        check_amounts("class_counts", class_counts, "C", least=2)
         self.class_counts = class_counts
 
     def _counts(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:

@@ -1,10 +1,20 @@
 """The Z-loss: cross-entropy's shift-invariance and scale-invariance too, from three numbers a row."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import layer_norm, logsigmoid
 
-from lossworks.checks import check_between, check_classes, check_finite, check_floating, check_int, check_positive
+from lossworks.checks import (
+    check_between,
+    check_classes,
+    check_finite,
+    check_floating,
+    check_int,
+    check_positive,
+    check_tensor,
+    readable,
+)
 from lossworks.roles import Loss, cite
 
 
@@ -94,7 +104,12 @@ def z_loss_from_statistics(
     >>> z_loss_from_statistics(torch.tensor([3.0]), torch.tensor([5.0]), torch.tensor([11.0]), num_classes=3)
     tensor([0.2176])
     """
-    check_floating("target_score", target_score)
+    for name, statistic in (
+        ("target_score", target_score),
+        ("score_sum", score_sum),
+        ("score_sq_sum", score_sq_sum),
+    ):
+        check_floating(name, statistic)
     if not target_score.shape == score_sum.shape == score_sq_sum.shape:
         shapes = ", ".join(str(tuple(statistic.shape)) for statistic in (target_score, score_sum, score_sq_sum))
         raise ValueError(f"target_score, score_sum and score_sq_sum must have one shape, got {shapes}")
@@ -142,7 +157,11 @@ def spherical_statistics(
     >>> spherical_statistics(h, W, torch.tensor([2]), W.T @ W, W.sum(0))  # scores 3, 2, 4
     (tensor([4.]), tensor([9.]), tensor([29.]))
     """
-    check_floating("hidden", hidden)
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("gram", gram), ("weight_sum", weight_sum)):
+        check_floating(name, tensor)
+        if tensor.dtype != hidden.dtype:
+            raise TypeError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {tensor.dtype}")
+    check_tensor("target", target)
     if hidden.ndim != 2:
         raise ValueError(f"hidden must have shape (n, d), got {tuple(hidden.shape)}")
     n, features = hidden.shape
@@ -154,6 +173,10 @@ def spherical_statistics(
     ):
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape} for hidden {(n, features)}, got {tuple(tensor.shape)}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 classes, got {target.dtype}")
+    if readable(target) and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < len(weight):
+        raise ValueError(f"target must be in [0, {len(weight)}), got {int(target.min())} to {int(target.max())}")
     return (weight[target] * hidden).sum(dim=1), hidden @ weight_sum, (hidden @ gram * hidden).sum(dim=1)
 
 

@@ -24,6 +24,8 @@ __all__ = [
     "tail_class_accuracy",
 ]
 
+MOST_BINS = 1_000_000
+
 
 @dataclass(frozen=True)
 class ReliabilityBins:
@@ -170,12 +172,12 @@ def reliability_bins(
     .. math::
         B_m = \{ i : \max_k p_{ik} \in (\tfrac{m-1}{M}, \tfrac{m}{M}] \}
 
-    Args and raises: as :func:`log_loss`, and ``bins >= 1``.
+    Args and raises: as :func:`log_loss`, and ``bins`` outside 1 to 1,000,000.
 
     >>> reliability_bins(np.array([0.9, 0.8]), np.array([1, 0]), bins=2).accuracy
     array([nan, 0.5])
     """
-    check_int("bins", bins, low=1)
+    check_int("bins", bins, low=1, high=MOST_BINS)
     p, target = _class_probabilities(probabilities, target)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == target
     edges = np.linspace(0, 1, bins + 1)
@@ -305,7 +307,10 @@ def _binary_scores(scores: Array, target: Array) -> tuple[Floats, np.ndarray]:
     """Scores of class 1 as ``(n,)``, and which rows are of class 1."""
     values, classes = as_floats("scores", scores), as_classes("target", target)
     if values.ndim == 2 and values.shape[1] == 2:
-        values = values[:, 1] - values[:, 0]
+        with np.errstate(invalid="ignore"):
+            values = values[:, 1] - values[:, 0]
+        if np.isnan(values).any():
+            raise ValueError("scores must differ by a number, got two infinities of one sign in a row")
     if values.shape != classes.shape:
         raise ValueError(f"scores must have shape ({len(classes)},) or ({len(classes)}, 2), got {values.shape}")
     if classes.max() > 1:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lossworks.checks import check_between, check_positive
+from lossworks.checks import check_between, check_positive, check_sequence, shown
+from lossworks.metrics.arrays import as_floats
 from lossworks.roles import cite
 
 __all__ = ["Paired", "holm", "paired_test"]
@@ -59,9 +60,9 @@ def paired_test(
     check_between("test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     check_between("level", level, 0, 1, open_low=True, open_high=True)
     check_positive("rope", rope, allow_zero=True)
-    d = np.asarray(values, dtype=np.float64)
+    d = as_floats("values", values)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
-        raise ValueError(f"values must be finite numbers, one a fold, got {d.tolist()}")
+        raise ValueError(f"values must be finite numbers, one a fold, got {shown(d.tolist())}")
     mean, degrees = float(d.mean()), len(d) - 1
     if not degrees:
         return Paired(mean)
@@ -84,6 +85,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
+    check_sequence("p_values", p_values)
+    for p in p_values:
+        if p is not None:
+            check_between("p_values", p, 0, 1)
     found = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from lossworks.checks import check_choice
+from lossworks.checks import check_choice, check_sequence
 from lossworks.metrics.arrays import Array, Floats, as_floats
 from lossworks.roles import cite
 
@@ -78,6 +78,7 @@ def two_level_borda(
     >>> two_level_borda([np.array([[1.0, 0.9], [0.2, 0.1]]), np.array([[5.0], [7.0]]), np.array([[3.0], [2.0]])])
     (array([0, 1]), array([2., 1.]))
     """
+    check_sequence("instance_scores", instance_scores)
     counts = [borda_ranking(scores, higher_is_better, ties)[1] for scores in instance_scores]
     if not counts or len({len(count) for count in counts}) > 1:
         got = ", ".join(str(len(count)) for count in counts) or "no task"

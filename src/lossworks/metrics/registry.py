@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lossworks.checks import check_choice
 from lossworks.metrics import classification, regression, stacked
@@ -85,6 +85,7 @@ def metrics_for(task: Task) -> tuple[Metric, ...]:
     >>> [metric.name for metric in metrics_for("real")]
     ['rmse', 'mae', 'r2']
     """
+    check_choice("task", task, get_args(Task))
     return tuple(metric for metric in _ALL if task in metric.tasks)
 
 

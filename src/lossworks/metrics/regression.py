@@ -19,13 +19,14 @@ def rmse(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
         target: ``(n,)``, what was observed.
 
     Raises:
-        ValueError: shapes that don't match, no rows, NaN.
+        ValueError: shapes that don't match, no rows, NaN, an infinite target.
 
     >>> rmse(np.array([1.0, 5.0]), np.array([1.0, 3.0])) ** 2
     2.0000000000000004
     """
     predicted, observed = _pairs(values, target)
-    return float(np.sqrt(np.square(predicted - observed).mean()))
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.square(predicted - observed).mean()))
 
 
 def mae(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
@@ -40,7 +41,8 @@ def mae(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
     1.0
     """
     predicted, observed = _pairs(values, target)
-    return float(np.abs(predicted - observed).mean())
+    with np.errstate(over="ignore"):
+        return float(np.abs(predicted - observed).mean())
 
 
 def r2(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
@@ -57,10 +59,9 @@ def r2(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
     0.7857142857142857
     """
     predicted, observed = _pairs(values, target)
-    left, spread = np.square(predicted - observed).sum(), np.square(observed - observed.mean()).sum()
-    if spread == 0:
-        return float(left == 0)
-    return float(1 - left / spread)
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, spread = np.square(predicted - observed).sum(), np.square(observed - observed.mean()).sum()
+        return float(1 - left / spread) if spread else float(left == 0)
 
 
 def _pairs(values: Array, target: Array) -> tuple[Floats, Floats]:
@@ -69,4 +70,6 @@ def _pairs(values: Array, target: Array) -> tuple[Floats, Floats]:
         raise ValueError(
             f"values and target must have one shape (n,), n >= 1, got {predicted.shape} and {observed.shape}"
         )
+    if not np.isfinite(observed).all():
+        raise ValueError(f"target must be finite, got Inf in row {int((~np.isfinite(observed)).argmax())}")
     return predicted, observed

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from lossworks.checks import check_floating, check_real, check_tensor
+
 __all__ = [
     "TEMPERATURES",
     "StackedScore",
@@ -39,12 +41,26 @@ def _finite_only(score: StackedScore) -> StackedScore:
 
     @functools.wraps(score)
     def guarded(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        _check(outputs, target, mask)
         outputs = torch.where(mask[..., None], outputs, 0)
         finite = outputs.isfinite().flatten(1).all(dim=1)
         target = torch.where(mask, target, 0)
         return torch.where(finite, score(outputs, target, mask), -torch.inf)
 
     return guarded
+
+
+def _check(outputs: Tensor, target: Tensor, mask: Tensor) -> None:
+    check_floating("outputs", outputs)
+    check_real("target", target)
+    check_tensor("mask", mask)
+    if outputs.ndim != 3 or not outputs.shape[2]:
+        raise ValueError(f"outputs must have shape (R, n, k) with k >= 1, got {tuple(outputs.shape)}")
+    for name, tensor in (("target", target), ("mask", mask)):
+        if tensor.shape != outputs.shape[:2]:
+            raise ValueError(f"{name} must have shape {tuple(outputs.shape[:2])}, got {tuple(tensor.shape)}")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}")
 
 
 @_finite_only

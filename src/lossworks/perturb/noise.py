@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_positive
+from lossworks.checks import check_floating, check_generator, check_positive
 from lossworks.perturb.ball import draw_normal
 from lossworks.roles import Perturbation
 
@@ -49,7 +49,7 @@ class GaussianNoise(Perturbation):
     def __init__(self, std: float | Tensor = 0.1, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.std = check_positive("std", std, allow_zero=True)
-        self.generator = generator
+        self.generator = check_generator("generator", generator)
 
     def forward(
         self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]

@@ -27,7 +27,7 @@ def render(data: ReportData) -> str:
         files("lossworks.report").joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
+    document = (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -44,6 +44,7 @@ def render(data: ReportData) -> str:
             residuals=_residuals(data.residuals, _order(data)),
         )
     )
+    return document.encode("utf-8", "replace").decode("utf-8")  # names of files need not be text
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_between, check_choice, check_floating, readable
+from lossworks.checks import check_amounts, check_between, check_choice, readable
 from lossworks.roles import Weighting
 
 
@@ -51,11 +51,7 @@ class ClassBalanced(Weighting):
         self, class_counts: Float[Tensor, " classes"], *, method: str = "inverse", beta: float | Tensor = 0.999
     ) -> None:
         super().__init__()
-        check_floating("class_counts", class_counts)
-        if class_counts.ndim != 1 or class_counts.numel() < 2:
-            raise ValueError(f"class_counts must have shape (C,) with C >= 2, got {tuple(class_counts.shape)}")
-        if readable(class_counts) and not (bool((class_counts >= 0).all()) and float(class_counts.sum()) > 0):
-            raise ValueError(f"class_counts must be >= 0 with a positive sum, got {class_counts.tolist()}")
+        check_amounts("class_counts", class_counts, "C", least=2)
         self.method = check_choice("method", method, ("inverse", "effective"))
         self.beta = check_between("beta", beta, 0, 1, open_high=True)
         self.class_counts = class_counts

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_floating, readable
+from lossworks.checks import check_amounts, check_floating, readable
 from lossworks.roles import Weighting
 
 
@@ -71,15 +71,7 @@ class SampleWeights(Weighting):
 
     def __init__(self, sample_weights: Float[Tensor, " rows"]) -> None:
         super().__init__()
-        check_floating("sample_weights", sample_weights)
-        if sample_weights.ndim != 1 or not sample_weights.numel():
-            raise ValueError(f"sample_weights must have shape (N,), got {tuple(sample_weights.shape)}")
-        if readable(sample_weights) and not (
-            bool((sample_weights >= 0).all())
-            and bool(sample_weights.isfinite().all())
-            and float(sample_weights.sum()) > 0
-        ):
-            raise ValueError("sample_weights must be finite and >= 0 with a positive sum")
+        check_amounts("sample_weights", sample_weights, "N", least=1)
         self.sample_weights = sample_weights / sample_weights.mean()
 
     def forward(

@@ -1,0 +1,67 @@
+"""What one trained model's result is made of, and how it is read back from text that is not trusted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lossworks.checks import shown
+from lossworks.compare.errors import InputError
+from lossworks.compare.files import parse_json
+
+NEEDED: Mapping[str, type | tuple[type, ...]] = {
+    "objective": str,
+    "setting": str,
+    "setting_number": int,
+    "fold": int,
+    "repeat": int,
+    "dropped": bool,
+    "inner_score": (float, int),
+    "metrics": dict,
+}
+OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
+    "best_step": int,
+    "curve": list,
+    "diverged": bool,
+    "ece_before": (float, int),
+    "recall": list,
+    "reliability": dict,
+    "residuals": dict,
+    "temperature": (float, int),
+}
+
+
+def read_replicas(text: str) -> list[dict[str, Any]]:
+    """The results of one group.
+
+    Raises:
+        ValueError: in one line, why the text is no list of results.
+    """
+    found = parse_json(text, nan=True)
+    if not isinstance(found, list) or not all(isinstance(replica, dict) for replica in found):
+        raise ValueError("a group must be a list of results")
+    return found
+
+
+def check_replicas(replicas: Sequence[Mapping[str, Any]], where: object) -> None:
+    """Raise unless each result has the fields, of the kinds, that a run writes.
+
+    Raises:
+        InputError: what is not as a run writes it; ``where`` it was read.
+    """
+    try:
+        for replica in replicas:
+            _check(replica)
+    except ValueError as error:
+        raise InputError(f"{where}: holds what no run has written ({error}); choose another --out") from error
+
+
+def _check(replica: Mapping[str, Any]) -> None:
+    if not NEEDED.keys() <= replica.keys():
+        raise ValueError(f"a result must have the fields {', '.join(NEEDED)}")
+    for name, value in replica.items():
+        kind = NEEDED.get(name) or OPTIONAL.get(name)
+        if kind is None:
+            raise ValueError(f"a result has the unknown field {shown(name)}")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"a result's {name} must not be {shown(value)}")
+    if not all(isinstance(value, (float, int)) for value in replica["metrics"].values()):
+        raise ValueError("a result's metrics must be numbers")

@@ -1,0 +1,124 @@
+"""Every public module (the parts, the objective, whatever comes): its constructor, and calls of what it built."""
+
+import copy
+
+import fuzzing
+import hypothesis.strategies as st
+import pytest
+import torch
+from fuzzing import ACCEPTED, REFUSED, arguments, attempt, changed, junk, outcome, parameters, seeds, spoils
+from torch import nn
+
+from lossworks import losses, penalties, perturb, weights
+from lossworks.calibrate.base import Calibrator
+from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.testing import build, example, from_data
+from lossworks.testing.inputs import CLASSES, ROWS
+
+MODULES = fuzzing.modules()
+PARTS = {
+    "loss": losses.CrossEntropyLoss(),
+    "weights": weights.Uniform(),
+    "perturb": perturb.GaussianNoise(0.1),
+    "penalties": [penalties.WeightMagnitude()],
+}
+
+
+def known_data(module):
+    """What a part asks of the training data, and parts where parts are asked for."""
+    facts = from_data()
+    facts["class_counts"] = facts["class_counts"].clone()
+    needs = {name: facts[name] for name in getattr(module, "needs", ())}
+    return needs if issubclass(module, Part) else PARTS
+
+
+def call_of(part, seed):
+    """A call that fits, by the role that the part plays: the method, and its arguments."""
+    rows = torch.arange(ROWS)
+    if isinstance(part, Loss):
+        output, target, extra = example(part, seed=seed)
+        if seed % 3 == 0 and part.kind == "classes":
+            output, target = output.reshape(3, 4, -1).mT.contiguous(), target.reshape(3, 4)
+            extra = {name: index.reshape(3, 4) for name, index in extra.items()}
+        weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed))
+        more = {"sample_weight": weight} if seed % 2 else {}
+        more |= {"total": torch.tensor(7.0)} if seed % 5 == 0 else {}
+        return part, {"output": output, "target": target, **extra, **more}
+    if isinstance(part, Weighting):
+        losses_ = torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return part, {"losses": losses_, "index": rows, "group": rows % 3, "target": rows % CLASSES}
+    if isinstance(part, Perturbation):
+        return part, {"risk": lambda x: x.flatten(1).sum(1), "x": torch.rand(ROWS, 3)}
+    if isinstance(part, Penalty):
+        return part, {"model": nn.Linear(3, 2)}
+    if isinstance(part, Calibrator):
+        output, target, _ = example(losses.CrossEntropyLoss(), seed=seed)
+        return (part.fit, {"logits": output, "target": target}) if seed % 2 else (part, {"logits": output})
+    if hasattr(part, "risk"):
+        output, target, _ = example(losses.CrossEntropyLoss(), seed=seed)
+        weight = torch.ones(ROWS)
+        given = {"target": target, "index": rows, "group": rows % 3, "sample_weight": weight}
+        if seed % 2:
+            return part.risk, {"output": output, **given}
+        return part, {"model": nn.Linear(CLASSES, CLASSES).double(), "x": output, **given}
+    return None
+
+
+@st.composite
+def case(draw, module):
+    """How a part is built, and how it is called."""
+    built = draw(st.none() | arguments(module, known_data(module)))
+    return (
+        built,
+        draw(seeds),
+        draw(spoils),
+        draw(st.sampled_from(["call", "call", "call", "predict", "progress"])),
+        draw(junk),
+    )
+
+
+def names_of(module, given):
+    nested = [name for part in given.values() if isinstance(part, Part) for name in parameters(type(part))]
+    return [*parameters(module), *nested]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_part(path, fuzz):
+    module = MODULES[path]
+    facts = known_data(module)
+    default = (
+        build(module)
+        if issubclass(module, Part)
+        else module(**{k: v for k, v in facts.items() if k in parameters(module)})
+    )
+
+    def check(given):
+        built, seed, spoiled, what, anything = given
+        part = copy.deepcopy(default)
+        if built is not None:
+            part = attempt(lambda: module(**built), names_of(module, built))
+            if isinstance(part, Exception):
+                return REFUSED
+        torch.manual_seed(0)
+        if what == "predict" and isinstance(part, Loss):
+            output = changed({"output": example(part, seed=seed)[0]}, spoiled)["output"]
+            names = {"output", *parameters(module)}
+            return outcome(attempt(lambda: part.predict(output), names))
+        if what == "progress" and isinstance(part, Part):
+            return outcome(attempt(lambda: part.set_progress(anything), ["fraction"]))
+        found = call_of(part, seed)
+        if found is None:
+            function, extra = part, None
+            fitting = {}
+        else:
+            function, fitting = found
+        extra = changed(fitting, spoiled)
+        result = attempt(
+            lambda: function(**extra), {*extra, *parameters(module), "logits", *names_of(module, built or {})}
+        )
+        if isinstance(result, Exception):
+            return REFUSED
+        assert isinstance(result, (torch.Tensor, nn.Module)), type(result)
+        return ACCEPTED
+
+    fuzz(case(module), check)
