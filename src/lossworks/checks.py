@@ -83,7 +83,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """The value for a message: on one line, and shortened."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 63:
         return f"an int of {value.bit_length()} bits"
     text = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _brief.repr(value)
     text = " ".join(text.split())
@@ -99,15 +99,14 @@ def _number(name: str, value: float | Tensor) -> float | None:
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}")
-        if value.dtype not in FLOATING:
-            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.dtype not in FLOATING or value.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense floating-point tensor, got {value.dtype}, {value.layout}")
         return float(value.detach()) if readable(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be a number that a float can hold, got {shown(value)}") from None
+    if isinstance(value, int) and value.bit_length() > 63:  # no tensor can be multiplied by it
+        raise ValueError(f"{name} must be a float or an int of 64 bits, got {shown(value)}")
+    return float(value)
 
 
 def check_positive(name: str, value: Number, *, allow_zero: bool = False) -> Number:

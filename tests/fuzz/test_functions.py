@@ -17,7 +17,9 @@ def test_function(path, fuzz):
     names = [*parameters(function), *(["argument"] if helper else [])]
     also = (KeyError,) if path == "lossworks.catalog.show" else ()
     strategy = (
-        arguments(function, {"name": "argument", "names": ("output", "target"), "dim": "C"}, CHECKED)
+        arguments(
+            function, {"name": "argument", "names": ("output", "target"), "dim": "C", "low": 0, "high": 1}, CHECKED
+        )
         if helper
         else arguments(function)
     )

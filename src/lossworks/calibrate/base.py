@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_classes, check_floating
+from lossworks.checks import check_classes, check_floating, check_real
 from lossworks.roles import Part
 
 __all__ = ["Calibrator"]
@@ -31,6 +31,7 @@ class Calibrator(Part):
 def class_logits(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
     """Checked logits ``(n, C)`` in float64, one logit as the two of which it is the difference, and int64 classes."""
     check_floating("logits", logits)
+    check_real("target", target)
     if logits.ndim not in (1, 2) or not len(logits):
         raise ValueError(f"logits must have shape (n,) or (n, C) with n >= 1, got {tuple(logits.shape)}")
     if logits.ndim == 1:

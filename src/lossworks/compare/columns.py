@@ -95,6 +95,8 @@ def as_text(column: pl.Series) -> pl.Series:
         whole = column.fill_nan(None).drop_nulls()
         if bool((whole == whole.round(0)).all()) and bool((whole.abs() < 2**53).all()):
             column = column.fill_nan(None).cast(pl.Int64)
+    if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
+        raise InputError(f"column {column.name!r} holds {column.dtype}, which is neither numbers nor text: correct it")
     text = column.cast(pl.String).str.strip_chars()
     return text.set(text == "", None) if bool((text == "").any()) else text
 

@@ -13,7 +13,7 @@ import polars as pl
 from lossworks.checks import nearest
 from lossworks.compare.columns import MOSTLY, as_number, as_text, check_kind, prepare
 from lossworks.compare.errors import InputError
-from lossworks.compare.tables import Arrays, Place, listed, load
+from lossworks.compare.tables import Arrays, Place, listed, load, series
 
 __all__ = ["Dataset", "Task", "check_folds", "embedded", "read", "read_features"]
 
@@ -315,6 +315,8 @@ def _groups(column: pl.Series) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _of_arrays(arrays: Arrays, place: Place, names: list[str], task: Task | None) -> Dataset:
     target_name, group_name = names[1], names[2] if len(names) > 2 else None
+    if target_name not in arrays:
+        raise InputError(f"{place.label} is X alone, without a target: give a tuple (X, y)")
     features = _finite_features(arrays["X"], place)
     if group_name and group_name not in arrays:
         raise InputError(f"{place.label} has no array {group_name!r} (group): give a frame with a group column")
@@ -350,7 +352,7 @@ def _vector(values: np.ndarray, name: str, rows: int, place: Place) -> pl.Series
         raise InputError(
             f"{place.label}, array {name!r} must have shape ({rows},), one value a row of X, got {values.shape}"
         )
-    column = pl.Series(name, values.tolist() if values.dtype.kind in "OT" else values, strict=False)
+    column = series(name, values.tolist() if values.dtype.kind in "OTmM" else values)
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
         raise InputError(f"{place.label}, array {name!r} must hold numbers, booleans or text, got {column.dtype}")
     return column

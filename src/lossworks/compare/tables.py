@@ -1,11 +1,14 @@
 """Files and objects in memory, as they are: one polars frame, or the arrays of an NPZ file."""
 
 import codecs
+import contextlib
 import csv
+import lzma
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,25 @@ import polars.selectors as cs
 from lossworks.checks import nearest
 from lossworks.compare.errors import InputError
 
-__all__ = ["Arrays", "Place", "listed", "load"]
+__all__ = ["Arrays", "Place", "listed", "load", "series"]
 
 Arrays = dict[str, np.ndarray]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".arrow", ".feather", ".ipc", ".npz")
+DAMAGED = (
+    OSError,
+    EOFError,
+    MemoryError,  # an array whose damaged header says that it is huge
+    NotImplementedError,
+    RuntimeError,  # a part that is encrypted, which zipfile says so
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What reading a damaged NPZ file may raise."""
+POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What polars raises: a damaged file can make it panic, which is no ``Exception``."""
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "?"]
 
 
@@ -47,8 +64,11 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
 def load(data: Any, *, exact: str | None = None, arrays: Sequence[str] = ("X",)) -> tuple[pl.DataFrame | Arrays, Place]:
     """The raw table or arrays of ``data``; floats are narrowed to float32 except those of the column ``exact``."""
     if isinstance(data, (str, Path)):
-        path = Path(data).expanduser()
-        _check_file(path)
+        try:
+            path = Path(data).expanduser()
+            _check_file(path)
+        except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not there
+            raise InputError(f"{data}: no such file ({error})") from None
         return _read(path, exact, arrays)
     place = Place("the data")
     if isinstance(data, tuple) and len(data) == 2 and not hasattr(data[0], "columns"):
@@ -87,7 +107,7 @@ def _read(path: Path, exact: str | None, arrays: Sequence[str]) -> tuple[pl.Data
         table = _narrow(lazy, exact)
     except PermissionError:
         raise InputError(f"{path} cannot be opened: you have no permission to read it") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (*POLARS, OSError) as error:
         what = "a Parquet" if suffix in (".parquet", ".pq") else "an Arrow"
         raise InputError(
             f"{path} is not {what} file: {_first_line(error)}; save it again or correct its suffix"
@@ -117,7 +137,7 @@ def _frame(data: Any) -> pl.DataFrame:
     if isinstance(data, pl.DataFrame):
         return data
     if isinstance(data, Mapping):
-        data = {str(name): values if isinstance(values, pl.Series) else list(values) for name, values in data.items()}
+        data = {str(name): _column_values(name, values) for name, values in data.items()}
         lengths = {name: len(values) for name, values in data.items()}
         if len(set(lengths.values())) > 1:
             short, long = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
@@ -125,14 +145,14 @@ def _frame(data: Any) -> pl.DataFrame:
                 f"the data's columns differ in length: {short!r} has {lengths[short]} rows, "
                 f"{long!r} has {lengths[long]}"
             )
-        return pl.DataFrame([_series(name, values) for name, values in data.items()])
+        return pl.DataFrame([series(name, values) for name, values in data.items()])
     if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "columns"):
         frame, target = _frame(data[0]), np.asarray(data[1])
         if "y" in frame.columns:
             raise InputError("X has a column 'y' beside the y given: rename it, or give one frame and target='y'")
         if target.shape != (frame.height,):
             raise InputError(f"y must have shape ({frame.height},), one value a row of X, got {target.shape}")
-        return frame.with_columns(_series("y", target))
+        return frame.with_columns(series("y", target))
     if hasattr(data, "columns") and hasattr(data, "iloc"):
         names = [str(name) for name in data.columns]
         _check_names(names, "the data")
@@ -142,15 +162,39 @@ def _frame(data: Any) -> pl.DataFrame:
     )
 
 
-def _series(name: str, values: Any) -> pl.Series:
-    return pl.Series(name, values, strict=False, nan_to_null=True)
+def _column_values(name: object, values: Any) -> Any:
+    if isinstance(values, pl.Series):
+        return values
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"the data's column {name!r} must be a list or an array, got {type(values).__name__}")
+    try:
+        return list(values)
+    except TypeError:  # an array of no dimension
+        raise InputError(f"the data's column {name!r} must be a list or an array, got a single value") from None
+
+
+def series(name: str, values: Any) -> pl.Series:
+    """The values as a column of the type that they have in common; NaN is missing."""
+    with _one_type(name):
+        return pl.Series(name, values, strict=False, nan_to_null=True)
+
+
+@contextlib.contextmanager
+def _one_type(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (*POLARS, TypeError, ValueError, OverflowError, NotImplementedError):
+        raise InputError(
+            f"the data's column {name!r} holds values that have no type in common: give numbers, or text (str(value))"
+        ) from None
 
 
 def _from_pandas(name: str, column: Any) -> pl.Series:
     if str(column.dtype) != "object":
-        return pl.Series(pl.from_pandas(column)).alias(name)
+        with _one_type(name):
+            return pl.Series(pl.from_pandas(column)).alias(name)
     missing = column.isna().to_numpy()
-    return _series(name, [None if gone else value for value, gone in zip(column, missing, strict=True)])
+    return series(name, [None if gone else value for value, gone in zip(column, missing, strict=True)])
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
@@ -184,7 +228,7 @@ def _delimited(path: Path, exact: str | None) -> pl.DataFrame:
             if "fields" in str(error) or "utf-8" in str(error):
                 raise
             table = _scan(path, exact, options, rows=None)  # a column's later rows are of another type than its first
-    except pl.exceptions.PolarsError as error:
+    except POLARS as error:
         _check_text(path)
         _check_ragged(path, separator, len(names))
         raise InputError(f"{path} cannot be read as a table: {_first_line(error)}") from None
@@ -265,7 +309,7 @@ def _check_ragged(path: Path, separator: str, width: int) -> None:
 def _arrow(path: Path) -> pl.DataFrame:
     try:
         return pl.read_ipc(path)
-    except (pl.exceptions.PolarsError, OSError):
+    except (*POLARS, OSError):
         return pl.read_ipc_stream(path)
 
 
@@ -274,7 +318,7 @@ def _npz(path: Path, names: Sequence[str]) -> Arrays:
     with path.open("rb") as stream:
         try:
             file = np.load(stream, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        except (ValueError, *DAMAGED):
             raise InputError(f"{path} is not an NPZ file: {how}") from None
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is not an NPZ file but a single array: {how}")
@@ -293,5 +337,5 @@ def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
             f"{path}, array {name!r} holds pickled objects, which are not read because they can run code: "
             "save numbers or fixed-width text (astype(str))"
         ) from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         raise InputError(f"{path}, array {name!r} is damaged: save the file again") from None

@@ -12,6 +12,8 @@ from lossworks.checks import check_between, check_choice, check_positive
 from lossworks.losses._rows import surprise_and_total
 from lossworks.roles import Loss, SoftmaxForm
 
+LARGEST_LOG = 700.0  # the exponential of a larger number is no float64
+
 
 class _SurpriseLoss(Loss):
     """A loss that reads two numbers of a row, so that a pair of them shares one log-softmax."""
@@ -195,6 +197,8 @@ class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
         super().__init__(reduction, ignore_index=ignore_index)
         self.a = check_positive("a", a)
         self.q = check_positive("q", q)
+        if not isinstance(a, Tensor) and not isinstance(q, Tensor) and q * math.log1p(a) > LARGEST_LOG:
+            raise ValueError(f"q must be so small that (a + 1) ** q is a float, got {q:g} with a = {a:g}")
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of it over all labels."""

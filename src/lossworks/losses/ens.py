@@ -123,6 +123,7 @@ class _DrawnLoss(Loss):
         if resample_lambda_every is not None:
             check_int("resample_lambda_every", resample_lambda_every, low=1)
             self.drawn_lambda = torch.as_tensor(boxcox_lambda, dtype=torch.float32).detach().clone()
+            check_finite("boxcox_lambda", self.drawn_lambda)
             self.calls = torch.zeros((), dtype=torch.int64)
 
     def surrogate(self, margins: Float[Tensor, "n *rest"]) -> Float[Tensor, "n *rest"]:

@@ -46,9 +46,7 @@ def borda_ranking(
     >>> borda_ranking(np.array([[0.9, 70.0], [0.8, 90.0], [0.7, 60.0]]))
     (array([0, 1, 2]), array([3., 3., 0.]))
     """
-    table = _table("scores", scores, higher_is_better)
-    counts = _beaten(table, ties).sum(axis=1)
-    return np.argsort(-counts, kind="stable"), counts
+    return _borda("scores", scores, higher_is_better, ties)
 
 
 @cite("colombo2022best", helps=("ranking systems",))
@@ -79,7 +77,7 @@ def two_level_borda(
     (array([0, 1]), array([2., 1.]))
     """
     check_sequence("instance_scores", instance_scores)
-    counts = [borda_ranking(scores, higher_is_better, ties)[1] for scores in instance_scores]
+    counts = [_borda("instance_scores", scores, higher_is_better, ties)[1] for scores in instance_scores]
     if not counts or len({len(count) for count in counts}) > 1:
         got = ", ".join(str(len(count)) for count in counts) or "no task"
         raise ValueError(f"instance_scores must hold one (S, n_t) a task with the same S in each, got {got}")
@@ -150,6 +148,13 @@ def kemeny_consensus(
                 left = rest
                 break
     return np.array(order)
+
+
+def _borda(
+    name: str, scores: Array, higher_is_better: bool, ties: str
+) -> tuple[Int[np.ndarray, " systems"], Float[np.ndarray, " systems"]]:
+    counts = _beaten(_table(name, scores, higher_is_better), ties).sum(axis=1)
+    return np.argsort(-counts, kind="stable"), counts
 
 
 def _table(name: str, scores: Array, higher_is_better: bool) -> Floats:
