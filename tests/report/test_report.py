@@ -4,7 +4,6 @@ import hashlib
 import html.parser
 import math
 import re
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,6 @@ import fixture
 
 SCRIPT = "<script>document.title='owned'</script>"
 BREAKOUT = "\"><img src=x onerror=\"document.title='owned'\">'</td></svg></style>{{ 7 * 7 }}"
-CHROMIUM = shutil.which("chromium")
 
 
 class Document(html.parser.HTMLParser):
@@ -304,41 +302,17 @@ def test_text(shown, wanted):
     assert shown == wanted
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
-    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{feature}" for feature in quiet)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_report(browser, tmp_path):
-    contexts = []
-
+def open_report(open_page, tmp_path):
     def open_(data, width, scheme="light"):
         path = tmp_path / "report.html"
         path.write_text(render(data), encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page, seen = context.new_page(), []
-        page.on("console", lambda message: seen.append(message.text))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or seen.append(request.url))
-        page.goto(path.as_uri())
-        return page, seen
+        return open_page(path, width, scheme)
 
-    yield open_
-    for context in contexts:
-        context.close()
+    return open_
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 class TestBrowser:
     @pytest.mark.parametrize(
         "data", [fixture.multiclass(), fixture.real(), hostile()], ids=["classes", "real", "hostile"]
