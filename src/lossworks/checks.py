@@ -99,8 +99,9 @@ def _number(name: str, value: float | Tensor) -> float | None:
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}")
-        if value.dtype not in FLOATING or value.layout is not torch.strided:
-            raise TypeError(f"{name} must be a dense floating-point tensor, got {value.dtype}, {value.layout}")
+        if value.dtype not in FLOATING:
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        check_tensor(name, value)
         return float(value.detach()) if readable(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")

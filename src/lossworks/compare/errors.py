@@ -14,5 +14,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[: 2 * LONGEST])
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 60]} ... {line[-50:]}")
+        kept = message if len(message) <= 2 * LONGEST else message[:LONGEST] + message[-LONGEST:]
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in kept)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 255]} ... {line[-250:]}")
