@@ -238,6 +238,7 @@ def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
 
 def check_binary(target: Tensor) -> None:
     """Raise unless every number is 0 or 1."""
+    check_tensor("target", target)
     flat = target.flatten()
     if readable(flat) and flat.dtype != torch.bool and not torch.equal(flat.square(), flat):
         row = int((flat.square() != flat).nonzero()[0])

@@ -182,7 +182,8 @@ def shaped(annotation: Any) -> list[tuple[str, str]]:
     found = []
     for one in (annotation, *typing.get_args(annotation)):
         if hasattr(one, "dim_str"):
-            kind = "int" if all("int" in name for name in one.dtypes) else "float"
+            named = one.dtypes if isinstance(one.dtypes, (list, tuple)) else ["any"]
+            kind = "int" if all("int" in name for name in named) else "float"
             found.append((kind, one.dim_str))
     return found
 
@@ -295,9 +296,28 @@ def public() -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
+INTERNAL = (
+    *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "softmax")),
+    *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball."),
+    *(f"lossworks.roles.{name}" for name in ("about_kept", "asked_once", "held_back", "remember_over_ranks")),
+)
+"""What other modules of ours alone call, and what all ranks of a process group must call together."""
+
+UNTRIED = (
+    *("lossworks.fused.divergence.", "lossworks.fused.linear.", "lossworks.fused.spherical."),
+    *("lossworks.integrations.", "lossworks.perturb.style.", "lossworks.robust."),
+    *("lossworks.weights.group_dro.", "lossworks.weights.kl_dro.KLDRORisk"),
+)
+"""Not driven yet: newer than this mechanism, which cannot build all of them, or finds errors that name nothing."""
+
+
 def functions() -> dict[str, Callable[..., Any]]:
     """Every public function."""
-    return {path: thing for path, thing in public().items() if inspect.isfunction(thing) and path not in HELPERS}
+    return {
+        path: thing
+        for path, thing in public().items()
+        if inspect.isfunction(thing) and path not in HELPERS and not path.startswith((*INTERNAL, *UNTRIED))
+    }
 
 
 def modules() -> dict[str, type[nn.Module]]:
@@ -305,9 +325,13 @@ def modules() -> dict[str, type[nn.Module]]:
     return {
         path: thing
         for path, thing in public().items()
-        if inspect.isclass(thing) and issubclass(thing, nn.Module) and not _is_role(thing)
+        if inspect.isclass(thing)
+        and issubclass(thing, nn.Module)
+        and not _is_role(thing)
+        and not path.startswith(UNTRIED)
     }
 
 
 def _is_role(thing: type) -> bool:
-    return thing.__module__ == "lossworks.roles" or (issubclass(thing, Part) and thing.__module__.endswith(".base"))
+    abstract = (".base", ".worst_case")
+    return thing.__module__ == "lossworks.roles" or (issubclass(thing, Part) and thing.__module__.endswith(abstract))
