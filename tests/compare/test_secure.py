@@ -92,7 +92,7 @@ def test_no_file_of_a_run_folder_is_or_holds_a_pickle(kind, tmp_path):
     data = {"frame": table(), "arrays": (x, (labels == "yes") * 1), "text labels": (x, labels.astype(object))}[kind]
     quick(data, "label" if kind == "frame" else None, out=tmp_path / "run")
     files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    assert len(files) == 7
+    assert len(files) == 8
     for name, data in files.items():
         assert not unpickles(data), name
         assert zipfile.is_zipfile(io.BytesIO(data)) == name.endswith(".npz"), name

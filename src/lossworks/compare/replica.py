@@ -22,6 +22,7 @@ OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     "curve": list,
     "diverged": bool,
     "ece_before": (float, int),
+    "notes": list,
     "recall": list,
     "reliability": dict,
     "residuals": dict,
@@ -63,5 +64,7 @@ def _check(replica: Mapping[str, Any]) -> None:
             raise ValueError(f"a result has the unknown field {shown(name)}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"a result's {name} must not be {shown(value)}")
+    if not all(isinstance(note, str) for note in replica.get("notes", ())):
+        raise ValueError("a result's notes must be texts")
     if not all(isinstance(value, (float, int)) for value in replica["metrics"].values()):
         raise ValueError("a result's metrics must be numbers")
