@@ -39,6 +39,7 @@ class Journal:
 
     def __init__(self, path: Path | None, fingerprint: str, *, begun: bool = False) -> None:
         self.path, self._fingerprint = path, fingerprint
+        self._parsed: dict[str, list[dict[str, Any]]] = {}
         if path is not None:
             check_own(path)
         if begun and path is not None and not (path.is_file() and path.stat().st_size):
@@ -106,9 +107,11 @@ class Journal:
             if digest != self._digest(number, text):
                 raise self._damaged(f"the results of group {number} are not those that were committed")
             try:
-                replicas += read_replicas(text)
+                if digest not in self._parsed:
+                    self._parsed[digest] = read_replicas(text)
             except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise self._damaged(str(error)) from error
+            replicas += self._parsed[digest]
         return replicas
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import shlex
@@ -134,7 +135,10 @@ def _reuse(run: str) -> Reuse:
 def versions() -> dict[str, str]:
     """The software that the numbers depend on."""
     packages = ("lossworks", "torch", "numpy", "scikit-learn", "scipy", "polars")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: _installed(name) for name in packages}
+
+
+_installed = functools.cache(importlib.metadata.version)
 
 
 def _key(replica: dict[str, Any]) -> tuple[Any, ...]:
