@@ -18,7 +18,7 @@ from lossworks.checks import check_between, check_int, check_positive
 from lossworks.compare.feed import Feed, Order, Table
 from lossworks.compare.memory import is_out_of_memory
 from lossworks.compare.models import Architecture, Values
-from lossworks.compare.risk import State, signature
+from lossworks.compare.risk import StackedObjective, State, signature
 from lossworks.compare.scaling import Scaler, TargetScale
 from lossworks.compare.stack import LayerStack, ModuleStack, Stack
 from lossworks.metrics.registry import Metric
@@ -590,10 +590,11 @@ def _models(units: Sequence[_Unit]) -> int:
 def _taken(units: Sequence[_Unit], training: Training) -> int:
     """About how many bytes it takes to train these together: all of their states, and what scoring takes for a while.
 
-    A replica has its state twice while it is built, and then a second time at its best.
+    Beside what it takes in a step, a replica has its parameters while it is built, at its best and as that is replaced;
+    and about as much again is what the allocator keeps of memory that was given back.
     """
     pieces = [piece for unit in units for piece in unit]
-    states = sum(len(piece) * (_bytes(piece[0], training.batch_size) + 8 * _sizes(piece[0])[0]) for piece in pieces)
+    states = sum(len(piece) * (_bytes(piece[0], training.batch_size) + 16 * _sizes(piece[0])[0]) for piece in pieces)
     scored = sorted((_scored(piece) for piece in pieces), reverse=True)
     return states + sum(scored[: torch.get_num_threads()])
 
@@ -615,9 +616,8 @@ def _tile(table: Table, replicas: list[_Replica], training: Training) -> _Tile:
     kind, outputs = replicas[0].architecture.kind, replicas[0].architecture.outputs
     squeeze = kind != "classes" and outputs == 1
     options = (networks, objectives, training.lr, training.weight_decay, squeeze)
-    stack: Stack = ModuleStack(*options)
-    if replicas[0].architecture.layered and stack.objective.risk_alone:
-        stack = LayerStack(*options)
+    by_hand = replicas[0].architecture.layered and StackedObjective(objectives[:1], table.x.device).risk_alone
+    stack: Stack = (LayerStack if by_hand else ModuleStack)(*options)
     targets = [replica.target for replica in replicas] if kind == "real" else []
     feed = Feed(table, [replica.order for replica in replicas], [replica.scaler for replica in replicas], targets)
     for number, replica in enumerate(replicas):
