@@ -93,7 +93,9 @@ class Comparison:
         seed = derive_seed(self.plan.seed, "final", candidate.name)
         fit, inner = inner_split(everything, dataset.target, dataset.task != "real", seed)
         job = Job(
-            objective=candidate.objective(setting, training_facts(dataset.target, fit, len(dataset.classes))),
+            objective=candidate.objective(
+                setting, training_facts(dataset.target, fit, len(dataset.classes), len(dataset.group_names))
+            ),
             fit=torch.from_numpy(fit),
             inner=torch.from_numpy(inner),
             seed=seed,
@@ -101,7 +103,9 @@ class Comparison:
         )
         y = torch.from_numpy(dataset.target).to(torch.float32 if dataset.task == "real" else torch.int64)
         metric = find_metric(self.plan.metric, dataset.task)
-        trained = train(self.x, y, [job], self.architecture, self.plan.training, metric, device=self.device)
+        group = None if dataset.group is None else torch.from_numpy(dataset.group)
+        training, device = self.plan.training, self.device
+        trained = train(self.x, y, [job], self.architecture, training, metric, group=group, device=device)
         temperature = 1.0
         if dataset.task != "real":
             with one_thread():

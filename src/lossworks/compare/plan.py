@@ -195,13 +195,14 @@ def choose_candidates(
     if objectives is not None and OUTSIDE in objectives:
         raise InputError(f"objectives: {OUTSIDE!r} is the name of the outside line; choose another")
     if isinstance(objectives, Mapping):
-        chosen = [_own(name, given, dataset.task) for name, given in objectives.items()]
+        chosen = [_own(name, given, dataset) for name, given in objectives.items()]
         own = [candidate for candidate in chosen if candidate.name == reference.name]
         return (*(own or [reference]), *(candidate for candidate in chosen if candidate.name != reference.name))
     if objectives is not None:
         names = list(dict.fromkeys(objectives))
-        chosen = [candidate_from_name(name, "asked for", dataset.task) for name in names if name != reference.name]
-        return (reference, *chosen)
+        grouped = dataset.group is not None
+        others = [name for name in names if name != reference.name]
+        return (reference, *(candidate_from_name(name, "asked for", dataset.task, grouped=grouped) for name in others))
     whys: dict[str, str] = dict.fromkeys(ALWAYS[dataset.task], "worth trying on any data")
     for finding in findings:
         for term in finding.helps:
@@ -211,12 +212,18 @@ def choose_candidates(
     return (reference, *(candidate_from_name(name, why, dataset.task) for name, why in whys.items()))
 
 
-def candidate_from_name(name: str, why: str, task: Task, argument: str = "objectives") -> Candidate:
-    """A candidate from the catalog: a loss, or a loss and other parts joined by ``+``; errors name ``argument``."""
+def candidate_from_name(
+    name: str, why: str, task: Task, argument: str = "objectives", *, grouped: bool = False
+) -> Candidate:
+    """A candidate from the catalog: a loss, or a loss and other parts joined by ``+``; errors name ``argument``.
+
+    ``grouped`` is whether the rows have groups.
+    """
+    roles = (Loss, Weighting, Perturbation, Penalty)
     known = {
         entry.name: entry
         for entry in parts().values()
-        if entry.role in ("loss", "weighting", "perturbation", "penalty")
+        if isinstance(entry.part, type) and issubclass(entry.part, roles)
     }
     chosen = []
     for piece in name.split("+"):
@@ -230,19 +237,30 @@ def candidate_from_name(name: str, why: str, task: Task, argument: str = "object
     for role in (Weighting, Perturbation):
         if sum(issubclass(part, role) for part in chosen) > 1:
             raise InputError(f"{argument}: {name!r} may have at most one {role.__name__.lower()}")
+    if not grouped:
+        _refuse_ungrouped(argument, name, chosen)
     if any("sample_weights" in part.needs for part in chosen):
         raise InputError(f"{argument}: {name!r} needs weights of your own; give it from Python, as an Objective")
     settings = tuple(itertools.islice(itertools.product(*(part.settings for part in chosen)), 4))
     return Candidate(name, why, tuple(chosen), settings)
 
 
-def _own(name: str, given: Loss | Objective, task: Task) -> Candidate:
+def _refuse_ungrouped(argument: str, name: str, chosen: Sequence[type[Part]]) -> None:
+    """Raise if one of the parts needs groups."""
+    for part in chosen:
+        if getattr(part, "needs_group", False):
+            raise InputError(f"{argument}: {name!r} needs groups: name their column, as --group or group= does")
+
+
+def _own(name: str, given: Loss | Objective, dataset: Dataset) -> Candidate:
     if not isinstance(given, (Loss, Objective)):
         raise InputError(f"objectives[{name!r}] must be a lossworks Loss or Objective, got {type(given).__name__}")
     objective = given if isinstance(given, Objective) else Objective(given)
     if not isinstance(objective.loss, Loss):
         raise InputError(f"objectives[{name!r}] has no value per row, which compare needs for early stopping and folds")
-    check_kind("objectives", name, type(objective.loss), task)
+    check_kind("objectives", name, type(objective.loss), dataset.task)
+    if dataset.group is None:
+        _refuse_ungrouped("objectives", name, [type(part) for part in objective.modules() if isinstance(part, Part)])
     return Candidate(name, "given", own=objective)
 
 
@@ -342,15 +360,16 @@ def _chunks(replicas: list[Replica], size: int) -> list[tuple[Replica, ...]]:
     return [tuple(piece) for piece in pieces]
 
 
-def training_facts(target: np.ndarray, rows: np.ndarray, num_classes: int) -> dict[str, Any]:
+def training_facts(target: np.ndarray, rows: np.ndarray, num_classes: int, num_groups: int = 0) -> dict[str, Any]:
     """What losses and weightings may ask of the rows that they are fitted on; real targets in standardised units.
 
     Args:
         target: All targets, class codes or values.
         rows: The rows that are fitted on.
         num_classes: How many classes there are, 0 for real targets.
+        num_groups: How many groups there are, 0 where none are named.
     """
-    facts: dict[str, Any] = {"num_samples": len(target)}
+    facts: dict[str, Any] = {"num_samples": len(target), "num_groups": num_groups}
     target = target[rows]
     if not num_classes:
         centre, scale = float(target.mean()), float(target.std()) or 1.0
@@ -368,13 +387,12 @@ def training_facts(target: np.ndarray, rows: np.ndarray, num_classes: int) -> di
 def jobs_of(plan: Plan, group: Group, dataset: Dataset) -> list[Job]:
     """The group's replicas as the engine takes them."""
     candidate, jobs = plan.candidates[group.candidate], []
+    sizes = len(dataset.classes), len(dataset.group_names)
     for replica in group.replicas:
         split = plan.splits[replica.split]
         jobs.append(
             Job(
-                objective=candidate.objective(
-                    replica.setting, training_facts(dataset.target, split.fit, len(dataset.classes))
-                ),
+                objective=candidate.objective(replica.setting, training_facts(dataset.target, split.fit, *sizes)),
                 fit=torch.from_numpy(split.fit),
                 inner=torch.from_numpy(split.inner),
                 seed=replica.seed,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FROM_DATA = {
     "class_counts": "torch.bincount(y[fit], minlength=len(dataset.classes)).float()",
     "num_classes": "len(dataset.classes)",
+    "num_groups": "len(dataset.group_names)",
     "num_samples": "len(y)",
     "v_min": "max(float(y[fit].min()) - 0.5, -6.0)",
     "v_max": "min(float(y[fit].max()) + 0.5, 6.0)",
@@ -167,6 +168,7 @@ def _placeholders(parts: tuple[type[Part], ...]) -> dict[str, Any]:
     known = {
         "class_counts": torch.ones(2),
         "num_classes": 2,
+        "num_groups": 2,
         "num_samples": 1,
         "v_min": -1.0,
         "v_max": 1.0,

@@ -88,6 +88,12 @@ class PGD(Perturbation):
             raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
         self.low, self.high = (-math.inf, math.inf) if bounds is None else bounds
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """The data's range, if there is one."""
+        plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
+        return None if plain and (self.low, self.high) == (-math.inf, math.inf) else (self.low, self.high)
+
     def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The worst input found for each row."""
         ball = Ball(x, self.eps, self.norm, (self.low, self.high))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_int, check_positive, readable
+from lossworks.checks import check_amounts, check_int, check_positive, readable
 from lossworks.roles import Weighting
 from lossworks.weights.worst_case import check_losses
 
@@ -69,14 +69,14 @@ class GroupDRO(Weighting):
     ) -> None:
         super().__init__()
         self.num_groups = check_int("num_groups", num_groups, low=1)
-        self.step_size = step_size if step_size == math.inf else check_positive("step_size", step_size)
+        self.step_size = step_size if _endless(step_size) else check_positive("step_size", step_size)
         self.adjustment = check_positive("adjustment", adjustment, allow_zero=True)
-        if group_counts is None:
-            if not isinstance(adjustment, Tensor) and adjustment > 0:
-                raise ValueError(f"adjustment {adjustment:g} needs group_counts, how many rows each group has")
-            group_counts = torch.full((num_groups,), math.inf)
-        if group_counts.shape != (num_groups,):
-            raise ValueError(f"group_counts must have shape ({num_groups},), got {tuple(group_counts.shape)}")
+        if group_counts is not None:
+            check_amounts("group_counts", group_counts, "num_groups", least=1)
+            if len(group_counts) != num_groups:
+                raise ValueError(f"group_counts must have shape ({num_groups},), got {tuple(group_counts.shape)}")
+        elif isinstance(adjustment, Tensor) or adjustment > 0:
+            raise ValueError("adjustment needs group_counts, how many rows each group has")
         self.group_counts = group_counts
         self.log_q = torch.full((num_groups,), -math.log(num_groups), dtype=torch.float64)
 
@@ -100,7 +100,8 @@ class GroupDRO(Weighting):
         counts = inside.sum(dim=0)
         present = counts > 0
         means = (losses.detach().double() @ inside) / counts.clamp(min=1)
-        means = means + self.adjustment / self.group_counts.sqrt()
+        if self.group_counts is not None:
+            means = means + self.adjustment / self.group_counts.clamp(min=1).sqrt()
         log_q = self._moved(torch.where(present, means, -math.inf), present)
         if self.training:
             self.log_q = log_q
@@ -109,10 +110,15 @@ class GroupDRO(Weighting):
 
     def _moved(self, means: Float[Tensor, " groups"], present: Tensor) -> Float[Tensor, " groups"]:
         """log q after a step; a group that is not there keeps its weight."""
-        if self.step_size == math.inf:
+        if _endless(self.step_size):
             worst = (means == means.max()).double()
             return (worst / worst.sum()).log()
         moved = self.log_q + self.step_size * torch.where(present, means, 0)
         here = torch.where(present, self.log_q, -math.inf).logsumexp(dim=0)
         scale = here - torch.where(present, moved, -math.inf).logsumexp(dim=0)
         return torch.where(present, moved + scale, self.log_q)
+
+
+def _endless(step_size: float | Tensor) -> bool:
+    """Whether it is the number infinity; a tensor's value is not looked at."""
+    return not isinstance(step_size, Tensor) and step_size == math.inf
