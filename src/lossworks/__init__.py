@@ -3,7 +3,21 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lossworks import calibrate, losses, metrics, penalties, perturb, robust, weights
+from lossworks import (
+    calibrate,
+    certify,
+    diagnose,
+    federated,
+    layers,
+    losses,
+    metrics,
+    optim,
+    penalties,
+    perturb,
+    robust,
+    select,
+    weights,
+)
 from lossworks.checks import checks
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
@@ -25,15 +39,21 @@ __all__ = [
     "Weighting",
     "calibrate",
     "catalog",
+    "certify",
     "checks",
     "compare",
+    "diagnose",
+    "federated",
     "fused",
+    "layers",
     "load",
     "losses",
     "metrics",
+    "optim",
     "penalties",
     "perturb",
     "robust",
+    "select",
     "testing",
     "weights",
 ]

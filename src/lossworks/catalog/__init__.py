@@ -21,7 +21,13 @@ ROLES = {
     "perturb": "perturbation",
     "penalties": "penalty",
     "robust": "objective",
+    "layers": "layer",
+    "optim": "optimizer",
+    "select": "selector",
     "calibrate": "calibrator",
+    "certify": "certificate",
+    "diagnose": "diagnostic",
+    "federated": "federated round",
     "fused": "fused form",
     "metrics": "metric",
 }

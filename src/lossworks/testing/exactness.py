@@ -521,8 +521,13 @@ def catalog_parts() -> dict[str, list[nn.Module]]:
     """Every part of the catalog in each of its settings, but the fused layers, which take their own steps."""
     from lossworks.catalog import parts
 
-    classes = {name: entry for name, entry in parts().items() if inspect.isclass(entry.part)}
-    return {name: list(instances(entry.part)) for name, entry in classes.items() if entry.role != "fused form"}
+    roles = {name: entry for name, entry in parts().items() if _has_a_role(entry.part)}
+    return {name: list(instances(entry.part)) for name, entry in roles.items() if entry.role != "fused form"}
+
+
+def _has_a_role(part: Any) -> bool:
+    """Whether it is a class of what stands in an objective or a model."""
+    return inspect.isclass(part) and issubclass(part, (Part, Objective))
 
 
 def exactness_matrix(parts: Mapping[str, Sequence[nn.Module]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:

@@ -1,0 +1,3 @@
+"""Objectives whose rows stay with their clients."""
+
+__all__: list[str] = []

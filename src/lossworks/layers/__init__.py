@@ -1,0 +1,3 @@
+"""Parts of the model that an objective needs."""
+
+__all__: list[str] = []
