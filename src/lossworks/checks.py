@@ -26,6 +26,7 @@ __all__ = [
     "check_finite",
     "check_floating",
     "check_generator",
+    "check_ignore_index",
     "check_int",
     "check_positive",
     "check_real",
@@ -147,6 +148,11 @@ def check_int(name: str, value: int, *, low: int, high: int | None = None) -> in
         wanted = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     return value
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    """The class that marks rows to leave out as it came, if an int64 target can hold it."""
+    return check_int("ignore_index", ignore_index, low=-(2**63), high=2**63 - 1)
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from lossworks.checks import check_choice, check_sequence
+from lossworks.checks import check_choice, check_real, check_sequence, check_tensor
 from lossworks.distributed import (
     ProcessGroup,
     gather_rows,
@@ -273,7 +273,15 @@ class Objective(nn.Module):
                 value.backward()
             optimizer.step()
 
-        Under ``DistributedDataParallel`` all but the last ``backward`` belong under ``model.no_sync()``.
+        Under ``DistributedDataParallel`` all parts but the last belong under ``model.no_sync()``, the taking of a value
+        as well as its ``backward``: the wrapper decides in the forward pass whether gradients will be averaged. ::
+
+            values = objective.micro_batches(model, parts, process_group=group)
+            with model.no_sync():
+                for _ in range(len(parts) - 1):
+                    next(values).backward()
+            for value in values:
+                value.backward()
 
         Args:
             model: Called on each part's ``x``.
@@ -382,6 +390,8 @@ class Objective(nn.Module):
     def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         if self.perturb is None:
             return x
+        check_real("x", x)
+        check_tensor("target", target)
         with held_back(self.loss), _resting(model):
             if not isinstance(self.perturb, Consistency):
                 return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
@@ -504,6 +514,8 @@ def _arguments(part: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _flat_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a weighting may ask for, one entry a row; class probabilities keep their second dimension."""
+    for name, column in columns.items():
+        check_tensor(name, column)
     return {
         name: column.flatten() if name != "target" or not column.is_floating_point() else column
         for name, column in columns.items()

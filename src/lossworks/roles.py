@@ -24,7 +24,7 @@ from lossworks.checks import (
     check_choice,
     check_classes,
     check_floating,
-    check_int,
+    check_ignore_index,
     check_positive,
     check_real,
     check_same_shape,
@@ -271,7 +271,7 @@ class Loss(Part):
     def __init__(self, reduction: str = "mean", *, ignore_index: int = -100) -> None:
         super().__init__()
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
-        self.ignore_index = check_int("ignore_index", ignore_index, low=-(2**63), high=2**63 - 1)
+        self.ignore_index = check_ignore_index(ignore_index)
 
     def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
         """One value a row, from flat rows whose shapes the base has checked."""

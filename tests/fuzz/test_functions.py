@@ -2,12 +2,33 @@
 
 import fuzzing
 import pytest
+import torch
 from fuzzing import arguments, attempt, outcome, parameters
+
+from lossworks.losses import CrossEntropyLoss
+from lossworks.perturb import AdvStyle
 
 FUNCTIONS = fuzzing.functions()
 HELPERS = ("lossworks.checks.", "lossworks.roles.")
 """Where the arguments that are not checked come from the library itself, and fit."""
 CHECKED = ("value", "tensor", "output", "target", "sample_weight", "total")
+
+
+def prepared(path):
+    """What some functions take and random values are not."""
+    if path.startswith("lossworks.fused.linear."):
+        rows = torch.arange(6)
+        return {"hidden": torch.rand(6, 3), "weight": torch.rand(5, 3), "target": rows % 5, "loss": CrossEntropyLoss()}
+    if path == "lossworks.perturb.style.adversarial_style_step":
+        layer = AdvStyle(2)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        return {
+            "model": layer,
+            "loss": lambda y: y.square().mean(),
+            "x": torch.rand(4, 2, 3, 3),
+            "optimizer": optimizer,
+        }
+    return {}
 
 
 @pytest.mark.parametrize("path", FUNCTIONS)
@@ -21,7 +42,7 @@ def test_function(path, fuzz):
             function, {"name": "argument", "names": ("output", "target"), "dim": "C", "low": 0, "high": 1}, CHECKED
         )
         if helper
-        else arguments(function)
+        else arguments(function, prepared(path))
     )
 
     def check(given):

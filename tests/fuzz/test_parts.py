@@ -1,6 +1,7 @@
 """Every public module (the parts, the objective, whatever comes): its constructor, and calls of what it built."""
 
 import copy
+import inspect
 
 import fuzzing
 import hypothesis.strategies as st
@@ -29,7 +30,16 @@ def known_data(module):
     facts = from_data()
     facts["class_counts"] = facts["class_counts"].clone()
     needs = {name: facts[name] for name in getattr(module, "needs", ())}
+    needs |= {name: value for name, value in _first_setting(module).items() if _required(module, name)}
     return needs if issubclass(module, Part) else PARTS
+
+
+def _first_setting(module):
+    return getattr(module, "settings", ({},))[0]
+
+
+def _required(module, name):
+    return parameters(module)[name].default is inspect.Parameter.empty
 
 
 def call_of(part, seed):
@@ -61,6 +71,13 @@ def call_of(part, seed):
         if seed % 2:
             return part.risk, {"output": output, **given}
         return part, {"model": nn.Identity(), "x": output, **given}
+    taken = inspect.signature(part.forward).parameters
+    if "x" in taken:
+        return part, {"x": torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(seed))}
+    if "losses" in taken:
+        return part, {"losses": torch.rand(ROWS, generator=torch.Generator().manual_seed(seed))}
+    if hasattr(part, "topk"):
+        return part.loss, {"hidden": torch.rand(ROWS, part.in_features), "target": rows % part.num_classes}
     return None
 
 
@@ -87,7 +104,7 @@ def test_part(path, fuzz):
     module = MODULES[path]
     facts = known_data(module)
     default = (
-        build(module)
+        build(module, _first_setting(module))
         if issubclass(module, Part)
         else module(**{k: v for k, v in facts.items() if k in parameters(module)})
     )
@@ -106,12 +123,7 @@ def test_part(path, fuzz):
             return outcome(attempt(lambda: part.predict(output), names))
         if what == "progress" and isinstance(part, Part):
             return outcome(attempt(lambda: part.set_progress(anything), ["fraction"]))
-        found = call_of(part, seed)
-        if found is None:
-            function, extra = part, None
-            fitting = {}
-        else:
-            function, fitting = found
+        function, fitting = call_of(part, seed)
         extra = changed(fitting, spoiled)
         result = attempt(
             lambda: function(**extra), {*extra, *parameters(module), "logits", "output", *names_of(module, built or {})}

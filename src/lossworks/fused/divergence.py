@@ -71,7 +71,8 @@ def linear_kl(
     check_choice("direction", direction, ("forward", "reverse"))
     check_positive("temperature", temperature)
     student = check_layer(student_hidden, student_weight, student_bias, "student_")
-    teacher = check_layer(teacher_hidden.detach(), teacher_weight.detach(), teacher_bias, "teacher_")
+    hidden, weight, bias = check_layer(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
+    teacher = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     shape = student_hidden.shape[:-1]
     if teacher_hidden.shape[:-1] != shape:
         raise ValueError(

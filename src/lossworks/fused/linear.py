@@ -13,8 +13,10 @@ from lossworks.checks import (
     check_choice,
     check_classes,
     check_floating,
+    check_ignore_index,
     check_positive,
     check_sample_weight,
+    check_tensor,
     readable,
 )
 from lossworks.fused.chunks import chunk_size, slices
@@ -89,6 +91,7 @@ def linear_loss(
     tensor(1.7143)
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_ignore_index(ignore_index)
     layer = check_layer(hidden, weight, bias)
     reader, shape = loss_reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
     plan = plan_for(layer, reader, chunk, copies=1 if reader.form is not None else 2)
@@ -138,8 +141,11 @@ def linear_log_probs(
     tensor([-1.2143, -2.2143])
     """
     check_positive("temperature", temperature)
+    check_ignore_index(ignore_index)
     if sequence is not None:
         check_choice("sequence", sequence, ("sum", "mean"))
+    check_layer(hidden, weight, bias)
+    check_tensor("target", target)
     if target.is_floating_point():
         raise TypeError(f"target must be int64 classes, got {target.dtype}")
     log_probs = -linear_loss(
@@ -330,7 +336,7 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str
                 raise TypeError(
                     f"{prefix}{name} must be {hidden.dtype} as {prefix}hidden is (or use autocast), got {tensor.dtype}"
                 )
-    return hidden.reshape(-1, hidden.shape[-1]), weight, bias
+    return hidden.flatten(0, -2), weight, bias
 
 
 def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1) -> Plan:
@@ -370,6 +376,7 @@ def loss_reader(
         raise TypeError(f"loss must be a lossworks Loss, got {type(loss).__name__}")
     if not loss.rowwise or loss.stochastic or loss.couples_batch:
         raise TypeError(f"{type(loss).__name__} does not read each row of logits alone, so it can't be taken in chunks")
+    check_tensor("target", target)
     hidden, weight, _ = layer
     classes = len(weight)
     grad = torch.is_grad_enabled()

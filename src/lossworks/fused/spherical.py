@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.checks import check_choice, check_floating, check_int, check_positive, check_sample_weight, readable
+from lossworks.checks import (
+    check_choice,
+    check_floating,
+    check_ignore_index,
+    check_int,
+    check_positive,
+    check_sample_weight,
+    check_tensor,
+    readable,
+)
 from lossworks.losses import ZLoss, z_loss_from_statistics
 from lossworks.roles import Part, weighted_reduction
 
@@ -60,7 +69,7 @@ class FactoredSphericalHead(Part):
     form.
 
     Args:
-        in_features: d.
+        in_features: d, at most 32,768.
         num_classes: C, at least 2.
         loss: A :class:`~lossworks.losses.ZLoss`; ``"squared"``, which is
             :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C.
@@ -122,8 +131,8 @@ class FactoredSphericalHead(Part):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.in_features = check_int("in_features", in_features, low=1)
-        self.num_classes = check_int("num_classes", num_classes, low=2)
+        self.in_features = check_int("in_features", in_features, low=1, high=2**15)
+        self.num_classes = check_int("num_classes", num_classes, low=2, high=2**31 - 1)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.spherical = _from_statistics(loss)
@@ -131,7 +140,7 @@ class FactoredSphericalHead(Part):
         self.largest_condition = check_positive("largest_condition", largest_condition)
         if largest_condition <= 1:
             raise ValueError(f"largest_condition must be > 1, got {largest_condition:g}")
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         bound = 1 / math.sqrt(in_features)
         self.V = torch.empty(num_classes, in_features, dtype=dtype).uniform_(-bound, bound)
         self.U = torch.eye(in_features, dtype=torch.float64)
@@ -361,6 +370,7 @@ class FactoredSphericalHead(Part):
     def _checked(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The classes, 0 where a row is left out, and which rows are kept."""
         self._check_hidden(hidden)
+        check_tensor("target", target)
         if target.dtype != torch.int64:
             raise TypeError(f"target must be int64 classes, got {target.dtype}")
         if target.shape != hidden.shape[:1]:

@@ -1,12 +1,21 @@
 """Perturbations of style: each channel's mean and spread in a feature map, shifted at random or for the worst."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossworks.checks import check_floating, check_int, check_positive
+from lossworks.checks import (
+    check_between,
+    check_floating,
+    check_generator,
+    check_int,
+    check_positive,
+    check_sequence,
+    shown,
+)
 from lossworks.perturb.ball import draw_normal
 from lossworks.roles import Part, cite
 
@@ -43,6 +52,10 @@ def style_perturb(
     """
     check_positive("eps", eps)
     mean, std = _moments(x, eps)
+    for name, shift in (("mean_shift", mean_shift), ("std_shift", std_shift)):
+        check_floating(name, shift)
+        if shift.ndim > 4 or any(s not in (1, m) for s, m in zip(shift.shape[::-1], mean.shape[::-1], strict=False)):
+            raise ValueError(f"{name} must broadcast to shape {tuple(mean.shape)}, got {tuple(shift.shape)}")
     return (std + std_shift) * ((x - mean) / std) + mean + mean_shift
 
 
@@ -83,7 +96,7 @@ class DSUStyle(Part):
     def __init__(self, eps: float = 1e-6, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.eps = check_positive("eps", eps)
-        self.generator = generator
+        self.generator = check_generator("generator", generator)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """The maps in another style, or as they are in ``eval()`` mode."""
@@ -152,24 +165,28 @@ class AdvStyle(Part):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_int("channels", channels, low=1)
-        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
-            raise ValueError(f"p must be three shares >= 0 with the sum 1, got {p!r}")
+        self.channels = check_int("channels", channels, low=1, high=2**24)
+        check_sequence("p", p)
+        if len(p) != 3 or abs(sum(check_between("p", share, 0, 1) for share in p) - 1) > 1e-6:
+            raise ValueError(f"p must be three shares with the sum 1, got {shown(p)}")
         self.p = tuple(float(share) for share in p)
         self.adv_weight = check_positive("adv_weight", adv_weight)
         self.eps = check_positive("eps", eps)
-        self.generator = generator
+        self.generator = check_generator("generator", generator)
         self.mean_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.std_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.begun = torch.zeros((), dtype=torch.bool)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """The maps in another style, or as they are in ``eval()`` mode."""
+        check_floating("x", x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (n, {self.channels}, h, w), got {tuple(x.shape)}")
         if not self.training:
             return x
         mean, std = _moments(x, self.eps)
+        if len(x) == 0:
+            return x
         spreads = [_spread(moment, self.eps) for moment in (mean, std)]
         with torch.no_grad():
             for scale, spread in zip((self.mean_scale, self.std_scale), spreads, strict=True):
@@ -224,6 +241,14 @@ def adversarial_style_step(
     >>> adversarial_style_step(layer, lambda y: y.square().mean(), torch.randn(4, 1, 3, 3), sgd, steps=1)
     """
     check_int("steps", steps, low=1)
+    if largest is not None:
+        check_positive("largest", largest)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of the model's output, got {type(loss).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
     layers = [module for module in model.modules() if isinstance(module, AdvStyle)]
     if not layers:
         raise ValueError(f"model must have AdvStyle layers, {type(model).__name__} has none")
@@ -238,7 +263,8 @@ def adversarial_style_step(
         optimizer.zero_grad()
         with torch.no_grad():
             for scale in scales:
-                scale.clamp_(min=0, max=None if largest is None else check_positive("largest", largest))
+                top = math.inf if largest is None else largest
+                scale.copy_(scale.clamp(min=0).minimum(torch.as_tensor(top, dtype=torch.float64).to(scale)))
             for buffer, before in kept:
                 buffer.copy_(before)
 
@@ -249,7 +275,9 @@ def _moments(x: Tensor, eps: float) -> tuple[Float[Tensor, "n c 1 1"], Float[Ten
         raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
     if x.shape[2] * x.shape[3] < 2:
         raise ValueError(f"x must have at least two pixels to have a spread, got {tuple(x.shape)}")
-    return x.mean(dim=(2, 3), keepdim=True), (x.var(dim=(2, 3), keepdim=True) + eps).sqrt()
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    variance = (x - mean).square().sum(dim=(2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
+    return mean, (variance + eps).sqrt()
 
 
 def _spread(moment: Float[Tensor, "n c 1 1"], eps: float) -> Float[Tensor, "1 c 1 1"]:

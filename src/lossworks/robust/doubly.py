@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossworks.checks import check_positive
+from lossworks.checks import check_bool, check_positive
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
 from lossworks.perturb import PGD
@@ -82,8 +82,11 @@ class DoublyRobustAT(Objective):
         curvature: float = 1.0,
     ) -> None:
         check_positive("r", r)
+        check_bool("implicit", implicit)
         weights = KLDRO(temperature=r) if momentum is None else CompositionalEMA(r, momentum)
         attack = PGD() if attack is None else attack
+        if not isinstance(attack, Perturbation):
+            raise TypeError(f"attack must be a Perturbation, got {type(attack).__name__}")
         super().__init__(CrossEntropyLoss() if loss is None else loss, weights=weights, perturb=attack)
         if attack_loss is not None and not isinstance(attack_loss, Loss):
             raise TypeError(f"attack_loss must be a Loss, got {type(attack_loss).__name__}")
