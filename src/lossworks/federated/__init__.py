@@ -1,3 +1,17 @@
 """Objectives whose rows stay with their clients."""
 
-__all__: list[str] = []
+from lossworks.federated.decomposition import LossDecomposition, federated_loss_decomposition
+from lossworks.federated.participation import ParticipationWeights, fedau_aggregate
+from lossworks.federated.principal import principal_gradient_aggregate
+from lossworks.federated.rounds import FederatedAdversarialTrainer, RoundInfo, federated_round
+
+__all__ = [
+    "FederatedAdversarialTrainer",
+    "LossDecomposition",
+    "ParticipationWeights",
+    "RoundInfo",
+    "fedau_aggregate",
+    "federated_loss_decomposition",
+    "federated_round",
+    "principal_gradient_aggregate",
+]

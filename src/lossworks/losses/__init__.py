@@ -21,6 +21,7 @@ from lossworks.losses.histogram import HLGaussLoss, TwoHotLoss
 from lossworks.losses.jensen_shannon import JensenShannonLoss
 from lossworks.losses.ldr import AdaptiveLDRLoss, LDRLoss, ldr_label_weights, normalize_scores
 from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
+from lossworks.losses.margin_control import MarginControlLoss
 from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
 from lossworks.losses.poly import PolyLoss
@@ -56,6 +57,7 @@ __all__ = [
     "LogCoshLoss",
     "LogisticLoss",
     "LogitAdjustedLoss",
+    "MarginControlLoss",
     "MeanAbsoluteErrorLoss",
     "MultiLabelAsymmetricLoss",
     "NormalizedCrossEntropyLoss",

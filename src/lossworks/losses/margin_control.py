@@ -1,0 +1,64 @@
+"""Cross-entropy that keeps a batch's answers from growing too sure."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_positive
+from lossworks.roles import Loss
+
+
+class MarginControlLoss(Loss):
+    r"""Cross-entropy and a price on how sure the batch's answers are, so that clients' models stay near each other.
+
+    .. math::
+        \frac1n \sum_i -\log p_{i, y_i} + \lambda \log\Big(1 + \sum_i \|p_i\|_2^2\Big), \qquad
+        p_i = \mathrm{softmax}(z_i)
+
+    The price is lowest where all answers are uniform and highest where each is sure of one class. It is one number for
+    the batch, which each row carries whole, so another batch size has another price. A split by hand pays for each
+    part; ranks with a ``process_group`` and :meth:`lossworks.Objective.micro_batches` pay for the whole. Ignored rows
+    do not count in it.
+
+    Args:
+        lam: :math:`\lambda`, the price, in loss units, >= 0; 0 is cross-entropy.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: The class whose rows are left out.
+
+    Shape:
+        - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
+
+    Raises:
+        ValueError: ``lam < 0``, shapes that don't match, a class outside ``[0, C)``.
+
+    Use it for the local steps of federated training on clients whose classes differ; elsewhere label smoothing or
+    calibration does the same with less.
+
+    Papers: zeng2024fedld
+
+    >>> MarginControlLoss(lam=1.0)(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(1.0986)
+    """
+
+    papers = ("zeng2024fedld",)
+    helps = ("federated", "calibration")
+    settings = ({}, {"lam": 0.03})
+    couples_batch = True
+
+    def __init__(self, lam: float | Tensor = 0.1, *, reduction: str = "mean", ignore_index: int = -100) -> None:
+        super().__init__(reduction, ignore_index=ignore_index)
+        self.lam = check_positive("lam", lam, allow_zero=True)
+
+    def per_sample(self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Each row's cross-entropy; the price is of the rows together."""
+        return cross_entropy(output, target, reduction="none")
+
+    def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Each row's cross-entropy and the batch's price."""
+        losses, kept = super().rows(output, target, index)
+        assert kept is not None
+        sureness = output.to(losses.dtype).softmax(dim=1).square().sum(dim=1)
+        price = self.lam * torch.where(kept, sureness, 0.0).sum().log1p()
+        return torch.where(kept, losses + price, losses), kept
