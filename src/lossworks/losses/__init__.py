@@ -26,6 +26,11 @@ from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
 from lossworks.losses.poly import PolyLoss
 from lossworks.losses.pseudo_huber import PseudoHuberLoss
+from lossworks.losses.pseudo_label_selection import (
+    PseudoLabelSelectionLoss,
+    pseudo_label_targets,
+    uniform_prediction_penalty,
+)
 from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
 from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
 from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
@@ -65,6 +70,7 @@ __all__ = [
     "PinballLoss",
     "PolyLoss",
     "PseudoHuberLoss",
+    "PseudoLabelSelectionLoss",
     "ReverseCrossEntropyLoss",
     "SquaredHingeLoss",
     "SquaredLoss",
@@ -78,7 +84,9 @@ __all__ = [
     "ldr_label_weights",
     "normalize_scores",
     "pair_derivatives",
+    "pseudo_label_targets",
     "sample_calibrated_derivatives",
     "spherical_statistics",
+    "uniform_prediction_penalty",
     "z_loss_from_statistics",
 ]

@@ -1,3 +1,8 @@
 """Which rows: subsets of the data, and how sure one is of them."""
 
-__all__: list[str] = []
+from lossworks.select.alternating import AlternatingSelector
+from lossworks.select.linear_separation import LinearSeparationSelector
+from lossworks.select.pseudo_loss import pseudo_loss_weights
+from lossworks.select.small_loss import SmallLossGMMSelector
+
+__all__ = ["AlternatingSelector", "LinearSeparationSelector", "SmallLossGMMSelector", "pseudo_loss_weights"]

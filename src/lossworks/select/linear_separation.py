@@ -1,0 +1,83 @@
+"""Noisy rows lie apart in the space of features."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_between, check_bool, check_floating
+from lossworks.select.pseudo_loss import check_noisy
+
+__all__ = ["LinearSeparationSelector"]
+
+_ITERATIONS = 1000
+
+
+class LinearSeparationSelector:
+    r"""Takes a row for noisy when it lies on the noisy side of a plane between rows trusted to be clean or noisy.
+
+    .. math::
+        i \text{ noisy} \iff \sigma(v^\top u_i + b) > t, \qquad
+        u = \mathrm{standardised}\big(h / \lVert h \rVert_2\big)
+
+    with v and b of a logistic regression (scikit-learn's), without penalty and with balanced classes, on the trusted
+    split. Rows of no class that is known (out of distribution) lie apart, and are found better than by their loss; what
+    is left then has fewer of the hard rows of known classes too, so a better detection is not always a better
+    classifier: see :class:`AlternatingSelector`. It is fitted to the whole training set, once an epoch; split over
+    ranks, gather the features first, and all ranks find the same rows.
+
+    Args:
+        threshold: t, in [0, 1).
+        normalize: Whether features are first divided by their length. Without that the answer does not depend on the
+            scale of any one feature.
+
+    Raises:
+        ValueError: ``threshold`` outside [0, 1), features that are not finite or not ``(N, d)``.
+
+    Use it on features that were not trained on the noisy labels, or only briefly. Where the trusted split has but one
+    side, it comes back as it was.
+
+    Papers: albert2024accurate
+
+    >>> features = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.0], [0.1, 1.0], [0.2, 1.0]])
+    >>> noisy, _ = LinearSeparationSelector()(features, torch.tensor([False, False, False, True, True]))
+    >>> noisy
+    tensor([False, False, False,  True,  True])
+    """
+
+    papers = ("albert2024accurate",)
+    helps = ("noisy labels", "outliers")
+
+    def __init__(self, threshold: float = 0.5, normalize: bool = True) -> None:
+        self.threshold = check_between("threshold", threshold, 0, 1, open_high=True)
+        self.normalize = check_bool("normalize", normalize)
+
+    @torch.no_grad()
+    def __call__(
+        self, features: Float[Tensor, "N d"], trusted_noisy: Bool[Tensor, " N"]
+    ) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
+        """Which rows are noisy, and how likely each is."""
+        from sklearn.linear_model import LogisticRegression
+
+        check_floating("features", features)
+        if features.ndim != 2 or not features.shape[1]:
+            raise ValueError(f"features must have shape (N, d) with d >= 1, got {tuple(features.shape)}")
+        check_noisy("trusted_noisy", trusted_noisy, ("features", features))
+        rows = features.detach().double().cpu()
+        if not bool(rows.isfinite().all()):
+            row = int((~rows.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"features must be finite, got NaN or Inf in row {row}")
+        trusted = trusted_noisy.cpu()
+        if not bool(trusted.any()) or bool(trusted.all()):
+            return trusted_noisy, trusted_noisy.to(features.dtype)
+        if self.normalize:
+            rows = F.normalize(rows)
+        rows = rows / rows.abs().amax(dim=0).clamp(min=torch.finfo(rows.dtype).tiny)
+        spread = rows.std(dim=0, correction=0)
+        rows = (rows - rows.mean(dim=0)) / torch.where(spread > 0, spread, 1)
+        plane = LogisticRegression(C=math.inf, class_weight="balanced", max_iter=_ITERATIONS)
+        found = torch.from_numpy(plane.fit(rows.numpy(), trusted.numpy()).predict_proba(rows.numpy())[:, 1])
+        found = found.to(features)
+        return found > self.threshold, found
