@@ -12,7 +12,7 @@ from torch import nn
 
 from lossworks import losses, penalties, perturb, weights
 from lossworks.calibrate.base import Calibrator
-from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.testing import build, example, from_data
 from lossworks.testing.inputs import CLASSES, ROWS
 
@@ -55,6 +55,10 @@ def call_of(part, seed):
         more = {"sample_weight": weight} if seed % 2 else {}
         more |= {"total": torch.tensor(7.0)} if seed % 5 == 0 else {}
         return part, {"output": output, "target": target, **extra, **more}
+    if isinstance(part, BatchLoss):
+        output, target, _ = example(losses.CrossEntropyLoss(), seed=seed)
+        weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed))
+        return part, {"output": output, "target": target, **({"sample_weight": weight} if seed % 2 else {})}
     if isinstance(part, Weighting):
         losses_ = torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         return part, {"losses": losses_, "index": rows, "group": rows % 3, "target": rows % CLASSES}
