@@ -4,6 +4,7 @@ from lossworks.perturb.noise import GaussianNoise
 from lossworks.perturb.pgd import FGSM, PGD
 from lossworks.perturb.style import AdvStyle, DSUStyle, adversarial_style_step, style_perturb
 from lossworks.perturb.trades import TRADES, LargestMarginChange, cw_margin_loss
+from lossworks.perturb.transport import PricedAscent, wasserstein_robust_surrogate
 
 __all__ = [
     "FGSM",
@@ -13,7 +14,9 @@ __all__ = [
     "DSUStyle",
     "GaussianNoise",
     "LargestMarginChange",
+    "PricedAscent",
     "adversarial_style_step",
     "cw_margin_loss",
     "style_perturb",
+    "wasserstein_robust_surrogate",
 ]

@@ -2,5 +2,6 @@
 
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
 from lossworks.robust.doubly import DoublyRobustAT
+from lossworks.robust.self_supervised import RSSLoss, ramp_loss
 
-__all__ = ["DoublyRobustAT", "SmoothAdversarialCompSumLoss"]
+__all__ = ["DoublyRobustAT", "RSSLoss", "SmoothAdversarialCompSumLoss", "ramp_loss"]

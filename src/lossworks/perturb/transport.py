@@ -1,0 +1,159 @@
+"""The worst input when moving has a price: the inner problem of Wasserstein robust risk."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_choice, check_floating, check_int, check_positive
+from lossworks.perturb.pgd import Risk, _slope, _value
+from lossworks.roles import Perturbation, cite
+
+__all__ = ["PricedAscent", "transport_cost", "wasserstein_robust_surrogate"]
+
+COSTS = ("sq_l2", "l2")
+
+
+class PricedAscent(Perturbation):
+    r"""The input that is worst for the model less a price on how far it has moved: no ball, a slope.
+
+    .. math::
+        \max_z \; \ell(z) - \gamma\, c(z, x), \qquad
+        z^{t+1} = z^t + \tfrac{\alpha}{\sqrt{t + 1}} \nabla_z \big(\ell(z^t) - \gamma\, c(z^t, x)\big)
+
+    Each row keeps the best point that it met (the later of two that are alike), its clean one included, so a row's
+    risk is at least its clean risk plus the price of its move. A batch that is split changes nothing (with
+    ``"l2"``, whose slope jumps at x, nothing but rounding, which the ascent makes larger). It costs
+    ``steps`` forward and backward passes and two forward passes.
+
+    Args:
+        gamma: The price :math:`\gamma` of a unit of cost, in loss units, > 0; the larger, the nearer it stays.
+        cost: ``"sq_l2"``, the squared Euclidean distance, or ``"l2"``, the distance.
+        steps: How many steps, >= 1.
+        lr: The length :math:`\alpha`, in squared input units per loss unit, > 0; by default :math:`1 / 2\gamma` for
+            ``"sq_l2"``, where it is exact in one step for a linear risk, and :math:`1 / \gamma^2` for ``"l2"``.
+
+    Shape:
+        - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
+
+    Raises:
+        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, or a risk that is not one number a row.
+        TypeError: x is not floating-point.
+
+    Use it where the inputs will be shifted by an amount that no ball describes: each row moves as far as pays. It
+    needs :math:`\gamma` above the risk's curvature (``"sq_l2"``) or slope (``"l2"``), or a bounded loss; else the worst
+    is far away and the ascent stops where its steps end. Against changes up to a known size use :class:`PGD`.
+
+    Papers: sinha2018certifying, saberi2024outofdomain
+
+    >>> PricedAscent(gamma=0.5)(lambda z: z.sum(1), torch.zeros(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    papers = ("sinha2018certifying", "saberi2024outofdomain")
+    helps = ("attacks", "shift")
+    settings = ({}, {"gamma": 10.0})
+
+    def __init__(
+        self,
+        gamma: float | Tensor = 1.0,
+        cost: str = "sq_l2",
+        steps: int = 15,
+        lr: float | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.gamma = check_positive("gamma", gamma)
+        self.cost = check_choice("cost", cost, COSTS)
+        self.steps = check_int("steps", steps, low=1)
+        self.lr = None if lr is None else check_positive("lr", lr)
+
+    def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
+        """The best point found for each row."""
+        return self.ascend(risk, x, self.gamma)
+
+    def ascend(
+        self, risk: Risk, x: Float[Tensor, "n *features"], gamma: float | Tensor
+    ) -> Float[Tensor, "n *features"]:
+        """The best point found for each row at this price, a number or one a row."""
+        check_floating("x", x)
+        clean = x.detach()
+
+        def gain(z: Tensor) -> Tensor:
+            return risk(z) - gamma * transport_cost(z, clean, self.cost)
+
+        lr = (0.5 / gamma if self.cost == "sq_l2" else gamma**-2) if self.lr is None else self.lr
+        if isinstance(lr, Tensor) and lr.ndim:
+            lr = lr.reshape(-1, *(1 for _ in x.shape[1:]))
+        start = _value(gain, clean)
+        changed, best, highest = clean, clean, start
+        for step in range(1, self.steps + 1):
+            gradient, values = _slope(gain, changed)
+            best, highest = _no_worse(changed, values, best, highest)
+            changed = changed + (lr * step**-0.5 * gradient).to(x.dtype)
+            # A step too long for the risk may end beyond all numbers.
+            changed = torch.where(changed.isfinite(), changed, clean)
+        best, highest = _no_worse(changed, _value(gain, changed), best, highest)
+        return _rows_where(highest > start, best, clean)
+
+
+def _no_worse(changed: Tensor, values: Tensor, best: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row the later point, unless it is worse by more than rounding: near a maximum that is no difference."""
+    slack = 64 * torch.finfo(values.dtype).eps * (1 + highest.abs())
+    later = values >= highest - slack
+    return _rows_where(later, changed, best), torch.where(later, values, highest)
+
+
+def _rows_where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(chosen.reshape(len(chosen), *(1 for _ in one.shape[1:])), one, other)
+
+
+def transport_cost(
+    z: Float[Tensor, "n *features"], x: Float[Tensor, "n *features"], cost: str = "sq_l2"
+) -> Float[Tensor, " n"]:
+    """Each row's squared Euclidean distance, or with ``"l2"`` the distance, whose gradient at z = x is taken as 0."""
+    squared = (z - x).flatten(1).square().sum(dim=1)
+    if cost == "sq_l2":
+        return squared
+    moved = squared > 0
+    return torch.where(moved, torch.where(moved, squared, 1).sqrt(), 0)
+
+
+@cite("sinha2018certifying", "saberi2024outofdomain", helps=("shift", "worst case"))
+def wasserstein_robust_surrogate(
+    loss_fn: Callable[[Tensor, Tensor], Float[Tensor, " n"]],
+    x: Float[Tensor, "n *features"],
+    y: Tensor,
+    gamma: float | Tensor = 1.0,
+    cost: str = "sq_l2",
+    steps: int = 15,
+    lr: float | Tensor | None = None,
+) -> Float[Tensor, " n"]:
+    r"""Each row's robust loss :math:`\phi_\gamma(x, y) = \sup_z \ell(z, y) - \gamma\, c(z, x)`, as the ascent finds it.
+
+    The mean of it plus :math:`\gamma \rho` bounds the risk under every distribution within Wasserstein distance
+    :math:`\rho` of the data. It is at least the loss and falls to it as :math:`\gamma` grows. Its gradient in the
+    model is that of the loss at the point found (the envelope theorem).
+
+    Args:
+        loss_fn: From inputs and targets to one loss a row, differentiable in the inputs.
+        x: The inputs.
+        y: The targets, handed on.
+        gamma: The price of a unit of cost, in loss units, > 0.
+        cost: ``"sq_l2"`` or ``"l2"``.
+        steps: Of the ascent, see :class:`PricedAscent`.
+        lr: Of the ascent, see :class:`PricedAscent`.
+
+    Raises:
+        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, a loss that is not one number a row.
+        TypeError: x is not floating-point, ``loss_fn`` is no function.
+
+    Papers: sinha2018certifying, saberi2024outofdomain
+
+    >>> wasserstein_robust_surrogate(lambda z, y: y * z[:, 0], torch.zeros(1, 2), torch.ones(1), gamma=0.5)
+    tensor([0.5000])
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of inputs and targets, got {type(loss_fn).__name__}")
+    worst = PricedAscent(gamma, cost, steps, lr)(lambda z: loss_fn(z, y), x)
+    return loss_fn(worst, y) - gamma * transport_cost(worst, x.detach(), cost)
