@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -41,7 +43,7 @@ def test_equals_scipys_supremum_of_a_bounded_loss(cost):
 def test_is_at_least_the_loss_falls_in_the_price_and_ends_at_the_loss(x):
     y = torch.ones(5, dtype=torch.float64)
     values = [wasserstein_robust_surrogate(concave, x, y, gamma, steps=100) for gamma in (1.0, 3.0, 10.0, 1e9)]
-    assert all(bool((one >= other).all()) for one, other in zip(values, values[1:], strict=False))
+    assert all(bool((one >= other).all()) for one, other in pairwise(values))
     assert bool((values[-1] >= concave(x, y)).all())
     assert_close(values[-1], concave(x, y), atol=1e-6, rtol=0)
 
