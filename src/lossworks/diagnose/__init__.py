@@ -1,3 +1,5 @@
 """Looking inside: what a model, its data and its objective do to each other."""
 
-__all__: list[str] = []
+from lossworks.diagnose.mismatch import Correlation, ObjectiveMismatchReport, objective_mismatch
+
+__all__ = ["Correlation", "ObjectiveMismatchReport", "objective_mismatch"]

@@ -6,6 +6,7 @@ from lossworks.weights.cvar import CVaR
 from lossworks.weights.fixed import SampleWeights, Uniform
 from lossworks.weights.group_dro import GroupDRO
 from lossworks.weights.kl_dro import KLDRO, CompositionalEMA, KLDRORisk, kl_dro_weights
+from lossworks.weights.trajectory import effective_sample_size, trajectory_distance_weights
 
 __all__ = [
     "KLDRO",
@@ -17,5 +18,7 @@ __all__ = [
     "KLDRORisk",
     "SampleWeights",
     "Uniform",
+    "effective_sample_size",
     "kl_dro_weights",
+    "trajectory_distance_weights",
 ]

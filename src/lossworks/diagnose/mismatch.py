@@ -1,0 +1,109 @@
+"""Whether what a model is trained for goes with what it is used for."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_between, check_floating, check_int, check_same_shape
+from lossworks.roles import cite
+
+__all__ = ["Correlation", "ObjectiveMismatchReport", "objective_mismatch"]
+
+
+class Correlation(NamedTuple):
+    """A coefficient in [-1, 1] and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ObjectiveMismatchReport:
+    r"""How far a proxy (a validation likelihood) and the metric that counts (a reward) rise together over models.
+
+    .. math:: r = \mathrm{corr}(p_i, m_i), \qquad i = 1, \dots, k \text{ saved models}
+
+    Attributes:
+        pearson: Of the numbers.
+        spearman: Of their ranks.
+        kendall: Of the pairs: the share ordered alike minus the share ordered the other way.
+        models: k.
+
+    Papers: lambert2020mismatch
+
+    >>> objective_mismatch(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 3.0, 5.0])).kendall.value
+    1.0
+    """
+
+    papers: ClassVar[tuple[str, ...]] = ("lambert2020mismatch",)
+    helps: ClassVar[tuple[str, ...]] = ("shift",)
+
+    pearson: Correlation
+    spearman: Correlation
+    kendall: Correlation
+    models: int
+
+
+@cite("lambert2020mismatch", helps=("shift",))
+def objective_mismatch(
+    proxy: Float[Tensor, " k"],
+    metric: Float[Tensor, " k"],
+    *,
+    resamples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> ObjectiveMismatchReport:
+    r"""Correlate a proxy with the metric that counts over models, with percentile bootstrap intervals.
+
+    Args:
+        proxy: One number a model, the larger the better it is meant to be.
+        metric: The same of what counts.
+        resamples: How often models are drawn anew, >= 1; draws in which all are alike are left out.
+        level: Of the intervals, in (0, 1).
+        seed: Of the draws.
+
+    Raises:
+        ValueError: fewer than 3 models, shapes that don't match, values that are all alike or not finite, or
+            ``resamples``, ``level``, ``seed`` out of range.
+        TypeError: not floating-point.
+
+    Papers: lambert2020mismatch
+
+    >>> objective_mismatch(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])).spearman.value
+    -1.0
+    """
+    from scipy import stats
+
+    check_int("resamples", resamples, low=1, high=10**6)
+    check_between("level", level, 0, 1, open_low=True, open_high=True)
+    check_int("seed", seed, low=0)
+    for name, values in (("proxy", proxy), ("metric", metric)):
+        check_floating(name, values)
+        if values.ndim != 1 or len(values) < 3:
+            raise ValueError(f"{name} must have shape (k,) with k >= 3, got {tuple(values.shape)}")
+        given = values.detach().double()
+        if not bool(given.isfinite().all()) or bool(given.std() == 0):
+            raise ValueError(f"{name} must be finite and not all alike")
+    check_same_shape(proxy, metric, names=("proxy", "metric"))
+    pairs = torch.stack([proxy.detach().cpu().double(), metric.detach().cpu().double()]).numpy()
+    # Of one size, so that no square overflows.
+    pairs = pairs / np.abs(pairs).max(axis=1, keepdims=True)
+    draws = np.random.default_rng(seed).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
+    usable = [pairs[:, draw] for draw in draws if (np.ptp(pairs[:, draw], axis=1) > 0).all()]
+    tail = 50 * (1 - float(level))
+
+    def correlation(of: object) -> Correlation:
+        assert callable(of)
+        value = float(of(*pairs).statistic)
+        found = [float(of(*drawn).statistic) for drawn in usable] or [value]
+        low, high = np.percentile(found, [tail, 100 - tail])
+        return Correlation(round(value, 12), float(low), float(high))
+
+    return ObjectiveMismatchReport(
+        correlation(stats.pearsonr), correlation(stats.spearmanr), correlation(stats.kendalltau), pairs.shape[1]
+    )
