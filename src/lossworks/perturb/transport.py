@@ -10,7 +10,7 @@ from lossworks.checks import check_choice, check_floating, check_int, check_posi
 from lossworks.perturb.pgd import Risk, _slope, _value
 from lossworks.roles import Perturbation, cite
 
-__all__ = ["PricedAscent", "transport_cost", "wasserstein_robust_surrogate"]
+__all__ = ["PricedAscent", "wasserstein_robust_surrogate"]
 
 COSTS = ("sq_l2", "l2")
 
