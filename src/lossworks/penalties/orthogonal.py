@@ -1,0 +1,84 @@
+"""A penalty that keeps convolutions from stretching what passes through them."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, conv2d
+
+from lossworks.checks import check_positive
+from lossworks.distributed import replicated
+from lossworks.roles import Penalty
+
+
+class OrthogonalConv(Penalty):
+    r"""How far the convolutions are from orthogonal maps, so that a network neither stretches nor flattens its input.
+
+    .. math::
+        R(\theta) = \lambda \sum_{\text{layers}} \lVert Z - I \rVert_F^2 - \max\big(0, M - C S\big), \qquad
+        Z = \mathrm{conv}(K, K)
+
+    :math:`K` is a kernel from :math:`C` to :math:`M` channels with stride :math:`S` (the product over dimensions),
+    :math:`Z` its products with itself at all shifts by whole strides, and :math:`I` the identity at no shift. With
+    circular padding, on inputs at least :math:`2k - 1` wide, a layer's term is exactly the squared Frobenius distance
+    of its matrix :math:`T` to orthogonality, :math:`\lVert T T^\top - 1 \rVert_F^2` or, where outputs outnumber inputs,
+    :math:`\lVert T^\top T - 1 \rVert_F^2`, divided by the number of places in its output; its cost is that of no image.
+    With zero padding it holds away from the borders. ``nn.Linear`` counts as a kernel of one tap, and the groups of a
+    grouped convolution count one by one.
+
+    Args:
+        strength: :math:`\lambda`, >= 0, in loss units; between 1e-5 and 1 is usual.
+
+    Shape:
+        - model: a module with ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Linear`` layers; returns ``()``.
+
+    Raises:
+        ValueError: ``strength < 0``, a model without such a layer, or a convolution with both stride and dilation.
+
+    Use it where gradients vanish or explode in deep networks, or small changes of the input should stay small. Where
+    :math:`M = C S` exactly, orthogonal kernels lie in many separate pieces and are hard to reach.
+
+    The published code of an earlier penalty takes the norm instead of its square, one tap of padding whatever the
+    kernel, and leaves out the constant; the identity above needs all three as here.
+
+    Papers: achour2022orthogonal
+
+    >>> OrthogonalConv(1.0)(nn.Linear(2, 1, bias=False)) >= 0
+    tensor(True)
+    """
+
+    papers = ("achour2022orthogonal",)
+    helps = ("attacks", "overfitting")
+    settings = ({}, {"strength": 1e-4}, {"strength": 1.0})
+
+    def __init__(self, strength: float | Tensor = 1e-2) -> None:
+        super().__init__()
+        self.strength = check_positive("strength", strength, allow_zero=True)
+
+    def forward(self, model: nn.Module, *, features: Tensor | None = None) -> Float[Tensor, ""]:
+        """The penalty of this model's layers."""
+        layers = [module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))]
+        if not layers:
+            raise ValueError(f"model must have a convolution or a linear layer, {type(model).__name__} has none")
+        return self.strength * torch.stack([replicated(_distance(layer)) for layer in layers]).sum()
+
+
+def _distance(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> Tensor:
+    """The squared distance of one layer from orthogonality, per place in its output."""
+    if isinstance(layer, nn.Linear):
+        return _kernel_distance(layer.weight[:, :, None], (1,))
+    if max(layer.stride) > 1 and max(layer.dilation) > 1:
+        raise ValueError(f"model must not have a convolution with both stride and dilation, it has {layer}")
+    kernels = layer.weight.chunk(layer.groups)
+    return torch.stack([_kernel_distance(kernel, layer.stride) for kernel in kernels]).sum()
+
+
+def _kernel_distance(kernel: Tensor, stride: tuple[int, ...]) -> Tensor:
+    outputs, inputs, *taps = kernel.shape
+    padding = [(k - 1) // s * s for k, s in zip(taps, stride, strict=True)]
+    products = (conv1d if len(taps) == 1 else conv2d)(kernel, kernel, stride=stride, padding=padding)
+    centre = torch.zeros_like(products[0, 0])
+    centre[tuple(p // s for p, s in zip(padding, stride, strict=True))] = 1
+    identity = torch.eye(outputs, dtype=kernel.dtype, device=kernel.device)[(...,) + (None,) * len(taps)] * centre
+    return (products - identity).square().sum() - max(0, outputs - inputs * math.prod(stride))

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lossworks.penalties import OrthogonalConv
+
+
+def _matrix(layer, shape):
+    """The layer as a matrix, one column for each number of its input."""
+    size = torch.Size(shape).numel()
+    with torch.no_grad():
+        return layer(torch.eye(size, dtype=torch.float64).reshape(size, *shape)).flatten(1).T
+
+
+def _distance(matrix):
+    rows, columns = matrix.shape
+    gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
+    return (gram - torch.eye(len(gram), dtype=gram.dtype)).square().sum()
+
+
+def _circular(kind, inputs, outputs, k, stride=1, groups=1):
+    torch.manual_seed(0)
+    padding = (k - 1) // 2
+    return kind(
+        inputs, outputs, k, stride=stride, padding=padding, padding_mode="circular", bias=False, groups=groups
+    ).double()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "k", "stride"),
+    [(3, 2, 3, 1), (2, 5, 3, 1), (3, 3, 3, 1), (2, 3, 3, 2), (1, 6, 3, 2), (1, 2, 5, 1), (2, 2, 5, 2)],
+)
+def test_is_the_squared_distance_of_the_whole_layer_per_place(inputs, outputs, k, stride):
+    layer = _circular(nn.Conv2d, inputs, outputs, k, stride)
+    side = 5 * stride * (2 if k == 5 else 1)
+    matrix = _matrix(layer, (inputs, side, side))
+    assert_close(OrthogonalConv(1.0)(layer) * (side // stride) ** 2, _distance(matrix), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("outputs", "stride"), [(2, 1), (4, 1), (5, 2)])
+def test_holds_in_one_dimension_too(outputs, stride):
+    layer = _circular(nn.Conv1d, 3, outputs, 3, stride)
+    found = OrthogonalConv(1.0)(layer) * (10 // stride)
+    assert_close(found, _distance(_matrix(layer, (3, 10))), rtol=1e-10, atol=1e-10)
+
+
+def test_groups_count_one_by_one():
+    layer = _circular(nn.Conv2d, 4, 2, 3, groups=2)
+    found = OrthogonalConv(1.0)(layer) * 36
+    assert_close(found, _distance(_matrix(layer, (4, 6, 6))), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2)])
+def test_a_linear_layer_is_the_distance_of_its_matrix(shape):
+    layer = nn.Linear(*shape).double()
+    assert_close(OrthogonalConv(0.5)(layer), 0.5 * _distance(layer.weight.detach()))
+
+
+def test_a_kernel_that_copies_channels_is_free():
+    layer = _circular(nn.Conv2d, 3, 2, 3)
+    with torch.no_grad():
+        layer.weight.zero_()[:, :, 1, 1] = torch.eye(2, 3)
+    assert OrthogonalConv(1.0)(layer).item() == 0
+
+
+def test_less_of_it_makes_singular_values_one():
+    layer = _circular(nn.Conv2d, 3, 6, 3)
+    step = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(800):
+        step.zero_grad()
+        OrthogonalConv(1.0)(layer).backward()
+        step.step()
+    values = torch.linalg.svdvals(_matrix(layer, (3, 8, 8)))
+    assert 0.99 < values.min() <= values.max() < 1.01
+
+
+def test_what_it_cannot_price_is_named():
+    with pytest.raises(ValueError, match="model must have a convolution"):
+        OrthogonalConv()(nn.ReLU())
+    with pytest.raises(ValueError, match="both stride and dilation"):
+        OrthogonalConv()(nn.Conv2d(1, 1, 3, stride=2, dilation=2))
+    with pytest.raises(ValueError, match="strength"):
+        OrthogonalConv(-1.0)
