@@ -64,6 +64,18 @@ def test_a_kernel_that_copies_channels_is_free():
     assert OrthogonalConv(1.0)(layer).item() == 0
 
 
+def test_one_tap_of_padding_would_miss_products_that_count():
+    kernel = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    kernel[0, 0, 0, 0] = kernel[0, 0, 2, 2] = 0.5**0.5
+    layer = _circular(nn.Conv2d, 1, 1, 3)
+    layer.weight = nn.Parameter(kernel)
+    short = nn.functional.conv2d(kernel, kernel, padding=1)
+    short[0, 0, 1, 1] -= 1
+    assert_close(short.norm().item(), 0.0)
+    assert_close(OrthogonalConv(1.0)(layer).item(), 0.5)
+    assert_close(_distance(_matrix(layer, (1, 6, 6))).item() / 36, 0.5)
+
+
 def test_less_of_it_makes_singular_values_one():
     layer = _circular(nn.Conv2d, 3, 6, 3)
     step = torch.optim.Adam(layer.parameters(), lr=0.01)

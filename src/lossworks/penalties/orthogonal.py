@@ -39,8 +39,8 @@ class OrthogonalConv(Penalty):
     Use it where gradients vanish or explode in deep networks, or small changes of the input should stay small. Where
     :math:`M = C S` exactly, orthogonal kernels lie in many separate pieces and are hard to reach.
 
-    The published code of an earlier penalty takes the norm instead of its square, one tap of padding whatever the
-    kernel, and leaves out the constant; the identity above needs all three as here.
+    Differs from the published code of an earlier penalty, which takes the norm instead of its square, pads by one tap
+    whatever the kernel unless told, and leaves out the constant; the identity above needs all three as here.
 
     Papers: achour2022orthogonal
 
