@@ -55,12 +55,12 @@ def compare_command(
         Path | None, typer.Argument(help="CSV, TSV, Parquet, Arrow or NPZ; the embedded example without it.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What decides, such as balanced_accuracy or rmse.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What decides: balanced_accuracy, rmse, worst_group_accuracy and others.")] = None,
     objectives: Annotated[str | None, typer.Option(help="Names joined by commas; parts of one joined by +.")] = None,
     model: Annotated[str, typer.Option(help="mlp, linear, cnn, or FILE.py:FUNCTION of your own.")] = "mlp",
     folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
     repeats: Annotated[int, typer.Option(help="How often the folds are drawn anew.")] = 2,
-    group: Annotated[str | None, typer.Option(help="A column of groups: the worst group is reported too.")] = None,
+    group: Annotated[str | None, typer.Option(help="A column of groups: the worst group is reported too, and guarded.")] = None,
     task: Annotated[str | None, typer.Option(help="binary, multiclass or real, if the target does not say it.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
     as_: Annotated[

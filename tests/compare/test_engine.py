@@ -232,6 +232,19 @@ def test_the_best_state_is_kept_and_scores_what_its_curve_says(x, y):
         assert max(score for _, score in trained.curves[number]) == trained.best_score[number]
 
 
+def test_a_metric_of_groups_scores_each_replicas_worst_group_of_its_inner_rows(x, y):
+    group = torch.arange(ROWS) % 4
+    inner = [torch.arange(100, 160), torch.arange(100, 160)[group[100:160] < 2]]
+    jobs = [Job(Objective(CrossEntropyLoss()), torch.arange(100), rows, 0, contest=i) for i, rows in enumerate(inner)]
+    trained = train(
+        x, y, jobs, Architecture("linear"), SHORT, find_metric("worst_group_accuracy", "multiclass"), group=group
+    )
+    for number, rows in enumerate(inner):
+        right = trained.outputs(number, rows).argmax(dim=1) == y[rows]
+        worst = min(right[group[rows] == g].double().mean() for g in group[rows].unique())
+        assert trained.best_score[number] == pytest.approx(float(worst))
+
+
 def test_a_replica_that_does_not_improve_stops_and_the_others_go_on(x, y):
     objectives = [Objective(SlopedCrossEntropy(torch.tensor(slope))) for slope in (1.0, 0.0, 1.0)]
     training = Training(batch_size=16, max_steps=60, eval_every=5, patience=2, weight_decay=0.0, race_after=0.0)

@@ -14,7 +14,15 @@ from lossworks.catalog import parts
 from lossworks.compare import InputError, Training, read
 from lossworks.compare.engine import train
 from lossworks.compare.models import Architecture
-from lossworks.compare.plan import OUTSIDE, Group, Replica, candidate_from_name, jobs_of, make_plan
+from lossworks.compare.plan import (
+    OUTSIDE,
+    Group,
+    Replica,
+    candidate_from_name,
+    choose_candidates,
+    jobs_of,
+    make_plan,
+)
 from lossworks.losses import (
     AdaptiveLDRLoss,
     CrossEntropyLoss,
@@ -30,6 +38,7 @@ from lossworks.losses import (
 from lossworks.metrics.registry import find_metric
 from lossworks.penalties import WeightMagnitude
 from lossworks.perturb import GaussianNoise
+from lossworks.roles import Loss
 from lossworks.weights import ClassBalanced, SampleWeights
 
 QUICK = Training(batch_size=16, max_steps=40, eval_every=10)
@@ -248,7 +257,7 @@ def test_a_diverging_reference_is_said_and_not_a_crash(tmp_path):
 EVERY = [
     (entry.name, task)
     for entry in parts().values()
-    if entry.role == "loss" and isinstance(entry.part, type) and entry.name != "MultiLabelAsymmetricLoss"
+    if isinstance(entry.part, type) and issubclass(entry.part, Loss) and entry.name != "MultiLabelAsymmetricLoss"
     for task in {"classes": ("two", "three"), "binary": ("two",), "real": ("amount",)}.get(entry.part.kind, ())
 ]
 
@@ -279,6 +288,27 @@ def test_a_group_column_adds_the_worst_groups_metric_and_is_no_feature():
     chosen = result.results.filter("chosen")
     assert (chosen["worst_group_accuracy"] <= chosen["accuracy"] + 1e-12).all()
     assert "worst_group_accuracy" in result.ranking.columns
+
+
+def test_the_worst_group_may_decide():
+    result = quick("two", data=table("two", group=True), group="team", metric="worst_group_accuracy")
+    chosen = result.results.filter("chosen")
+    assert result.ranking["worst_group_accuracy"].is_sorted(descending=True)
+    assert (chosen["worst_group_accuracy"] <= chosen["accuracy"] + 1e-12).all()
+    assert "worst group" in result.answer
+
+
+def test_with_groups_the_weights_that_guard_the_worst_are_tried():
+    grouped = read(table("two", group=True), target="two", group="team")
+    names = [candidate.name for candidate in choose_candidates(grouped, (), None)]
+    assert {f"CrossEntropyLoss+{weights}" for weights in ("GroupDRO", "KLDRO", "CVaR")} <= set(names)
+    plain = read(table("two"), target="two")
+    assert not [candidate for candidate in choose_candidates(plain, (), None) if "+" in candidate.name]
+
+
+def test_a_metric_of_groups_needs_groups():
+    with pytest.raises(InputError, match="metric: 'worst_group_accuracy' needs groups"):
+        quick("two", metric="worst_group_accuracy")
 
 
 # Models

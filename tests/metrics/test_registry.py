@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from lossworks.metrics import METRICS, find_metric, metrics_for
+from lossworks.metrics import METRICS, find_metric, metrics_for, worst_group
 
 
 def test_every_task_has_its_metrics():
@@ -29,3 +30,15 @@ def test_an_unknown_name_suggests_the_nearest():
         find_metric("balanced_acuracy", "binary")
     with pytest.raises(ValueError, match="metric must be one of 'rmse', 'mae', 'r2', got 'accuracy'"):
         find_metric("accuracy", "real")
+
+
+def test_the_worst_group_of_a_metric():
+    metric = find_metric("worst_group_accuracy", "binary")
+    assert metric == worst_group(METRICS["accuracy"]) == worst_group(metric)
+    assert metric.of_groups
+    probabilities, target = np.array([0.9, 0.2, 0.7, 0.6, 0.1]), np.array([1, 0, 0, 1, 0])
+    assert metric.worst(np.stack([1 - probabilities, probabilities], 1), target, np.array([4, 4, 7, 7, 4])) == 0.5
+    errors = find_metric("worst_group_mae", "real")
+    assert errors.worst(np.array([1.0, 2.0, 5.0]), np.zeros(3), np.array([0, 0, 1])) == 5.0
+    with pytest.raises(ValueError, match=r"metric must be one of .*, got 'acuracy'"):
+        find_metric("worst_group_acuracy", "binary")

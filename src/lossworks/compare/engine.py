@@ -21,7 +21,7 @@ from lossworks.compare.models import Architecture, Values
 from lossworks.compare.risk import StackedObjective, State, signature
 from lossworks.compare.scaling import Scaler, TargetScale
 from lossworks.compare.stack import LayerStack, ModuleStack, Stack
-from lossworks.metrics.registry import Metric
+from lossworks.metrics.registry import WORST_GROUP, Metric
 from lossworks.objective import Objective
 from lossworks.roles import Kind, Loss, Part, Perturbation
 
@@ -222,7 +222,7 @@ class _Tile:
                 torch.arange(longest, device=index.device) < torch.tensor(lengths[some], device=index.device)[:, None]
             )
             outputs = self._outputs(index, some)
-            scores = metric.score(outputs, self.table.y[index], mask)
+            scores = _scores(metric, outputs, self.table, index, mask)
             finite = torch.where(mask[..., None], outputs, 0).isfinite().flatten(1).all(dim=1)
             for offset, (score, sound) in enumerate(zip(scores.tolist(), finite.tolist(), strict=True)):
                 replica = self.replicas[start + offset]
@@ -461,17 +461,46 @@ def _race(replicas: Sequence[_Replica], count: Callable[[Tensor], int]) -> list[
     return dropped
 
 
+def _scores(metric: Metric, outputs: Tensor, table: Table, index: Tensor, mask: Tensor) -> Tensor:
+    """Each replica's score on its rows; of its worst group, where the metric is of groups."""
+    if not metric.of_groups:
+        return metric.score(outputs, table.y[index], mask)
+    group = _groups(table)[index]
+    each = []
+    for number in group[mask].unique().tolist():
+        rows = mask & (group == number)
+        scores = metric.score(outputs, table.y[index], rows)
+        each.append(torch.where(rows.any(dim=1), scores, torch.inf))
+    return torch.stack(each).amin(dim=0)
+
+
+def _groups(table: Table) -> Tensor:
+    if table.group is None:
+        raise ValueError("group must be given for a metric of groups, got None")
+    return table.group
+
+
 def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
-    """How many rows a standard error goes by: all for accuracy, else the rarest class's, once for each class."""
+    """How many rows a standard error goes by: all for accuracy, else the rarest class's, once for each class.
+
+    Of a metric of groups, the fewest that a group has.
+    """
 
     def count(rows: Tensor) -> int:
-        if metric.name == "accuracy" or table.y.is_floating_point():
+        if metric.name.removeprefix(WORST_GROUP) == "accuracy" or table.y.is_floating_point():
             return len(rows)
-        counts = table.y[rows.to(table.y.device)].bincount()
+        counts = table.y[rows].bincount()
         present = counts[counts > 0]
         return int(present.min()) * len(present)
 
-    return count
+    def counted(rows: Tensor) -> int:
+        rows = rows.to(table.y.device)
+        if not metric.of_groups:
+            return count(rows)
+        group = _groups(table)[rows]
+        return min(count(rows[group == number]) for number in group.unique())
+
+    return counted
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from lossworks.calibrate import TemperatureScaling
 from lossworks.compare.data import Dataset
 from lossworks.compare.model import class_probabilities
 from lossworks.metrics import per_class_recall, reliability_bins
-from lossworks.metrics.registry import find_metric, metrics_for
+from lossworks.metrics.registry import find_metric, metrics_for, worst_group
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of the residuals that the report shows."""
@@ -64,7 +64,7 @@ def evaluate(
 
 def worst_group_name(metric: str) -> str:
     """What the metric of the worst group is called."""
-    return f"worst_group_{metric}"
+    return worst_group(find_metric(metric)).name
 
 
 def _metric_names(dataset: Dataset, metric: str) -> list[str]:
@@ -78,24 +78,14 @@ def _metrics(dataset: Dataset, metric: str, rows: np.ndarray, prediction: np.nda
         known.name: float(known(_as_needed(known.tasks, prediction), target)) for known in metrics_for(dataset.task)
     }
     if dataset.group is not None:
-        values[worst_group_name(metric)] = _worst_group(dataset, metric, rows, prediction)
+        decides = worst_group(find_metric(metric, dataset.task))
+        values[decides.name] = decides.worst(_as_needed(decides.tasks, prediction), target, dataset.group[rows])
     return values
 
 
 def _as_needed(tasks: tuple[str, ...], prediction: np.ndarray) -> np.ndarray:
     """The probability of class 1 for metrics that are of two classes only."""
     return prediction[:, 1] if tasks == ("binary",) else prediction
-
-
-def _worst_group(dataset: Dataset, metric: str, rows: np.ndarray, prediction: np.ndarray) -> float:
-    if dataset.group is None:
-        raise ValueError("the data set has no groups")
-    decides, group = find_metric(metric, dataset.task), dataset.group[rows]
-    each = [
-        decides(_as_needed(decides.tasks, prediction[group == g]), dataset.target[rows][group == g])
-        for g in np.unique(group)
-    ]
-    return float(min(each) if decides.higher_is_better else max(each))
 
 
 def _bins(probabilities: np.ndarray, target: np.ndarray) -> list[tuple[float, float, int]]:

@@ -17,7 +17,7 @@ from lossworks.checks import check_between, nearest
 from lossworks.compare.evaluate import worst_group_name
 from lossworks.metrics.paired import holm, paired_test
 from lossworks.metrics.ranking import KEMENY_LIMIT, kemeny_consensus
-from lossworks.metrics.registry import METRICS
+from lossworks.metrics.registry import METRICS, find_metric
 
 __all__ = ["Judgement", "Verdict", "choose", "judge", "winner"]
 
@@ -109,10 +109,11 @@ def judge(
     """
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
     _check(scores, metric, reference)
+    judged = find_metric(metric)
     scores = scores.sort("fold", "repeat", maintain_order=True)
     if rope is None:
         level = _mean(scores.filter(pl.col("objective") == reference)[metric])
-        rope = 0.01 if METRICS[metric].bounded01 else 0.01 * abs(level or 0.0)
+        rope = 0.01 if judged.bounded01 else 0.01 * abs(level or 0.0)
     systems = scores["objective"].unique(maintain_order=True).to_list()
     differences = _differences(scores, metric, reference)
     rows = []
@@ -123,17 +124,17 @@ def judge(
             {"objective": name, "setting": _most_frequent(own["setting"])}
             | {"role": "reference" if name == reference else "outside" if name == outside else "candidate"}
             | _mean_columns(own[metric], metric, test_fraction, 1 - alpha)
-            | _difference_columns(paired, METRICS[metric].higher_is_better, test_fraction, rope, 1 - alpha)
+            | _difference_columns(paired, judged.higher_is_better, test_fraction, rope, 1 - alpha)
             | {other: _mean(own[other]) for other in _others(scores, metric)}
         )
     candidates = [row for row in rows if row["role"] == "candidate"]
     for row, p in zip(candidates, holm([row["p"] for row in candidates]), strict=True):
         row["p_adjusted"] = p
     for row in rows:
-        row["verdict"] = _verdict(row, METRICS[metric].higher_is_better, alpha)
+        row["verdict"] = _verdict(row, judged.higher_is_better, alpha)
         if row["role"] == "reference":
             row |= dict.fromkeys(("p", "p_adjusted", "p_better", "p_equal", "p_worse"))
-    sign = -1 if METRICS[metric].higher_is_better else 1
+    sign = -1 if judged.higher_is_better else 1
     # The reference stands first among equals.
     rows.sort(key=lambda row: (row[metric] is None, sign * (row[metric] or 0.0), row["role"] != "reference"))
     method = _rank(rows)
@@ -161,8 +162,7 @@ def _check(scores: pl.DataFrame, metric: str, reference: str) -> None:
     for column in ("objective", "setting", "fold", "repeat", metric):
         if column not in scores.columns:
             raise ValueError(f"scores must have a column {column!r}, got {', '.join(scores.columns)}")
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{nearest(metric, METRICS)}")
+    find_metric(metric)
     systems = scores["objective"].unique(maintain_order=True).to_list()
     if reference not in systems:
         raise ValueError(

@@ -37,6 +37,8 @@ ALWAYS: Mapping[Task, tuple[str, ...]] = {
     "real": ("HuberLoss", "AbsoluteLoss", "HLGaussLoss"),
 }
 """Worth trying on any data."""
+GROUPED = ("GroupDRO", "KLDRO", "CVaR")
+"""The weights that are tried with the reference where the rows have groups."""
 PREFERRED: Mapping[str, tuple[str, ...]] = {
     "noisy labels": ("GeneralizedCrossEntropyLoss", "SymmetricCrossEntropyLoss", "ActivePassiveLoss"),
     "imbalance": ("LogitAdjustedLoss", "CrossEntropyLoss+ClassBalanced", "LDAMLoss"),
@@ -192,6 +194,7 @@ def choose_candidates(
 ) -> tuple[Candidate, ...]:
     """The candidates, the reference first: those that were asked for, or those that the findings point to."""
     reference = candidate_from_name(REFERENCE[dataset.task], "the reference", dataset.task)
+    grouped = dataset.group is not None
     if objectives is not None and OUTSIDE in objectives:
         raise InputError(f"objectives: {OUTSIDE!r} is the name of the outside line; choose another")
     if isinstance(objectives, Mapping):
@@ -200,16 +203,18 @@ def choose_candidates(
         return (*(own or [reference]), *(candidate for candidate in chosen if candidate.name != reference.name))
     if objectives is not None:
         names = list(dict.fromkeys(objectives))
-        grouped = dataset.group is not None
         others = [name for name in names if name != reference.name]
         return (reference, *(candidate_from_name(name, "asked for", dataset.task, grouped=grouped) for name in others))
     whys: dict[str, str] = dict.fromkeys(ALWAYS[dataset.task], "worth trying on any data")
+    if grouped:
+        why = "guards the worst group, or the worst rows whatever their group"
+        whys |= {f"{reference.name}+{weights}": why for weights in GROUPED}
     for finding in findings:
         for term in finding.helps:
             for name in PREFERRED.get(term, ()):
                 if _fits(name, dataset.task):
                     whys.setdefault(name, f"helps with {term}: {finding.text}")
-    return (reference, *(candidate_from_name(name, why, dataset.task) for name, why in whys.items()))
+    return (reference, *(candidate_from_name(name, why, dataset.task, grouped=grouped) for name, why in whys.items()))
 
 
 def candidate_from_name(

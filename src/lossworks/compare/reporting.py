@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def answer(plan: Plan, ranking: pl.DataFrame, winner: str) -> str:
     """The result in one sentence, the outside line never left out."""
-    metric = METRICS[plan.metric]
+    metric = find_metric(plan.metric)
     rows = {row["objective"]: row for row in ranking.to_dicts()}
     reference = rows[plan.reference]
     if winner != plan.reference:

@@ -89,9 +89,11 @@ def compare(
         objectives: Names from the catalog (parts joined by ``+``), or ``{name: Loss or Objective}``; by default those
             that the findings point to. The reference (cross-entropy, or the squared loss) is always among them.
         metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real.
+            With groups ``"worst_group_accuracy"`` and the like let the worst group decide.
         model: ``"mlp"``, ``"linear"``, ``"cnn"`` (images), or a factory ``(input_shape, outputs) -> nn.Module``.
         folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, >= 1.
-        group: A column of groups; the worst group's metric is then reported beside the mean. It is no feature.
+        group: A column of groups; the worst group's metric is then reported beside the mean, and objectives that guard
+            the worst group or the worst rows are tried. It is no feature.
         seed: Of everything that is drawn.
         budget: Seconds after which no further group of models is begun; what is finished is reported as partial.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -319,9 +321,12 @@ def _metric(name: str | None, dataset: Dataset) -> str:
         counts = np.bincount(dataset.target)
         return "balanced_accuracy" if counts.max() >= IMBALANCED * counts.min() else "accuracy"
     try:
-        return find_metric(name, dataset.task).name
+        metric = find_metric(name, dataset.task)
     except ValueError as error:
         raise InputError(f"{error} (the target is {dataset.task})") from error
+    if metric.of_groups and dataset.group is None:
+        raise InputError(f"metric: {name!r} needs groups: name their column, as --group or group= does")
+    return metric.name
 
 
 def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:

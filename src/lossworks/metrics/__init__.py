@@ -18,7 +18,7 @@ from lossworks.metrics.classification import (
 )
 from lossworks.metrics.paired import Paired, holm, paired_test
 from lossworks.metrics.ranking import KEMENY_LIMIT, borda_ranking, kemeny_consensus, two_level_borda
-from lossworks.metrics.registry import METRICS, Metric, find_metric, metrics_for
+from lossworks.metrics.registry import METRICS, Metric, find_metric, metrics_for, worst_group
 from lossworks.metrics.regression import mae, r2, rmse
 
 __all__ = [
@@ -47,4 +47,5 @@ __all__ = [
     "rmse",
     "tail_class_accuracy",
     "two_level_borda",
+    "worst_group",
 ]

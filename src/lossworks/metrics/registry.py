@@ -1,15 +1,19 @@
 """The metrics that a comparison reports, by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from lossworks.checks import check_choice
 from lossworks.metrics import classification, regression, stacked
 
-__all__ = ["METRICS", "Metric", "Task", "find_metric", "metrics_for"]
+__all__ = ["METRICS", "WORST_GROUP", "Metric", "Task", "find_metric", "metrics_for", "worst_group"]
 
 Task = Literal["binary", "multiclass", "real"]
+WORST_GROUP = "worst_group_"
+"""What the name of a metric of the worst group begins with."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Metric:
         needs: What its prediction is: class ``"probabilities"``, or ``"values"`` in the target's unit.
         score: The same for many models at once on raw outputs, larger better, for early stopping; for calibration
             error, which a useless model can have at 0, the log-loss instead.
+        of_groups: Whether it is the worst over groups of rows; ``function`` and ``score`` are then those of one group.
     """
 
     name: str
@@ -36,10 +41,16 @@ class Metric:
     bounded01: bool
     needs: Literal["probabilities", "values"]
     score: stacked.StackedScore
+    of_groups: bool = False
 
     def __call__(self, prediction: Any, target: Any) -> float:
         """The metric of these predictions."""
         return self.function(prediction, target)
+
+    def worst(self, prediction: Any, target: Any, group: Any) -> float:
+        """The worst over the groups that have rows; ``group`` is a number a row."""
+        each = [self.function(prediction[group == g], target[group == g]) for g in np.unique(group)]
+        return float(min(each) if self.higher_is_better else max(each))
 
 
 def _classes(
@@ -89,10 +100,31 @@ def metrics_for(task: Task) -> tuple[Metric, ...]:
     return tuple(metric for metric in _ALL if task in metric.tasks)
 
 
-def find_metric(name: str, task: Task) -> Metric:
+def worst_group(metric: Metric) -> Metric:
+    """The same of the worst group of rows.
+
+    >>> worst_group(METRICS["accuracy"]).name
+    'worst_group_accuracy'
+    """
+    if not isinstance(metric, Metric):
+        raise TypeError(f"metric must be a Metric, got {type(metric).__name__}")
+    name = metric.name.removeprefix(WORST_GROUP)
+    return replace(
+        metric, name=f"{WORST_GROUP}{name}", title=f"{METRICS[name].title} of the worst group", of_groups=True
+    )
+
+
+def find_metric(name: str, task: Task | None = None) -> Metric:
     """The metric of this name, if the task has it; the error lists those it has and suggests the nearest.
+
+    ``worst_group_`` before a metric's name is that metric of the worst group.
 
     >>> find_metric("rmse", "real").higher_is_better
     False
+    >>> find_metric("worst_group_accuracy", "binary").title
+    'accuracy of the worst group'
     """
-    return METRICS[check_choice("metric", name, (metric.name for metric in metrics_for(task)))]
+    known = [metric.name for metric in (_ALL if task is None else metrics_for(task))]
+    if isinstance(name, str) and name.startswith(WORST_GROUP):
+        return worst_group(METRICS[check_choice("metric", name.removeprefix(WORST_GROUP), known)])
+    return METRICS[check_choice("metric", name, known)]
