@@ -27,6 +27,7 @@ out, err = Console(), Console(stderr=True)
 WIDE = 120
 INTERRUPTED = 130
 METRIC_HEADINGS = {"balanced_accuracy": "bal. accuracy", "average_precision": "avg. precision"}
+EXTRA_HEADINGS = {"robust_accuracy": "under\nattack"}
 VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": "red", "unclear": "dim"}
 
 
@@ -55,12 +56,16 @@ def compare_command(
         Path | None, typer.Argument(help="CSV, TSV, Parquet, Arrow or NPZ; the embedded example without it.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What decides: balanced_accuracy, rmse, worst_group_accuracy and others.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What decides: balanced_accuracy, rmse, worst_group_accuracy and others.")
+    ] = None,
     objectives: Annotated[str | None, typer.Option(help="Names joined by commas; parts of one joined by +.")] = None,
     model: Annotated[str, typer.Option(help="mlp, linear, cnn, or FILE.py:FUNCTION of your own.")] = "mlp",
     folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
     repeats: Annotated[int, typer.Option(help="How often the folds are drawn anew.")] = 2,
-    group: Annotated[str | None, typer.Option(help="A column of groups: the worst group is reported too, and guarded.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="A column of groups: the worst group is reported too, and guarded.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="binary, multiclass or real, if the target does not say it.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
     as_: Annotated[
@@ -80,6 +85,12 @@ def compare_command(
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="What models in training may take, such as 4GB; half of what is free by default.")
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="linf:RADIUS or l2:RADIUS in scaled units: report the accuracy under attack, and train on it."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -113,6 +124,7 @@ def compare_command(
             engine=engine,
             address=address,
             memory=memory,
+            attack=attack,
             watch=watch,
         )
     if as_json:
@@ -150,6 +162,35 @@ def predict(
             predicted.write_parquet(unfinished)
         else:
             write_csv(predicted, unfinished)
+
+
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path, typer.Argument(help="Rows with their target: CSV, TSV, Parquet, Arrow or NPZ.")],
+    eps: Annotated[float, typer.Option(help="The largest radius, in the units of the scaled columns.")],
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    steps: Annotated[int, typer.Option(help="Steps of each search.")] = 20,
+    restarts: Annotated[int, typer.Option(help="How often each search begins anew.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
+    model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, if the run used a model of your own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure how the model of a run holds up when inputs are moved a little."""
+    from lossworks.compare import load
+
+    trained = load(run, factory=_model(model) if model else None)
+    curve = trained.robustness(data, eps, norm=norm, steps=steps, restarts=restarts, seed=seed)
+    if as_json:
+        print(json.dumps({"norm": norm, "steps": steps, "restarts": restarts, "curve": curve.to_dicts()}))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in (f"{norm} radius", "accuracy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for radius, accuracy in curve.rows():
+        table.add_row(f"{radius:g}", _number(accuracy))
+    out.print(table)
+    out.print("[dim]What this search does not find may still be there.[/dim]")
 
 
 @app.command()
@@ -401,8 +442,12 @@ def _ranking(result: "Comparison", *, wide: bool) -> Table:
     """The ranking; a narrow screen has what decides, a wide one also the settings and the chances."""
     metric = result.plan.metric
     table = Table(box=None, pad_edge=False)
-    table.add_column("objective", overflow="fold")
-    for heading in (METRIC_HEADINGS.get(metric, metric), "difference", "adj. p"):
+    also = [name for name in result.ranking.columns if name in EXTRA_HEADINGS or name.startswith("worst_group_")]
+    also = [name for name in also if name != metric]
+    p_value = wide or not also
+    table.add_column("objective", overflow="fold", min_width=18)
+    headings = [EXTRA_HEADINGS.get(name, "worst\ngroup") for name in also]
+    for heading in (METRIC_HEADINGS.get(metric, metric), *headings, "difference", *(["adj. p"] if p_value else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("P(better)", "P(equal)", "P(worse)") if wide else ():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -415,8 +460,9 @@ def _ranking(result: "Comparison", *, wide: bool) -> Table:
         table.add_row(
             _plain(row["objective"]),
             _with_margin(row[metric], row["high"]),
+            *(_number(row[name]) for name in also),
             "" if reference else _with_margin(row["difference"], row["difference_high"], sign=True),
-            _number(row["p_adjusted"]),
+            *([_number(row["p_adjusted"])] if p_value else []),
             *(chances if wide else ()),
             f"[{VERDICTS[row['verdict']]}]{row['verdict']}[/]",
             *((_plain(row["setting"]),) if wide else ()),

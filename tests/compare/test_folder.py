@@ -46,6 +46,7 @@ OPTIONS = {
     "columns": {"day": "date"},
     "rope": 0.02,
     "training": QUICK,
+    "attack": "linf:0.1",
 }
 """None of them is what it is by default."""
 
@@ -267,7 +268,7 @@ def test_data_that_has_moved_may_be_named_and_data_that_has_changed_is_refused(c
     [
         (lambda f: change(f, version=2), "run.json: is of version 2, this lossworks reads 1"),
         (lambda f: change(f, extra=1), "has the unknown 'extra'"),
-        (lambda f: change(f, options={}), "options: lacks 'columns'"),
+        (lambda f: change(f, options={}), "options: lacks 'attack'"),
         (lambda f: change_options(f, pickled="x"), "options: has the unknown 'pickled'"),
         (lambda f: change_options(f, folds="2"), "options: folds must be of type int, got '2'"),
         (lambda f: change_options(f, folds=True), "options: folds must be of type int, got True"),

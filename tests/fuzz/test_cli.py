@@ -10,15 +10,19 @@ from test_models import MODELS
 from lossworks import cli
 from lossworks.compare import InputError
 
-COMMANDS = ("compare", "predict", "find", "list", "show", "claims", "claims run", "claims list", "claims table", "")
+COMMANDS = (
+    *("compare", "predict", "attack", "find", "list", "show"),
+    *("claims", "claims run", "claims list", "claims table", ""),
+)
 NAMES = (
-    "target metric objectives model folds repeats group task drop as rope seed budget device out quiet json help limit"
+    "target metric objectives model folds repeats group task drop as rope seed budget device out quiet json help limit "
+    "attack eps norm"
 )
 OPTIONS = [*(f"--{name}" for name in [*NAMES.split(), "results", "fold", ""]), "-x"]
 WORDS = (
     "y a b z accuracy rmse auroc CrossEntropyLoss FocalLoss,LDRLoss FocalLoss+ClassBalanced + , mlp linear cnn "
     "transformer model.py:build model.py:nothing broken.py:f nowhere.py:f : .py: -1 0 1 2 3 99999999999999999999 "
-    "1.5 nan inf 1e999 "
+    "1.5 nan inf 1e999 linf:0.1 l2:1 linf: l2 "
     "binary real multiclass auto cpu cuda data.csv data.tsv nowhere.csv folder run ../../x a=number y=date =number a= "
     "[/b] [bold] LDRLoss zhu2023ldr new.csv new.parquet new.xlsx folder/new.csv"
 )

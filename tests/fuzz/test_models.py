@@ -204,6 +204,7 @@ def test_predict(what, fuzz, tmp_path):
 
 REPLICA = {"objective": "a", "setting": "default", "setting_number": 0, "fold": 0, "repeat": 0, "dropped": False}
 REPLICA |= {"inner_score": 0.5, "metrics": {"accuracy": 0.5}, "curve": [[10, 0.5]], "best_step": 10, "temperature": 1.0}
+REPLICA |= {"robustness": [[0.0, 0.5], [0.1, 0.25]]}
 
 
 def opened(path):

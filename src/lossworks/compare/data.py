@@ -99,8 +99,38 @@ def read_features(data: Any, options: Mapping[str, Any] | None = None) -> pl.Dat
     raw, place = load(data)
     if isinstance(raw, dict):
         return _finite_features(raw["X"], place)
-    kinds = (options or {}).get("columns", {})
-    return raw.with_columns(prepare(raw[name], place, kind)[0] for name, kind in kinds.items() if name in raw.columns)
+    return _prepared(raw, place, (options or {}).get("columns", {}))
+
+
+def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """The table with the columns read as they are said to be."""
+    known = [(name, kind) for name, kind in kinds.items() if name in table.columns]
+    return table.with_columns(prepare(table[name], place, kind)[0] for name, kind in known)
+
+
+def read_labelled(
+    data: Any, target: str, options: Mapping[str, Any] | None = None
+) -> tuple[pl.DataFrame | np.ndarray, list[str]]:
+    """The features of rows as :func:`read_features` gives them, and each row's label as text."""
+    raw, place = load(data, exact=target, arrays=("X", target))
+    columns = (options or {}).get("columns", {})
+    if isinstance(raw, dict):
+        if target not in raw:
+            raise InputError(f"{place.label} is X alone, without a target: give a tuple (X, y)")
+        features: pl.DataFrame | np.ndarray = _finite_features(raw["X"], place)
+        column = _vector(raw[target], target, len(features), place)
+    else:
+        if target not in raw.columns:
+            raise InputError(f"{place.label} has no column {target!r} (the target){nearest(target, raw.columns)}")
+        features = _prepared(raw, place, columns)
+        column = raw[target]
+    labels = as_text(_target_column(column, place, columns.get(target)))
+    if bool(labels.is_null().any()):
+        row = int(labels.is_null().arg_max() or 0)
+        raise InputError(
+            f"{place.label}, column {target!r} (the target) has no value in {place.row(row)}: leave it out"
+        )
+    return features, labels.to_list()
 
 
 def embedded(name: str = "anes96") -> Dataset:

@@ -40,6 +40,7 @@ PLAIN: Mapping[str, tuple[type, ...]] = {
     "columns": (dict, type(None)),
     "rope": (float, int, type(None)),
     "training": (dict, type(None)),
+    "attack": (str, type(None)),
 }
 """The options of a run and what ``run.json`` may hold for each; nothing else is read."""
 

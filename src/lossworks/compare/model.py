@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lossworks.checks import shown
+from lossworks.compare.attack import RESTARTS, STEPS, Attack, accuracy_curve
 from lossworks.compare.columns import check_kind
-from lossworks.compare.data import Task, read_features
+from lossworks.compare.data import Task, read_features, read_labelled
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
 from lossworks.compare.files import check_own, parse_json
@@ -25,6 +26,8 @@ from lossworks.compare.models import Architecture
 
 VERSION = 1
 ROWS_AT_ONCE = 16_384
+POINTS = 6
+"""How many radii a model's robustness is measured at, 0 among them."""
 FORMULA = "^\\s*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
 """How a text begins that a spreadsheet may run; East Asian settings read full-width signs as the plain ones."""
 NUMBER = r"^[+\-]?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?$"
@@ -82,6 +85,50 @@ class Model:
         labels = np.asarray(self.classes)[probabilities.argmax(axis=1)]
         columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
         return pl.DataFrame({f"predicted_{self.target_name}": labels, **columns})
+
+    def robustness(
+        self,
+        data: Any,
+        eps: float,
+        *,
+        norm: str = "linf",
+        steps: int = STEPS,
+        restarts: int = RESTARTS,
+        seed: int = 0,
+    ) -> pl.DataFrame:
+        """How the accuracy falls as inputs may be moved further: ``radius`` from 0 to ``eps``, and ``accuracy``.
+
+        PGD looks for the worst input in a ball in the units of the scaled columns; only numbers and dates are moved.
+        What it does not find may still be there.
+
+        Args:
+            data: Rows with their target: a file, a polars or pandas frame, a dict, or a pair ``(X, y)``.
+            eps: The largest radius, > 0.
+            norm: ``"linf"`` or ``"l2"``.
+            steps: Of each search, >= 1.
+            restarts: How often each begins anew, >= 1.
+            seed: Of the restarts.
+
+        Raises:
+            InputError: a real target, labels that the model does not know, columns that cannot be moved.
+        """
+        if self.task == "real":
+            raise InputError(f"{self.target_name!r} is real-valued: there is no accuracy to attack")
+        attack = Attack.parse(f"{norm}:{eps}", self.encoder)
+        for name, value in (("steps", steps), ("restarts", restarts)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be an int >= 1, got {value!r}")
+        features, labels = read_labelled(data, self.target_name, {"columns": self.columns})
+        if not labels:
+            raise InputError("the data has no rows to attack")
+        codes = {name: code for code, name in enumerate(self.classes)}
+        if unknown := [label for label in labels if label not in codes]:
+            raise InputError(f"column {self.target_name!r} has {unknown[0]!r}, which is none of the model's classes")
+        x, y = torch.from_numpy(self.encoder.transform(features)), torch.tensor([codes[label] for label in labels])
+        radii = [attack.eps * number / (POINTS - 1) for number in range(1, POINTS)]
+        assert isinstance(self.network, nn.Sequential)
+        curve = accuracy_curve(self.network, x, y, attack, radii, seed=seed, steps=steps, restarts=restarts)
+        return pl.DataFrame(curve, schema={"radius": pl.Float64, "accuracy": pl.Float64}, orient="row")
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into the folder, the latter when all else is there."""

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from torch import nn
 
 from lossworks.catalog import parts
 from lossworks.checks import nearest
+from lossworks.compare.attack import Attack
 from lossworks.compare.data import Dataset, Task
 from lossworks.compare.engine import Job, Training
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding
 from lossworks.objective import Objective
+from lossworks.perturb import PGD
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
 
 REFERENCE: Mapping[Task, str] = {
@@ -145,10 +147,12 @@ class Plan:
     seed: int
     folds: int
     repeats: int
+    attack: Attack | None = None
 
     def fingerprint(self, data: Sequence[np.ndarray], *also: object) -> str:
         """A digest that two runs on this data share when they would train the same models."""
         said = [self.task, self.metric, self.seed, self.folds, self.repeats, self.training, *also]
+        said += [] if self.attack is None else [self.attack]
         said += [
             (c.name, "" if c.own is None else digest_of(c.own), [c.setting(s) for s in range(c.size)])
             for c in self.candidates
@@ -191,8 +195,12 @@ def choose_candidates(
     dataset: Dataset,
     findings: Sequence[Finding],
     objectives: Sequence[str] | Mapping[str, Loss | Objective] | None,
+    attack: Attack | None = None,
 ) -> tuple[Candidate, ...]:
-    """The candidates, the reference first: those that were asked for, or those that the findings point to."""
+    """The candidates, the reference first: those that were asked for, or those that the findings point to.
+
+    Under an attack, those that train against :class:`~lossworks.perturb.PGD` train against this one.
+    """
     reference = candidate_from_name(REFERENCE[dataset.task], "the reference", dataset.task)
     grouped = dataset.group is not None
     if objectives is not None and OUTSIDE in objectives:
@@ -204,17 +212,31 @@ def choose_candidates(
     if objectives is not None:
         names = list(dict.fromkeys(objectives))
         others = [name for name in names if name != reference.name]
-        return (reference, *(candidate_from_name(name, "asked for", dataset.task, grouped=grouped) for name in others))
+        chosen = [candidate_from_name(name, "asked for", dataset.task, grouped=grouped) for name in others]
+        return (reference, *(_against(attack, candidate) for candidate in chosen))
     whys: dict[str, str] = dict.fromkeys(ALWAYS[dataset.task], "worth trying on any data")
     if grouped:
         why = "guards the worst group, or the worst rows whatever their group"
         whys |= {f"{reference.name}+{weights}": why for weights in GROUPED}
+    if attack is not None:
+        whys[f"{reference.name}+PGD"] = "trained on inputs that the attack has moved"
+        if grouped:
+            whys[f"{reference.name}+KLDRO+PGD"] = "the same, with more weight on the worst rows"
     for finding in findings:
         for term in finding.helps:
             for name in PREFERRED.get(term, ()):
                 if _fits(name, dataset.task):
                     whys.setdefault(name, f"helps with {term}: {finding.text}")
-    return (reference, *(candidate_from_name(name, why, dataset.task, grouped=grouped) for name, why in whys.items()))
+    chosen = [candidate_from_name(name, why, dataset.task, grouped=grouped) for name, why in whys.items()]
+    return (reference, *(_against(attack, candidate) for candidate in chosen))
+
+
+def _against(attack: Attack | None, candidate: Candidate) -> Candidate:
+    """The candidate whose PGD, if it has one, is the attack: one setting of it beside each of the other parts'."""
+    if attack is None or PGD not in candidate.parts:
+        return candidate
+    others = ((attack.settings(),) if part is PGD else part.settings for part in candidate.parts)
+    return replace(candidate, settings=tuple(itertools.islice(itertools.product(*others), 4)))
 
 
 def candidate_from_name(
@@ -326,6 +348,7 @@ def make_plan(
     repeats: int,
     seed: int,
     training: Training | None = None,
+    attack: Attack | None = None,
 ) -> Plan:
     """The whole plan: the reference's groups first, so that a run cut short still has what others are judged by."""
     splits = make_splits(dataset.target, dataset.task, folds, repeats, seed)
@@ -351,6 +374,7 @@ def make_plan(
         seed=seed,
         folds=folds,
         repeats=repeats,
+        attack=attack,
     )
 
 

@@ -26,6 +26,7 @@ OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     "recall": list,
     "reliability": dict,
     "residuals": dict,
+    "robustness": list,
     "temperature": (float, int),
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from lossworks.compare.attack import RESTARTS, ROBUST, ROWS, STEPS, Attack
 from lossworks.compare.evaluate import LEVELS, PAIRS, worst_group_name
 from lossworks.compare.plan import OUTSIDE, Plan
 from lossworks.metrics.registry import METRICS, find_metric, metrics_for
@@ -26,6 +27,7 @@ from lossworks.report.data import (
     ReportData,
     Residuals,
     Reuse,
+    Robustness,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +90,9 @@ def report_data(comparison: Comparison, run: Path | None) -> ReportData:
     if dataset.group is not None:
         columns.append(worst_group_name(metric.name))
         higher[columns[-1]] = metric.higher_is_better
+    if plan.attack is not None:
+        columns.append(ROBUST)
+        higher[ROBUST] = True
     classes = dataset.task != "real"
     return ReportData(
         title=f"{dataset.target_name} · lossworks compare",
@@ -110,6 +115,7 @@ def report_data(comparison: Comparison, run: Path | None) -> ReportData:
             name: [replica["curve"] for replica in rows if replica.get("curve")] for name, rows in by_objective.items()
         },
         residuals=None if classes else _residuals(by_objective),
+        robustness=None if plan.attack is None else _robustness(by_objective, plan.attack),
         findings=[{"level": f.level, "text": f.text, "numbers": f.numbers} for f in comparison.findings],
         candidates=_candidates(comparison),
         method=_method(comparison),
@@ -211,6 +217,11 @@ def _residuals(by_objective: dict[str, list[dict[str, Any]]]) -> Residuals:
     }
 
 
+def _robustness(by_objective: dict[str, list[dict[str, Any]]], attack: Attack) -> Robustness:
+    curves = {name: [r["robustness"] for r in rows if "robustness" in r] for name, rows in by_objective.items()}
+    return {"norm": attack.norm, "eps": attack.eps, "curves": {name: found for name, found in curves.items() if found}}
+
+
 def _candidates(comparison: Comparison) -> list[CandidateEntry]:
     from lossworks.catalog import papers
 
@@ -240,6 +251,16 @@ def _method(comparison: Comparison) -> list[str]:
         else " One temperature a model is fitted on the same inner rows before probabilities are scored, so that "
         "losses that do not estimate probabilities are judged fairly on log-loss and calibration error."
     )
+    attacked = (
+        []
+        if plan.attack is None
+        else [
+            f"Robust accuracy is that on test rows whose inputs PGD has moved within a {plan.attack.norm} ball of "
+            f"{plan.attack.eps:g}, in the units of the scaled columns: {STEPS} steps, {RESTARTS} restarts, the worst "
+            f"input that was met, of at most {ROWS:,} rows a fold. Only numbers and dates are moved. What PGD does not "
+            f"find may still be there, so a stronger attack may find the accuracy lower."
+        ]
+    )
     return [
         f"Every objective trains the same model ({comparison.architecture.described()}) on the same {plan.folds} "
         f"folds, drawn {plan.repeats} times{stratified}. A fold's test rows are used once, to score. Within its "
@@ -258,4 +279,5 @@ def _method(comparison: Comparison) -> list[str]:
         f"outside line: it says what another kind of model reaches, and is no candidate. Columns become numbers "
         f"without looking at the target, and are scaled by each fold's own training rows. Models trained: "
         f"{len(comparison.replicas)}.",
+        *attacked,
     ]

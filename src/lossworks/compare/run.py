@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from lossworks.compare.attack import Attack
 from lossworks.compare.data import Dataset, check_folds, embedded, read
 from lossworks.compare.encode import Encoder
 from lossworks.compare.engine import Training
@@ -74,6 +75,7 @@ def compare(
     columns: Mapping[str, str] | None = None,
     rope: float | None = None,
     training: Training | None = None,
+    attack: str | None = None,
     resume: str | Path | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -105,6 +107,9 @@ def compare(
         rope: The region of practical equivalence in the metric's unit; 0.01 for metrics in [0, 1], else 1 % of the
             reference.
         training: Batch size, steps and the like.
+        attack: ``"linf:0.1"`` or ``"l2:0.5"``, a norm and a radius: the accuracy on inputs that PGD (20 steps, 5
+            restarts) moves within that ball is reported too, and objectives that train against it are tried. The ball
+            is in the units of the scaled columns, and moves numbers and dates alone.
         resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
             names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
             of your own are given again; ``budget``, ``engine``, ``memory`` and ``watch`` are this call's own.
@@ -133,6 +138,7 @@ def compare(
         "columns": columns,
         "rope": rope,
         "training": training,
+        "attack": attack,
     }
     if resume is not None:
         if out is not None:
@@ -171,9 +177,17 @@ def _compare(
     matrix = encoder.transform(dataset.features)
     noted = tuple(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "info") for note in dataset.notes)
     findings = (*noted, *examine(dataset, matrix, seed=seed))
-    candidates = choose_candidates(dataset, findings, asked["objectives"])
+    attack = None if asked["attack"] is None else _attack(asked["attack"], dataset, encoder)
+    candidates = choose_candidates(dataset, findings, asked["objectives"], attack)
     plan = make_plan(
-        dataset, candidates, metric=metric, folds=folds, repeats=repeats, seed=seed, training=asked["training"]
+        dataset,
+        candidates,
+        metric=metric,
+        folds=folds,
+        repeats=repeats,
+        seed=seed,
+        training=asked["training"],
+        attack=attack,
     )
     model = _check_model(architecture, matrix.shape[1:])
     rows, width = len(matrix), _width(dataset.features)
@@ -327,6 +341,12 @@ def _metric(name: str | None, dataset: Dataset) -> str:
     if metric.of_groups and dataset.group is None:
         raise InputError(f"metric: {name!r} needs groups: name their column, as --group or group= does")
     return metric.name
+
+
+def _attack(text: str, dataset: Dataset, encoder: Encoder) -> Attack:
+    if dataset.task == "real":
+        raise InputError(f"attack: {dataset.target_name!r} is real-valued, and there is no accuracy to attack")
+    return Attack.parse(text, encoder)
 
 
 def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:

@@ -1,13 +1,15 @@
 """The work of a plan, group by group, apart from where it is done: a workload can be sent to another process."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lossworks.compare.attack import ROBUST, ROWS, SHARES, Attack, accuracy_curve
 from lossworks.compare.data import Dataset
 from lossworks.compare.engine import Trained, one_thread, train
 from lossworks.compare.errors import InputError
@@ -15,7 +17,7 @@ from lossworks.compare.evaluate import evaluate, thinned
 from lossworks.compare.memory import budget, is_out_of_memory
 from lossworks.compare.models import Architecture
 from lossworks.compare.outside import boosted_outputs
-from lossworks.compare.plan import OUTSIDE, Group, Plan, jobs_of
+from lossworks.compare.plan import OUTSIDE, Group, Plan, Replica, jobs_of
 from lossworks.metrics.registry import find_metric
 
 __all__ = ["Results", "Workload", "work"]
@@ -159,6 +161,8 @@ def _result(workload: Workload, group: Group, trained: Trained, number: int) -> 
     with one_thread():
         inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
         result = evaluate(dataset, plan.metric, inner=(split.inner, inner), test=(split.test, test))
+        if plan.attack is not None:
+            result = _attacked(workload, plan.attack, trained.module(number), replica, result)
     return (
         _named(plan, candidate.name, candidate.setting(replica.setting), replica.split)
         | result
@@ -170,6 +174,22 @@ def _result(workload: Workload, group: Group, trained: Trained, number: int) -> 
             "curve": thinned(trained.curves[number]),
         }
     )
+
+
+def _attacked(
+    workload: Workload, attack: Attack, module: nn.Module, replica: Replica, result: dict[str, Any]
+) -> dict[str, Any]:
+    """The result with the accuracy under attack, and the curve over radii, of at most so many test rows."""
+    metrics = result["metrics"]
+    if result.get("diverged"):
+        return result | {"metrics": metrics | {ROBUST: math.nan}}
+    tested = workload.plan.splits[replica.split].test
+    rows = torch.from_numpy(tested[np.unique(np.linspace(0, len(tested) - 1, min(ROWS, len(tested))).astype(int))])
+    assert isinstance(module, nn.Sequential)
+    x, y = workload.x[rows].to(workload.device), workload.y[rows].to(workload.device)
+    radii = [share * attack.eps for share in SHARES]
+    curve = accuracy_curve(module, x, y, attack, radii, seed=replica.seed)
+    return result | {"metrics": metrics | {ROBUST: dict(curve)[attack.eps]}, "robustness": curve}
 
 
 def _boosted(workload: Workload, tell: Tell, stop: Callable[[], bool]) -> Results | None:

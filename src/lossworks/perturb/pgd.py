@@ -1,13 +1,13 @@
 """The worst input near the given one, looked for by following the risk's gradient."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_int, check_positive
+from lossworks.checks import check_floating, check_int, check_positive, check_sequence, shown
 from lossworks.perturb.ball import Ball, Bounds, check_ball
 from lossworks.roles import Perturbation
 
@@ -39,6 +39,8 @@ class PGD(Perturbation):
         restarts: How often it begins anew, >= 1; more than one needs ``random_start``.
         random_start: Whether it begins at a point drawn from the ball, or at the clean input.
         bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; no range by default.
+        columns: The columns of x ``(n, d)`` that may change, such as those that hold numbers; all by default. The ball
+            and ``bounds`` are then of these alone.
         generator: Where the starts are drawn from; torch's own generator by default.
 
     Shape:
@@ -46,7 +48,7 @@ class PGD(Perturbation):
 
     Raises:
         ValueError: ``eps < 0``, ``step_size <= 0``, ``steps < 1``, ``restarts < 1``, restarts without a random start,
-            an input outside ``bounds``, or a risk that is not one number a row.
+            an input outside ``bounds``, a risk that is not one number a row, or columns that x does not have.
         TypeError: x is not floating-point: integers have no gradient, scale them first.
 
     Use it to train against small changes of the input, or to measure what they do. Found is not worst: for what no
@@ -75,6 +77,7 @@ class PGD(Perturbation):
         restarts: int = 1,
         random_start: bool = True,
         bounds: Bounds | None = None,
+        columns: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -87,6 +90,7 @@ class PGD(Perturbation):
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
         self.low, self.high = (-math.inf, math.inf) if bounds is None else bounds
+        self.columns = None if columns is None else _columns(columns)
 
     @property
     def bounds(self) -> Bounds | None:
@@ -96,6 +100,19 @@ class PGD(Perturbation):
 
     def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The worst input found for each row."""
+        if self.columns is None:
+            return self._search(risk, x)
+        check_floating("x", x)
+        if x.ndim != 2 or max(self.columns) >= x.shape[1]:
+            raise ValueError(f"x must have shape (n, d) with columns up to {max(self.columns)}, got {tuple(x.shape)}")
+        columns = torch.tensor(self.columns, device=x.device)
+
+        def whole(part: Tensor) -> Tensor:
+            return x.index_copy(1, columns, part)
+
+        return whole(self._search(lambda part: risk(whole(part)), x.index_select(1, columns)))
+
+    def _search(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         ball = Ball(x, self.eps, self.norm, (self.low, self.high))
         step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         worst, highest = ball.x, None
@@ -146,6 +163,13 @@ class FGSM(PGD):
 
     def __init__(self, eps: float | Tensor = 0.1, norm: str = "linf", *, bounds: Bounds | None = None) -> None:
         super().__init__(eps, 1, norm=norm, random_start=False, bounds=bounds)
+
+
+def _columns(columns: Sequence[int]) -> tuple[int, ...]:
+    check_sequence("columns", columns)
+    if not len(columns) or len(set(columns)) < len(columns):
+        raise ValueError(f"columns must be different columns, at least one, got {shown(columns)}")
+    return tuple(check_int("columns", column, low=0) for column in columns)
 
 
 def _worse(changed: Tensor, values: Tensor, worst: Tensor, highest: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -212,9 +212,9 @@ class Band:
     runs: np.ndarray
 
     @classmethod
-    def of(cls, curves: Sequence[Sequence[tuple[int, float]]]) -> "Band | None":
+    def of(cls, curves: Sequence[Sequence[tuple[float, float]]]) -> "Band | None":
         """Summarise at the steps that at least half of the runs reached; None when no score is finite."""
-        found: dict[int, list[float]] = {}
+        found: dict[float, list[float]] = {}
         for curve in curves:
             for step, score in curve:
                 if is_number(score):
@@ -235,8 +235,13 @@ class Band:
         )
 
 
-def learning(x: Scale, y: Scale, name: str, band: Band, reference: Band | None) -> Markup:
-    """One objective's mean curve and band, with the reference's mean behind it."""
+def course(
+    x: Scale, y: Scale, name: str, band: Band, reference: Band | None, *, along: str, what: str, digits: int = 0
+) -> Markup:
+    """One objective's mean curve and band, with the reference's mean behind it.
+
+    `along` is what the x axis counts, with so many digits, and `what` is what the curve is of.
+    """
     place_x = [x.share(step) for step in band.steps]
     curves = [
         path(
@@ -256,13 +261,15 @@ def learning(x: Scale, y: Scale, name: str, band: Band, reference: Band | None) 
             cy=place(100 - y.at(mean)),
             r="7",
             class_="target",
-            data_tip=f"step {step:,.0f}: {number(mean, 3)} ({number(low, 3)} to {number(high, 3)}, {runs} models)",
+            data_tip=f"{along} {number(step, digits)}: {number(mean, 3)} ({number(low, 3)} to {number(high, 3)}, "
+            f"{runs} models)",
         )
         for at, step, mean, low, high, runs in zip(
             place_x, *(array.tolist() for array in (band.steps, band.mean, band.low, band.high, band.runs)), strict=True
         )
     ]
-    summary = f"{name}: mean inner score {number(band.mean[-1].item(), 3)} at step {number(band.steps[-1].item(), 0)}"
+    last = number(band.steps[-1].item(), digits)
+    summary = f"{name}: mean {what} {number(band.mean[-1].item(), 3)} at {along} {last}"
     return panel(x, y, curves, marks, summary)
 
 

@@ -57,6 +57,14 @@ class FindingEntry(TypedDict):
     numbers: Mapping[str, Any]
 
 
+class Robustness(TypedDict):
+    """Accuracy over the radius of the ball in which inputs may be moved: one (radius, accuracy) curve a model."""
+
+    norm: str
+    eps: float
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]]
+
+
 class CandidateEntry(TypedDict):
     """An objective that was tried: why, at which settings, and in how many folds each setting was chosen."""
 
@@ -103,6 +111,7 @@ class ReportData:
         reliability: by objective, for classes.
         curves: by objective, one (step, inner score) curve a trained model; larger is better.
         residuals: for real targets.
+        robustness: where the models were attacked.
         findings: what was seen in the data.
         candidates: what was tried and why.
         method: how it was measured, a paragraph each.
@@ -140,6 +149,7 @@ class ReportData:
     reliability: Mapping[str, Reliability] | None = None
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]] = field(default_factory=dict)
     residuals: Residuals | None = None
+    robustness: Robustness | None = None
     findings: Sequence[FindingEntry] = ()
     candidates: Sequence[CandidateEntry] = ()
     reuse: Reuse | None = None

@@ -41,6 +41,7 @@ def render(data: ReportData) -> str:
             recall=_recall(data.recall, data.reference),
             reliability=_reliability(data),
             learning=_learning(data),
+            robustness=_robustness(data),
             residuals=_residuals(data.residuals, _order(data)),
         )
     )
@@ -186,7 +187,25 @@ def _reliability(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _learning(data: ReportData) -> list[dict[str, Any]]:
-    bands = {name: charts.Band.of(data.curves[name]) for name in _order(data) if name in data.curves}
+    return _courses(data, data.curves, along="step", what="inner score")
+
+
+def _robustness(data: ReportData) -> list[dict[str, Any]]:
+    if data.robustness is None:
+        return []
+    digits = text.decimals([point[0] for curves in data.robustness["curves"].values() for point in curves[0]])
+    return _courses(data, data.robustness["curves"], along="radius", what="accuracy", digits=digits)
+
+
+def _courses(
+    data: ReportData,
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    *,
+    along: str,
+    what: str,
+    digits: int = 0,
+) -> list[dict[str, Any]]:
+    bands = {name: charts.Band.of(curves[name]) for name in _order(data) if name in curves}
     found = {name: band for name, band in bands.items() if band is not None}
     if not found:
         return []
@@ -198,14 +217,12 @@ def _learning(data: ReportData) -> list[dict[str, Any]]:
         tick_count=3,
     )
     reference = found.get(data.reference)
-    return [
-        {
-            "name": name,
-            "plot": charts.learning(x, y, name, band, None if name == data.reference else reference),
-            "models": len(data.curves[name]),
-        }
-        for name, band in found.items()
-    ]
+
+    def plot(name: str, band: charts.Band) -> Markup:
+        behind = None if name == data.reference else reference
+        return charts.course(x, y, name, band, behind, along=along, what=what, digits=digits)
+
+    return [{"name": name, "plot": plot(name, band), "models": len(curves[name])} for name, band in found.items()]
 
 
 def _residuals(residuals: Residuals | None, order: Sequence[str]) -> dict[str, Any] | None:

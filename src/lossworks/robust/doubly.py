@@ -90,8 +90,8 @@ class DoublyRobustAT(Objective):
         super().__init__(CrossEntropyLoss() if loss is None else loss, weights=weights, perturb=attack)
         if attack_loss is not None and not isinstance(attack_loss, Loss):
             raise TypeError(f"attack_loss must be a Loss, got {type(attack_loss).__name__}")
-        if implicit and not (isinstance(attack, PGD) and attack.norm == "linf"):
-            raise TypeError(f"implicit needs a PGD in linf, whose box it knows, got {attack}")
+        if implicit and not (isinstance(attack, PGD) and attack.norm == "linf" and attack.columns is None):
+            raise TypeError(f"implicit needs a PGD in linf over all columns, whose box it knows, got {attack}")
         self.attack_loss = attack_loss
         self.implicit = implicit
         self.barrier = check_positive("barrier", barrier, allow_zero=True)

@@ -1,0 +1,133 @@
+"""How a trained model holds up when its inputs are moved: the share of rows that no move within a ball makes wrong."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lossworks.compare.encode import Encoder
+from lossworks.compare.errors import InputError
+from lossworks.perturb import PGD, cw_margin_loss
+from lossworks.perturb.ball import NORMS
+
+__all__ = ["ROBUST", "SHARES", "Attack", "accuracy_curve", "movable"]
+
+ROBUST = "robust_accuracy"
+"""What the accuracy under attack is called in tables."""
+SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""The radii of a curve, in the attack's own."""
+STEPS, RESTARTS = 20, 5
+TRAINING_STEPS = 7
+ROWS = 1000
+"""How many rows of a test fold are attacked at most."""
+AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Who moves the inputs, and how far: PGD in a ball, in the units of the scaled columns.
+
+    Attributes:
+        norm: ``"linf"`` or ``"l2"``.
+        eps: The ball's radius.
+        columns: The encoded columns that may move; None where all may.
+    """
+
+    norm: str
+    eps: float
+    columns: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str, encoder: Encoder) -> "Attack":
+        """The attack that ``NORM:RADIUS`` names, on what the encoder's columns hold.
+
+        >>> from lossworks.compare.encode import Encoder
+        >>> Attack.parse("linf:0.1", Encoder(shape=(3,)))
+        Attack(norm='linf', eps=0.1, columns=None)
+        """
+        norm, _, radius = text.partition(":") if isinstance(text, str) else ("", "", "")
+        try:
+            eps = float(radius)
+        except ValueError:
+            eps = math.nan
+        if norm not in NORMS or not 0 < eps < math.inf:
+            raise InputError(f"attack must be linf:RADIUS or l2:RADIUS with a radius above 0, got {text!r}")
+        return cls(norm, eps, movable(encoder))
+
+    def search(self, eps: float, *, steps: int, restarts: int, generator: torch.Generator | None) -> PGD:
+        """What looks for the worst input in a ball of this radius."""
+        return PGD(eps, steps, norm=self.norm, restarts=restarts, generator=generator, columns=self.columns)
+
+    def settings(self) -> dict[str, object]:
+        """Those of a :class:`~lossworks.perturb.PGD` to train against it."""
+        where = {} if self.columns is None else {"columns": self.columns}
+        return {"eps": self.eps, "norm": self.norm, "steps": TRAINING_STEPS, **where}
+
+
+def movable(encoder: Encoder) -> tuple[int, ...] | None:
+    """The encoded columns that hold numbers or dates, None where all do; categories and indicators cannot move."""
+    if encoder.shape is not None:
+        return None
+    numbers: list[int] = []
+    at = 0
+    for column in encoder.columns:
+        numbers += [at] if column.kind != "category" and column.varies else []
+        at += len(column.names)
+    if not numbers:
+        raise InputError("attack: none of the columns holds numbers, and categories cannot be moved a little")
+    return None if len(numbers) == at else tuple(numbers)
+
+
+def accuracy_curve(
+    module: nn.Sequential,
+    x: Tensor,
+    target: Int[Tensor, " n"],
+    attack: Attack,
+    radii: Sequence[float],
+    *,
+    seed: int,
+    steps: int = STEPS,
+    restarts: int = RESTARTS,
+) -> list[tuple[float, float]]:
+    """The accuracy within each radius, from 0 on; a row that is lost within one is lost within all larger ones.
+
+    Args:
+        module: A scaler, a network and a head, as :class:`~lossworks.compare.models.Architecture` assembles them.
+        x: Encoded rows.
+        target: Their classes.
+        attack: Its norm and columns.
+        radii: Rising, > 0.
+        seed: Of the restarts.
+        steps: Of each search, and ``restarts`` how many searches.
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    with torch.no_grad():
+        scaled = torch.cat([module[0](rows) for rows in x.split(AT_ONCE)])
+        answers = torch.cat([_logits(module, rows).argmax(dim=1) for rows in scaled.split(AT_ONCE)])
+    right = answers == target
+    curve = [(0.0, float(right.double().mean()))]
+    for radius in radii:
+        search = attack.search(radius, steps=steps, restarts=restarts, generator=generator)
+        for rows in right.nonzero().flatten().split(AT_ONCE):
+            right[rows] = _withstands(module, scaled[rows], target[rows], search)
+        curve.append((float(radius), float(right.double().mean())))
+    return curve
+
+
+def _withstands(module: nn.Sequential, scaled: Tensor, target: Tensor, search: PGD) -> Tensor:
+    """Which rows keep their class at the worst input that is found."""
+
+    def risk(rows: Tensor) -> Tensor:
+        return -cw_margin_loss(_logits(module, rows), target)
+
+    found = search(risk, scaled)
+    with torch.no_grad():
+        return risk(found) < 0
+
+
+def _logits(module: nn.Sequential, scaled: Tensor) -> Tensor:
+    output: Tensor = module[1:](scaled)
+    return output if output.ndim == 2 else torch.stack([torch.zeros_like(output), output], dim=1)
