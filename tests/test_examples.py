@@ -30,3 +30,16 @@ def test_a_stopped_fsdp_training_with_a_fused_loss_and_dro_weights_ends_as_if_it
     apart = re.search(r"largest difference of a parameter: (\S+)", ran.stdout)
     assert apart is not None
     assert float(apart[1]) < 1e-9
+
+
+def test_weights_on_the_worst_group_lift_the_worst_digit():
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / "worst_group.py"), "--repeats", "3", "--steps", "300"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    worst = dict(re.findall(r"^(\S+) +worst digit (\S+),", ran.stdout, flags=re.MULTILINE))
+    assert float(worst["GroupDRO"]) > float(worst["cross-entropy"])
