@@ -297,6 +297,7 @@ def public() -> dict[str, Any]:
 
 
 INTERNAL = (
+    "lossworks.optim.wrapper.",
     *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "softmax")),
     *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball."),
     *(f"lossworks.roles.{name}" for name in ("about_kept", "asked_once", "held_back", "remember_over_ranks")),

@@ -1,3 +1,8 @@
-"""min over θ: steps that look further than the gradient at hand."""
+"""Wrappers around any torch optimizer: the worst case over the parameters, and noise on their gradient."""
 
-__all__: list[str] = []
+from lossworks.optim.gradient_noise import AnnealedGradientNoise, gradient_noise_std
+from lossworks.optim.ignite import IGNITE
+from lossworks.optim.reliable import RSGS, reliable_entropy_mask
+from lossworks.optim.sharpness import GSAM, SAM
+
+__all__ = ["GSAM", "IGNITE", "RSGS", "SAM", "AnnealedGradientNoise", "gradient_noise_std", "reliable_entropy_mask"]

@@ -1,0 +1,123 @@
+"""Noise on the gradient that fades as training goes on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lossworks.checks import check_generator, check_int, check_positive
+from lossworks.optim.wrapper import Closure, Wrapper
+from lossworks.roles import cite
+
+__all__ = ["AnnealedGradientNoise", "gradient_noise_std"]
+
+
+@cite("neelakantan2015noise", helps=("overfitting",))
+def gradient_noise_std(step: int, eta: float = 0.3, gamma: float = 0.55) -> float:
+    r"""How large the noise is.
+
+    .. math:: \sigma_t = \sqrt{\eta / (1 + t)^\gamma}
+
+    Args:
+        step: t, counted from 0.
+        eta: The variance at the first step, in squared gradient units, >= 0.
+        gamma: How fast it fades, >= 0; 0 keeps it as it is.
+
+    Raises:
+        ValueError: a number below 0.
+
+    Papers: neelakantan2015noise
+
+    >>> gradient_noise_std(0, eta=0.25)
+    0.5
+    """
+    check_int("step", step, low=0)
+    check_positive("eta", eta, allow_zero=True)
+    check_positive("gamma", gamma, allow_zero=True)
+    return float((eta / float(1 + step) ** gamma) ** 0.5)
+
+
+class AnnealedGradientNoise(Wrapper):
+    r"""Adds normal noise to every gradient before any optimizer's step.
+
+    .. math:: g_t \leftarrow g_t + N(0, \sigma_t^2 I), \qquad \sigma_t^2 = \eta / (1 + t)^\gamma
+
+    Gradients are clipped before the noise, which is not. Ranks that hold the same weights must draw the same noise:
+    give each a generator in the same state. Micro-batches add up their gradients before the step, so a split changes
+    nothing.
+
+    Args:
+        optimizer: Any torch optimizer.
+        eta: The variance at the first step, in squared gradient units, >= 0; 0 is the plain optimizer.
+        gamma: How fast it fades, >= 0.
+        clip: The largest norm of all gradients together, > 0; none by default.
+        generator: Where the noise is drawn from; torch's own generator by default.
+
+    Shape:
+        - closure: takes nothing, returns the loss; none is needed.
+
+    Raises:
+        TypeError: something that is no optimizer.
+        ValueError: ``eta < 0``, ``gamma < 0``, ``clip <= 0``.
+
+    Use it for very deep networks that do not begin to learn. Where training works it costs accuracy.
+
+    Papers: neelakantan2015noise
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.zeros(2)
+    >>> optimizer = AnnealedGradientNoise(torch.optim.SGD([weight], lr=1.0))
+    >>> optimizer.step()
+    >>> optimizer.steps, bool((weight != 0).all())
+    (1, True)
+    """
+
+    papers = ("neelakantan2015noise",)
+    helps = ("overfitting",)
+    own = ("steps",)
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        eta: float = 0.3,
+        gamma: float = 0.55,
+        *,
+        clip: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(optimizer)
+        self.eta = check_positive("eta", eta, allow_zero=True)
+        self.gamma = check_positive("gamma", gamma, allow_zero=True)
+        self.clip = None if clip is None else check_positive("clip", clip)
+        self.generator = check_generator("generator", generator)
+        self.steps = 0
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step of the inner optimizer on noisy gradients."""
+        if closure is None:
+            self._add_noise()
+            loss = self.inner.step()
+        else:
+
+            def noisy() -> Any:
+                with torch.enable_grad():
+                    value = closure()
+                self._add_noise()
+                return value
+
+            loss = self.inner.step(noisy)
+        self.steps += 1
+        return loss
+
+    @torch.no_grad()
+    def _add_noise(self) -> None:
+        parameters = self.parameters()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, float(self.clip))
+        std = gradient_noise_std(self.steps, float(self.eta), float(self.gamma))
+        for parameter in parameters if std else ():
+            gradient = parameter.grad
+            assert isinstance(gradient, Tensor)
+            noise = torch.empty_like(gradient).normal_(generator=self.generator)
+            gradient.add_(noise, alpha=std)

@@ -1,0 +1,128 @@
+"""Surrogates whose mean output does not change much when their weights do."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossworks.checks import check_choice, check_floating, check_positive
+from lossworks.optim.wrapper import Closure, Wrapper, moved, norm_of
+
+__all__ = ["IGNITE"]
+
+
+class IGNITE(Wrapper):
+    r"""Any optimizer with a price on how much a surrogate's mean output may change near its weights.
+
+    .. math::
+        \min_\beta L(\beta) + \lambda \rho\, \|\nabla_\beta G(\beta)\|_2, \qquad G(\beta) = \tfrac1n \sum_i g_\beta(x_i)
+
+    The price's gradient is taken by a difference,
+    :math:`\tfrac{\lambda \rho}{r} \big(\nabla G(\beta + r u) - \nabla G(\beta)\big)` with
+    :math:`u = \nabla G / \|\nabla G\|`, which costs two passes; the weights come back bit for bit. With
+    ``mode="constrained"`` the multiplier follows :math:`\rho \|\nabla G\| \le \epsilon`:
+    :math:`\lambda \leftarrow \max(\lambda + \eta\,(\rho \|\nabla G\| - \epsilon), 0)`.
+
+    The price is of the rows given to :meth:`price`: split over ranks or micro-batches, average its gradients as those
+    of the loss, and it is that of the shards' norms, not of the whole's; give it whole batches.
+
+    Args:
+        optimizer: Any torch optimizer of the surrogate.
+        model: The surrogate :math:`g`, from rows to one number each.
+        mode: ``"constrained"``, or ``"fixed"`` for a multiplier that stays.
+        lam: :math:`\lambda` at first, >= 0; 1e-3 constrained and 1e-2 fixed by default.
+        rho: How far the weights may move, > 0; 0.05 and 0.2 by default.
+        r: The length of the difference, > 0; as ``rho`` by default.
+        epsilon: What the price is held to, in output units, > 0.
+        eta: How fast the multiplier follows, >= 0.
+
+    Shape:
+        - x: ``(n, ...)``, what the model takes; the model returns ``(n,)`` or ``(n, 1)``.
+
+    Raises:
+        TypeError: something that is no optimizer or no module.
+        ValueError: an unknown mode, numbers out of range, an output of another shape, no rows.
+
+    Use it to train a surrogate that an optimiser will then climb, where it is asked away from its data. Each step is
+    ``price(x)`` after ``backward`` and before ``step``, or ``step(closure, x=x)``.
+
+    Papers: dao2024ignite
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    >>> optimizer = IGNITE(torch.optim.Adam(model.parameters()), model)
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> (model(x) - y).square().mean().backward()
+    >>> optimizer.price(x) > 0
+    tensor(True)
+    >>> optimizer.step()
+    """
+
+    papers = ("dao2024ignite",)
+    helps = ("shift", "overfitting")
+    own = ("lam",)
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        mode: str = "constrained",
+        *,
+        lam: float | None = None,
+        rho: float | None = None,
+        r: float | None = None,
+        epsilon: float = 0.1,
+        eta: float = 1e-3,
+    ) -> None:
+        super().__init__(optimizer)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+        self.model = model
+        self.mode = check_choice("mode", mode, ("constrained", "fixed"))
+        constrained = mode == "constrained"
+        self.lam = check_positive("lam", (1e-3 if constrained else 1e-2) if lam is None else lam, allow_zero=True)
+        self.rho = check_positive("rho", (0.05 if constrained else 0.2) if rho is None else rho)
+        self.r = check_positive("r", self.rho if r is None else r)
+        self.epsilon = check_positive("epsilon", epsilon)
+        self.eta = check_positive("eta", eta, allow_zero=True)
+
+    def price(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, ""]:
+        """Add the price's gradient to the gradients; the price without its multiplier, and then move the multiplier."""
+        check_floating("x", x)
+        if x.ndim == 0 or not len(x):
+            raise ValueError(f"x must have rows, got shape {tuple(x.shape)}")
+        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        here = self._slope(x, parameters)
+        norm = norm_of(here)
+        if bool(norm > 0):
+            with moved(parameters, [self.r / norm.to(g.device) * g for g in here]):
+                there = self._slope(x, parameters)
+            scale = float(self.lam) * float(self.rho) / float(self.r)
+            with torch.no_grad():
+                for p, before, after in zip(parameters, here, there, strict=True):
+                    change = scale * (after - before)
+                    p.grad = change if p.grad is None else p.grad.add_(change)
+        price = self.rho * norm
+        if self.mode == "constrained":
+            self.lam = max(float(self.lam) + float(self.eta) * (float(price) - float(self.epsilon)), 0.0)
+        return price
+
+    def _slope(self, x: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+        with torch.enable_grad():
+            output = self.model(x)
+            if output.numel() != len(x):
+                raise ValueError(f"model must give one number a row, {len(x)} rows gave {tuple(output.shape)}")
+            found = torch.autograd.grad(output.mean(), parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def step(self, closure: Closure | None = None, *, x: Tensor | None = None) -> Any:
+        """One step of the inner optimizer; with ``x`` the price is added after the closure's ``backward``."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if x is not None:
+            self.price(x)
+        self.inner.step()
+        return loss
