@@ -27,7 +27,7 @@ out, err = Console(), Console(stderr=True)
 WIDE = 120
 INTERRUPTED = 130
 METRIC_HEADINGS = {"balanced_accuracy": "bal. accuracy", "average_precision": "avg. precision"}
-EXTRA_HEADINGS = {"robust_accuracy": "under\nattack"}
+EXTRA_HEADINGS = {"robust_accuracy": "under\nattack", "verified_accuracy": "proved"}
 VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": "red", "unclear": "dim"}
 
 
@@ -92,6 +92,9 @@ def compare_command(
             help="linf:RADIUS or l2:RADIUS in scaled units: report the accuracy under attack, and train on it."
         ),
     ] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="With --attack: the accuracy that no attack can break is reported too.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -125,6 +128,7 @@ def compare_command(
             address=address,
             memory=memory,
             attack=attack,
+            certify=certify,
             watch=watch,
         )
     if as_json:

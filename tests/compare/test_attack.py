@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import lossworks as lw
 from lossworks.cli import app
 from lossworks.compare import InputError, Training, load
-from lossworks.compare.attack import Attack, accuracy_curve, movable
+from lossworks.compare.attack import Attack, accuracy_curve, movable, verified_accuracy
 from lossworks.compare.encode import Encoder
 from lossworks.compare.engine import Job, train
 from lossworks.compare.models import Architecture
@@ -41,7 +41,7 @@ def table(rows=90):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "attacked"
-    options = {"folds": 2, "repeats": 1, "training": QUICK, "attack": "linf:0.5"}
+    options = {"folds": 2, "repeats": 1, "training": QUICK, "attack": "linf:0.5", "certify": True}
     result = lw.compare(table(), "kind", objectives=["CrossEntropyLoss+PGD", "FocalLoss"], out=folder, **options)
     return result, folder
 
@@ -56,6 +56,23 @@ class Linear(nn.Module):
     def forward(self, x):
         score = x @ self.weight
         return torch.stack([torch.zeros_like(score), score], 1) if self.two else score
+
+
+@pytest.mark.parametrize("kind", ["classes", "binary"])
+@pytest.mark.parametrize("columns", [None, (0, 2)])
+def test_of_a_line_what_is_verified_is_the_closed_form(kind, columns, generator):
+    outputs = 2 if kind == "classes" else 1
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3, outputs)).double()
+    head = nn.Identity() if kind == "classes" else nn.Flatten(0)
+    x, y = torch.randn(200, 3, generator=generator, dtype=torch.float64), torch.arange(200) % 2
+    layer = network[1]
+    weight = layer.weight[1] - layer.weight[0] if outputs == 2 else layer.weight[0]
+    bias = layer.bias[1] - layer.bias[0] if outputs == 2 else layer.bias[0]
+    reached = weight if columns is None else weight[list(columns)]
+    margin = (2 * y - 1) * (x @ weight + bias)
+    expected = float((margin > 0.2 * reached.abs().sum()).double().mean())
+    module = nn.Sequential(nn.Identity(), network, head)
+    assert verified_accuracy(module, x, y, Attack("linf", 0.2, columns)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("two", [True, False])
@@ -88,6 +105,8 @@ def test_a_comparison_reports_the_accuracy_under_attack(run):
     result, folder = run
     chosen = result.results.filter("chosen").filter(pl.col("objective") != "gradient boosting")
     assert (chosen["robust_accuracy"] <= chosen["accuracy"] + 1e-12).all()
+    assert (chosen["verified_accuracy"] <= chosen["robust_accuracy"]).all()
+    assert (chosen["verified_accuracy"] > 0).any()
     assert "robust_accuracy" in result.ranking.columns
     boosted = result.ranking.filter(pl.col("objective") == "gradient boosting")
     assert boosted["robust_accuracy"].to_list() == [None]
@@ -98,6 +117,7 @@ def test_a_comparison_reports_the_accuracy_under_attack(run):
     report = (folder / "report.html").read_text()
     assert "Under attack" in report
     assert "Robust accuracy is that on test rows" in report
+    assert "Verified accuracy is the share" in report
 
 
 def test_pgd_candidates_train_against_the_attack_that_was_asked_for(run):
@@ -151,6 +171,31 @@ def test_the_worst_case_over_inputs_and_rows_trains_in_one_stack(weights, genera
 def test_what_is_no_attack_is_named(text):
     with pytest.raises(InputError, match="attack must be linf:RADIUS or l2:RADIUS"):
         lw.compare(table(), "kind", folds=2, repeats=1, attack=text)
+
+
+def curved(shape, outputs):
+    return nn.Sequential(nn.Linear(*shape, outputs), nn.GELU())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"certify": True}, "certify: say against what"),
+        ({"certify": 1}, "certify must be True or False"),
+        ({"certify": True, "attack": "l2:0.1"}, "certify: in l2 all columns must hold numbers"),
+        (
+            {
+                "certify": True,
+                "attack": "linf:0.1",
+                "model": lambda shape, k: nn.Sequential(nn.Linear(*shape, k), nn.GELU()),
+            },
+            r"certify: model has a layer that is not certified, '1' \(GELU\)",
+        ),
+    ],
+)
+def test_what_cannot_be_certified_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        lw.compare(table(), "kind", folds=2, repeats=1, training=QUICK, **options)
 
 
 def test_a_real_target_has_no_accuracy_to_attack(tmp_path):

@@ -47,6 +47,7 @@ OPTIONS = {
     "rope": 0.02,
     "training": QUICK,
     "attack": "linf:0.1",
+    "certify": True,
 }
 """None of them is what it is by default."""
 

@@ -16,7 +16,7 @@ COMMANDS = (
 )
 NAMES = (
     "target metric objectives model folds repeats group task drop as rope seed budget device out quiet json help limit "
-    "attack eps norm"
+    "attack eps norm certify"
 )
 OPTIONS = [*(f"--{name}" for name in [*NAMES.split(), "results", "fold", ""]), "-x"]
 WORDS = (

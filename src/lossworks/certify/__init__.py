@@ -1,3 +1,18 @@
-"""What no change of the input can do: bounds that hold, and training for them."""
+"""What no attack can do: bounds on a model's outputs over all inputs in a ball."""
 
-__all__: list[str] = []
+from lossworks.certify.bounds import crown_bounds, interval_bounds, margin_spec, verified
+from lossworks.certify.cross_entropy import (
+    SmoothedEpsilonSchedule,
+    certified_cross_entropy,
+    fused_certified_cross_entropy,
+)
+
+__all__ = [
+    "SmoothedEpsilonSchedule",
+    "certified_cross_entropy",
+    "crown_bounds",
+    "fused_certified_cross_entropy",
+    "interval_bounds",
+    "margin_spec",
+    "verified",
+]

@@ -8,15 +8,27 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lossworks.certify import crown_bounds, margin_spec
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
 from lossworks.perturb import PGD, cw_margin_loss
 from lossworks.perturb.ball import NORMS
 
-__all__ = ["ROBUST", "SHARES", "Attack", "accuracy_curve", "movable"]
+__all__ = [
+    "ROBUST",
+    "SHARES",
+    "VERIFIED",
+    "Attack",
+    "accuracy_curve",
+    "check_certified",
+    "movable",
+    "verified_accuracy",
+]
 
 ROBUST = "robust_accuracy"
 """What the accuracy under attack is called in tables."""
+VERIFIED = "verified_accuracy"
+"""What the share of rows that no attack can make wrong is called."""
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
 """The radii of a curve, in the attack's own."""
 STEPS, RESTARTS = 20, 5
@@ -34,19 +46,22 @@ class Attack:
         norm: ``"linf"`` or ``"l2"``.
         eps: The ball's radius.
         columns: The encoded columns that may move; None where all may.
+        certify: Whether the rows that no attack can make wrong are counted too.
     """
 
     norm: str
     eps: float
     columns: tuple[int, ...] | None = None
+    certify: bool = False
 
     @classmethod
     def parse(cls, text: str, encoder: Encoder) -> "Attack":
         """The attack that ``NORM:RADIUS`` names, on what the encoder's columns hold.
 
-        >>> from lossworks.compare.encode import Encoder
-        >>> Attack.parse("linf:0.1", Encoder(shape=(3,)))
-        Attack(norm='linf', eps=0.1, columns=None)
+                >>> from lossworks.certify import crown_bounds, margin_spec
+        from lossworks.compare.encode import Encoder
+                >>> Attack.parse("linf:0.1", Encoder(shape=(3,)))
+                Attack(norm='linf', eps=0.1, columns=None, certify=False)
         """
         norm, _, radius = text.partition(":") if isinstance(text, str) else ("", "", "")
         try:
@@ -131,3 +146,41 @@ def _withstands(module: nn.Sequential, scaled: Tensor, target: Tensor, search: P
 def _logits(module: nn.Sequential, scaled: Tensor) -> Tensor:
     output: Tensor = module[1:](scaled)
     return output if output.ndim == 2 else torch.stack([torch.zeros_like(output), output], dim=1)
+
+
+def check_certified(network: nn.Module, attack: Attack, shape: tuple[int, ...]) -> None:
+    """Raise unless the network's bounds are known, and the attack's ball is one that bounds are known over."""
+    if attack.norm != "linf" and attack.columns is not None:
+        raise InputError("certify: in l2 all columns must hold numbers; use --attack linf:RADIUS, or --drop the others")
+    try:
+        with torch.no_grad():
+            _bounds(network.eval(), torch.zeros(1, *shape), attack)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"certify: {error}") from error
+
+
+@torch.no_grad()
+def verified_accuracy(module: nn.Sequential, x: Tensor, target: Int[Tensor, " n"], attack: Attack) -> float:
+    """The share of rows that are right wherever in the ball their input lies, by linear bounds on the outputs."""
+    sure = [
+        _sure(module[1], module[0](rows), wanted, attack)
+        for rows, wanted in zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)
+    ]
+    return float(torch.cat(sure).double().mean())
+
+
+def _sure(network: nn.Module, scaled: Tensor, target: Tensor, attack: Attack) -> Tensor:
+    outputs = network(scaled[:1]).shape[1]
+    if outputs == 1:  # the score of class 1
+        low, high = _bounds(network, scaled, attack)
+        return torch.where(target == 1, low[:, 0] > 0, high[:, 0] < 0)
+    low, _ = _bounds(network, scaled, attack, margin_spec(target, outputs))
+    return (low > 0).all(dim=1)
+
+
+def _bounds(network: nn.Module, scaled: Tensor, attack: Attack, spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    moves = torch.ones_like(scaled)
+    if attack.columns is not None:
+        moves = torch.zeros_like(scaled).index_fill(1, torch.tensor(attack.columns, device=scaled.device), 1.0)
+    box = (scaled - attack.eps * moves, scaled + attack.eps * moves) if attack.norm == "linf" else None
+    return crown_bounds(network, scaled, attack.eps, norm=attack.norm, box=box, spec=spec)

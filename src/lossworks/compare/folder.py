@@ -41,6 +41,7 @@ PLAIN: Mapping[str, tuple[type, ...]] = {
     "rope": (float, int, type(None)),
     "training": (dict, type(None)),
     "attack": (str, type(None)),
+    "certify": (bool,),
 }
 """The options of a run and what ``run.json`` may hold for each; nothing else is read."""
 

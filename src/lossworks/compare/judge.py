@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lossworks.checks import check_between, nearest
-from lossworks.compare.attack import ROBUST
+from lossworks.compare.attack import ROBUST, VERIFIED
 from lossworks.compare.evaluate import worst_group_name
 from lossworks.metrics.paired import holm, paired_test
 from lossworks.metrics.ranking import KEMENY_LIMIT, kemeny_consensus
@@ -179,7 +179,11 @@ def _check(scores: pl.DataFrame, metric: str, reference: str) -> None:
 
 def _others(scores: pl.DataFrame, metric: str) -> list[str]:
     """The other metrics that the table has, those of the worst group and under attack among them."""
-    return [name for name in [*METRICS, worst_group_name(metric), ROBUST] if name in scores.columns and name != metric]
+    return [
+        name
+        for name in [*METRICS, worst_group_name(metric), ROBUST, VERIFIED]
+        if name in scores.columns and name != metric
+    ]
 
 
 def _differences(scores: pl.DataFrame, metric: str, reference: str) -> pl.DataFrame:

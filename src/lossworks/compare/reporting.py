@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lossworks.compare.attack import RESTARTS, ROBUST, ROWS, STEPS, Attack
+from lossworks.compare.attack import RESTARTS, ROBUST, ROWS, STEPS, VERIFIED, Attack
 from lossworks.compare.evaluate import LEVELS, PAIRS, worst_group_name
 from lossworks.compare.plan import OUTSIDE, Plan
 from lossworks.metrics.registry import METRICS, find_metric, metrics_for
@@ -91,8 +91,8 @@ def report_data(comparison: Comparison, run: Path | None) -> ReportData:
         columns.append(worst_group_name(metric.name))
         higher[columns[-1]] = metric.higher_is_better
     if plan.attack is not None:
-        columns.append(ROBUST)
-        higher[ROBUST] = True
+        columns += [ROBUST, VERIFIED] if plan.attack.certify else [ROBUST]
+        higher |= {ROBUST: True, VERIFIED: True}
     classes = dataset.task != "real"
     return ReportData(
         title=f"{dataset.target_name} · lossworks compare",
@@ -259,6 +259,12 @@ def _method(comparison: Comparison) -> list[str]:
             f"{plan.attack.eps:g}, in the units of the scaled columns: {STEPS} steps, {RESTARTS} restarts, the worst "
             f"input that was met, of at most {ROWS:,} rows a fold. Only numbers and dates are moved. What PGD does not "
             f"find may still be there, so a stronger attack may find the accuracy lower."
+            + (
+                " Verified accuracy is the share of the same rows that bounds on the network (CROWN) prove right, "
+                "wherever in the ball they lie; no attack can find it lower."
+                if plan.attack.certify
+                else ""
+            )
         ]
     )
     return [

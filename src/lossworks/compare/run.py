@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from lossworks.compare.attack import Attack
+from lossworks.compare.attack import Attack, check_certified
 from lossworks.compare.data import Dataset, check_folds, embedded, read
 from lossworks.compare.encode import Encoder
 from lossworks.compare.engine import Training
@@ -76,6 +76,7 @@ def compare(
     rope: float | None = None,
     training: Training | None = None,
     attack: str | None = None,
+    certify: bool = False,
     resume: str | Path | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -110,6 +111,8 @@ def compare(
         attack: ``"linf:0.1"`` or ``"l2:0.5"``, a norm and a radius: the accuracy on inputs that PGD (20 steps, 5
             restarts) moves within that ball is reported too, and objectives that train against it are tried. The ball
             is in the units of the scaled columns, and moves numbers and dates alone.
+        certify: Whether the accuracy that bounds on the network prove against every attack in that ball is reported
+            too; the network must be of layers whose bounds are known, as ``"mlp"`` and ``"linear"`` are.
         resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
             names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
             of your own are given again; ``budget``, ``engine``, ``memory`` and ``watch`` are this call's own.
@@ -139,6 +142,7 @@ def compare(
         "rope": rope,
         "training": training,
         "attack": attack,
+        "certify": certify,
     }
     if resume is not None:
         if out is not None:
@@ -177,7 +181,7 @@ def _compare(
     matrix = encoder.transform(dataset.features)
     noted = tuple(Finding("note", f"{note[0].upper()}{note[1:]}.", {}, (), "info") for note in dataset.notes)
     findings = (*noted, *examine(dataset, matrix, seed=seed))
-    attack = None if asked["attack"] is None else _attack(asked["attack"], dataset, encoder)
+    attack = _attack(asked["attack"], asked["certify"], dataset, encoder, architecture)
     candidates = choose_candidates(dataset, findings, asked["objectives"], attack)
     plan = make_plan(
         dataset,
@@ -343,10 +347,23 @@ def _metric(name: str | None, dataset: Dataset) -> str:
     return metric.name
 
 
-def _attack(text: str, dataset: Dataset, encoder: Encoder) -> Attack:
+def _attack(
+    text: str | None, certify: bool, dataset: Dataset, encoder: Encoder, architecture: Architecture
+) -> Attack | None:
+    if not isinstance(certify, bool):
+        raise InputError(f"certify must be True or False, got {certify!r}")
+    if text is None:
+        if certify:
+            raise InputError("certify: say against what, as --attack linf:0.1 or attack= does")
+        return None
     if dataset.task == "real":
         raise InputError(f"attack: {dataset.target_name!r} is real-valued, and there is no accuracy to attack")
-    return Attack.parse(text, encoder)
+    attack = replace(Attack.parse(text, encoder), certify=certify)
+    if certify:
+        with torch.random.fork_rng([]):
+            network = architecture.sized(encoder.width, 3, "classes").network()
+        check_certified(network, attack, encoder.width)
+    return attack
 
 
 def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossworks.compare.attack import ROBUST, ROWS, SHARES, Attack, accuracy_curve
+from lossworks.compare.attack import ROBUST, ROWS, SHARES, VERIFIED, Attack, accuracy_curve, verified_accuracy
 from lossworks.compare.data import Dataset
 from lossworks.compare.engine import Trained, one_thread, train
 from lossworks.compare.errors import InputError
@@ -182,14 +182,17 @@ def _attacked(
     """The result with the accuracy under attack, and the curve over radii, of at most so many test rows."""
     metrics = result["metrics"]
     if result.get("diverged"):
-        return result | {"metrics": metrics | {ROBUST: math.nan}}
+        return result | {"metrics": metrics | {ROBUST: math.nan} | ({VERIFIED: math.nan} if attack.certify else {})}
     tested = workload.plan.splits[replica.split].test
     rows = torch.from_numpy(tested[np.unique(np.linspace(0, len(tested) - 1, min(ROWS, len(tested))).astype(int))])
     assert isinstance(module, nn.Sequential)
     x, y = workload.x[rows].to(workload.device), workload.y[rows].to(workload.device)
     radii = [share * attack.eps for share in SHARES]
     curve = accuracy_curve(module, x, y, attack, radii, seed=replica.seed)
-    return result | {"metrics": metrics | {ROBUST: dict(curve)[attack.eps]}, "robustness": curve}
+    found = {ROBUST: dict(curve)[attack.eps]}
+    if attack.certify:
+        found[VERIFIED] = verified_accuracy(module, x, y, attack)
+    return result | {"metrics": metrics | found, "robustness": curve}
 
 
 def _boosted(workload: Workload, tell: Tell, stop: Callable[[], bool]) -> Results | None:

@@ -1,0 +1,196 @@
+"""Cross-entropy of the worst output that bounds allow, to train models whose robustness can be proved."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lossworks.certify.bounds import Region, crown_bounds, intervals, margin_spec
+from lossworks.certify.graph import graph_of
+from lossworks.checks import check_between, check_classes, check_int, check_positive
+from lossworks.roles import cite
+
+__all__ = ["SmoothedEpsilonSchedule", "certified_cross_entropy", "fused_certified_cross_entropy"]
+
+
+@cite("xu2020autolirpa", helps=("attacks", "worst case"))
+def certified_cross_entropy(
+    model: nn.Module,
+    x: Float[Tensor, "n *features"],
+    target: Int[Tensor, " n"],
+    eps: float | Tensor,
+    *,
+    kappa: float = 0.0,
+    box: Sequence[Tensor] | None = None,
+) -> Float[Tensor, " n"]:
+    r"""An upper bound on each row's cross-entropy wherever in the ball its input lies.
+
+    .. math::
+        \ell_i = \log\Big(1 + \sum_{j \ne y} e^{-m_j}\Big), \qquad
+        m = \kappa\, m^{CROWN\text{-}IBP} + (1 - \kappa)\, m^{IBP}, \qquad m_j \le \min (f_y - f_j)
+
+    Args:
+        model: As in :func:`crown_bounds`, with one logit a class.
+        x: The ball's centre.
+        target: :math:`y`, int64.
+        eps: The radius of the linf ball, in x's units, >= 0.
+        kappa: The share of the linear relaxation, in [0, 1]: 0 trains by intervals alone; usually it falls from 1 to 0
+            as the radius grows.
+        box: ``(low, high)`` in place of the ball.
+
+    Shape:
+        - x ``(n, ...)``, target ``(n,)``; returns ``(n,)``, with gradients.
+
+    Raises:
+        ValueError: numbers out of range, layers in training mode, a class out of range.
+        TypeError: a layer that is not known.
+
+    Use it as the training loss, ``.mean()`` of it, with a radius that grows from 0
+    (:class:`SmoothedEpsilonSchedule`). It costs clean accuracy: :class:`lossworks.perturb.PGD` costs less, and proves
+    nothing.
+
+    Papers: xu2020autolirpa
+
+    >>> model = nn.Linear(2, 2)
+    >>> x, y = torch.ones(3, 2), torch.tensor([0, 1, 0])
+    >>> plain = nn.functional.cross_entropy(model(x), y, reduction="none")
+    >>> bool((certified_cross_entropy(model, x, y, 0.1) >= plain).all())
+    True
+    """
+    check_between("kappa", kappa, 0, 1)
+    graph = graph_of(model)
+    region = Region.of(x, eps, box=box)
+    found = intervals(graph, region)
+    check_classes(found[-1][0], target)
+    classes = found[-1][0].shape[1]
+    spec = margin_spec(target, classes)
+    margins = _interval_margins(found[-1], target, spec)
+    if kappa > 0:
+        low, _ = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp", upper=False)
+        margins = kappa * low + (1 - kappa) * margins
+    return torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1).logsumexp(dim=1)
+
+
+def _interval_margins(
+    bounds: tuple[Tensor, Tensor], target: Tensor, spec: Float[Tensor, "n s classes"]
+) -> Float[Tensor, "n s"]:
+    """The least of each margin by the intervals of the logits."""
+    low, high = bounds
+    positive, negative = spec.clamp(min=0).to(low.dtype), spec.clamp(max=0).to(low.dtype)
+    return (positive @ low[..., None] + negative @ high[..., None])[..., 0]
+
+
+@cite("xu2020autolirpa", helps=("attacks", "worst case", "many classes"))
+def fused_certified_cross_entropy(
+    model: nn.Module,
+    x: Float[Tensor, "n *features"],
+    target: Int[Tensor, " n"],
+    eps: float | Tensor,
+    *,
+    box: Sequence[Tensor] | None = None,
+) -> Float[Tensor, " n"]:
+    r"""An upper bound on each row's worst cross-entropy by one backward pass, however many classes there are.
+
+    .. math::
+        \ell_i = \log \overline{S}, \qquad S = \sum_j e^{f_j - f_y} \le \sum_j \big(k_j (f_j - f_y) + c_j\big)
+
+    with the chord of the exponential over each margin's interval. Its right side is one linear function of the
+    outputs, which is bounded from the output to the input.
+
+    Args:
+        model: As in :func:`crown_bounds`, with one logit a class.
+        x: The ball's centre.
+        target: :math:`y`, int64.
+        eps: The radius of the linf ball, in x's units, >= 0.
+        box: ``(low, high)`` in place of the ball.
+
+    Shape:
+        - x ``(n, ...)``, target ``(n,)``; returns ``(n,)``, with gradients.
+
+    Raises:
+        ValueError: numbers out of range, layers in training mode, a class out of range.
+        TypeError: a layer that is not known.
+
+    Use it in place of :func:`certified_cross_entropy` where there are many classes. Where margins are wide its chords
+    are, too: begin with a small radius.
+
+    Papers: xu2020autolirpa
+
+    >>> fused_certified_cross_entropy(nn.Linear(2, 3), torch.ones(4, 2), torch.tensor([0, 1, 2, 0]), 0.1).shape
+    torch.Size([4])
+    """
+    graph = graph_of(model)
+    low, high = intervals(graph, Region.of(x, eps, box=box))[-1]
+    check_classes(low, target)
+    own = torch.nn.functional.one_hot(target, low.shape[1]).bool()
+    least = torch.where(own, 0.0, low - high.gather(1, target[:, None]))
+    most = torch.where(own, 0.0, high - low.gather(1, target[:, None]))
+    top = most.amax(dim=1, keepdim=True).detach()
+    below, above = (least - top).exp(), (most - top).exp()
+    width = most - least
+    narrow = width < 1e-6
+    slope = torch.where(narrow, above, (above - below) / torch.where(narrow, 1.0, width))
+    constant = (above - slope * most).sum(dim=1)
+    spec = (slope - own * slope.sum(dim=1, keepdim=True))[:, None]
+    _, high_sum = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp")
+    total = high_sum[:, 0] + constant
+    return total.clamp(min=torch.finfo(total.dtype).tiny).log() + top[:, 0]
+
+
+class SmoothedEpsilonSchedule:
+    r"""A radius that grows slowly at first, then in proportion to the steps, without a kink between.
+
+    .. math::
+        \varepsilon_s = \begin{cases} \alpha (s - s_0)^\beta & s < s_m \\
+        \alpha (s_m - s_0)^\beta + \alpha \beta (s_m - s_0)^{\beta - 1} (s - s_m) & s_m \le s \le s_1 \end{cases},
+        \qquad \varepsilon_{s_1} = \varepsilon_{max}
+
+    Args:
+        eps_max: The radius in the end, >= 0.
+        start: :math:`s_0`, the share of the training until which it is 0, in [0, 1).
+        end: :math:`s_1`, the share from which it is ``eps_max``, above ``start`` and at most 1.
+        middle: Where between the two the curve becomes a line, in (0, 1).
+        beta: How slowly it begins, >= 1.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Use it in certified training, told by :meth:`set_progress` as every part with a schedule is.
+
+    Papers: xu2020autolirpa
+
+    >>> schedule = SmoothedEpsilonSchedule(0.1, start=0.0, end=0.5)
+    >>> schedule(0.0), schedule(0.5), schedule(1.0)
+    (0.0, 0.1, 0.1)
+    """
+
+    papers = ("xu2020autolirpa",)
+    helps = ("attacks",)
+
+    def __init__(
+        self, eps_max: float, *, start: float = 0.0, end: float = 0.5, middle: float = 0.25, beta: int = 4
+    ) -> None:
+        self.eps_max = check_positive("eps_max", eps_max, allow_zero=True)
+        self.start = check_between("start", start, 0, 1, open_high=True)
+        self.end = check_between("end", end, start, 1, open_low=True)
+        self.middle = check_between("middle", middle, 0, 1, open_low=True, open_high=True)
+        self.beta = check_int("beta", beta, low=1)
+        self.eps = self(0.0)
+
+    def __call__(self, fraction: float) -> float:
+        """The radius at this share of the training."""
+        check_between("fraction", fraction, 0, 1)
+        if fraction >= self.end:
+            return self.eps_max
+        turn = self.start + self.middle * (self.end - self.start)
+        curved = turn - self.start
+        # Such that both value and slope agree at the turn, and the line ends at eps_max.
+        whole = curved + self.beta * (self.end - turn)
+        if fraction < turn:
+            return self.eps_max * curved / whole * (max(fraction - self.start, 0.0) / curved) ** self.beta
+        return self.eps_max * (curved + self.beta * (fraction - turn)) / whole
+
+    def set_progress(self, fraction: float) -> None:
+        """Keep the radius at this share of the training as ``eps``."""
+        self.eps = self(fraction)

@@ -1,0 +1,132 @@
+"""A model as a graph of the few operations whose bounds are known, on the module as it is."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+__all__ = ["Graph", "Step", "graph_of"]
+
+Kind = Literal["input", "affine", "relu", "max", "add"]
+Affine = Callable[[Tensor], Tensor]
+
+AFFINE = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    *(nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+)
+NORMALISED = (nn.BatchNorm1d, nn.BatchNorm2d)
+KNOWN = "Linear, Conv1d, Conv2d, BatchNorm, ReLU, max and average pooling, Flatten, Dropout, Identity and sums"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        name: What the model calls it.
+        kind: What it does.
+        inputs: The numbers of the steps that it reads.
+        module: The module that does it, if one does.
+        affine: Of an affine step, the function.
+        monotone: Whether an affine step has no negative coefficient, so that bounds pass through it.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[int, ...] = ()
+    module: nn.Module | None = None
+    affine: Affine | None = None
+    monotone: bool = False
+
+
+Graph = list[Step]
+
+
+def graph_of(model: nn.Module) -> Graph:
+    """The model's steps in order, the input first and the output last.
+
+    Raises:
+        TypeError: something that is no module, or an operation that is not known, by its name and what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    if isinstance(model, (*AFFINE, *NORMALISED, nn.ReLU, nn.MaxPool1d, nn.MaxPool2d)):
+        return [Step("input", "input"), _of_module("model", model, 0)]
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"model must be traceable by torch.fx, {type(model).__name__} is not ({reason}): write its forward without "
+            f"branches on values"
+        ) from error
+    steps: Graph = []
+    numbers: dict[fx.Node, int] = {}
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            result = node.args[0]
+            if not isinstance(result, fx.Node):
+                raise TypeError(f"model must return one tensor, {type(model).__name__} returns {type(result).__name__}")
+            if numbers[result] != len(steps) - 1:
+                steps.append(Step("output", "affine", (numbers[result],), affine=lambda x: x, monotone=True))
+            return steps
+        step = _step(node, numbers, modules)
+        numbers[node] = len(steps)
+        steps.append(step)
+    raise TypeError(f"model must return a tensor, {type(model).__name__} returns nothing")
+
+
+def _step(node: fx.Node, numbers: dict[fx.Node, int], modules: dict[str, nn.Module]) -> Step:
+    inputs = tuple(numbers[arg] for arg in node.args if isinstance(arg, fx.Node))
+    if node.op == "placeholder":
+        if numbers:
+            raise TypeError(f"model must take one input, it also takes {node.name!r}")
+        return Step(node.name, "input")
+    if node.op == "call_module":
+        return _of_module(str(node.target), modules[str(node.target)], inputs[0])
+    called = node.target
+    if called in (torch.relu, F.relu, "relu"):
+        return Step(node.name, "relu", inputs)
+    if called in (operator.add, torch.add, operator.iadd, "add") and len(inputs) == 2:
+        return Step(node.name, "add", inputs)
+    if called in (torch.flatten, "flatten"):
+        rest = tuple(arg for arg in node.args[1:] if isinstance(arg, int))
+        if (rest or (0,))[0] == 1 and not node.kwargs:
+            return Step(node.name, "affine", inputs, affine=lambda x: x.flatten(*rest), monotone=True)
+    raise TypeError(
+        f"model has an operation that is not certified, {node.name!r} ({_called(called)}): known are {KNOWN}; replace "
+        f"it by one of these"
+    )
+
+
+def _called(target: Any) -> str:
+    return str(getattr(target, "__name__", target))
+
+
+def _of_module(name: str, module: nn.Module, source: int) -> Step:
+    if isinstance(module, nn.ReLU):
+        return Step(name, "relu", (source,))
+    if isinstance(module, (nn.MaxPool1d, nn.MaxPool2d)):
+        if module.return_indices:
+            raise TypeError(f"model has {name!r} with return_indices, which cannot be certified")
+        return Step(name, "max", (source,), module)
+    if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
+        if module.training:
+            raise ValueError(f"model must not drop at random, {name!r} is in training mode: call model.eval()")
+        return Step(name, "affine", (source,), module, lambda x: x, monotone=True)
+    if isinstance(module, NORMALISED):
+        return Step(name, "affine", (source,), module)
+    if isinstance(module, AFFINE):
+        weighted = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
+        if isinstance(module, nn.Flatten) and module.start_dim != 1:
+            raise TypeError(f"model must flatten from axis 1 on, {name!r} does from {module.start_dim}")
+        return Step(name, "affine", (source,), module, module, monotone=not weighted)
+    raise TypeError(
+        f"model has a layer that is not certified, {name!r} ({type(module).__name__}): known are {KNOWN}; replace it "
+        f"by one of these"
+    )

@@ -1,0 +1,286 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from lossworks.certify import crown_bounds, interval_bounds, margin_spec, verified
+from lossworks.perturb import PGD
+
+POINTS = 10_000
+
+
+class Residual(nn.Module):
+    """A sum of branches, with functions and methods in place of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = F.relu(self.first(x.flatten(1)))
+        return self.last(torch.relu(self.second(hidden) + hidden) + hidden)
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def convolutional():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1, stride=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout2d(0.3)),
+        *(nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Identity(), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+    )
+
+
+def one_dimensional():
+    return nn.Sequential(
+        *(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(3, stride=1, padding=1), nn.AvgPool1d(2)),
+        *(nn.Flatten(), nn.Linear(8, 3)),
+    )
+
+
+MODELS = {
+    "mlp": (mlp, (2, 4)),
+    "residual": (Residual, (2, 4)),
+    "convolutional": (convolutional, (1, 8, 8)),
+    "one dimension": (one_dimensional, (2, 4)),
+}
+
+
+def trained_looking(make):
+    """A network with statistics that are not those it was made with."""
+    torch.manual_seed(0)
+    model = make().double()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def ball_points(x, eps, norm, generator):
+    draws = torch.randn(POINTS, *x.shape[1:], generator=generator, dtype=x.dtype)
+    flat = draws.flatten(1)
+    if norm == "linf":
+        flat = flat.sign() * torch.rand(flat.shape, generator=generator, dtype=x.dtype)
+        flat[: POINTS // 2] = flat[: POINTS // 2].sign()  # corners
+    else:
+        flat = flat / torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, keepdim=True)
+    return x + eps * flat.reshape(draws.shape)
+
+
+WAYS = [
+    ("interval", "linf"),
+    ("crown", "linf"),
+    ("crown", "l2"),
+    ("crown", "l1"),
+    ("crown-ibp", "linf"),
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("method", "norm"), WAYS)
+def test_no_point_of_the_ball_and_no_attack_leaves_the_bounds(name, method, norm, generator):
+    make, shape = MODELS[name]
+    model = trained_looking(make)
+    for eps in (0.05, 0.4):
+        x = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        if method == "interval":
+            low, high = interval_bounds(model, x, eps)
+        else:
+            low, high = crown_bounds(model, x, eps, norm=norm, method=method)
+        low, high = low.detach(), high.detach()
+        outputs = model(ball_points(x, eps, norm, generator))
+        assert bool((low <= outputs + 1e-9).all())
+        assert bool((outputs <= high + 1e-9).all())
+        if norm == "l1":
+            continue
+        for k in range(3):
+            for sign, bound in ((1, high), (-1, -low)):
+                attack = PGD(eps, steps=30, norm=norm, restarts=3, generator=generator)
+                found = attack(lambda z, k=k, sign=sign: sign * model(z)[:, k], x)
+                assert float((sign * model(found)[0, k]).detach()) <= float(bound[0, k]) + 1e-9
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_affine_models_are_exact(norm, generator):
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).double()
+    x = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    low, high = crown_bounds(model, x, 0.3, norm=norm)
+    weight = model[1].weight @ model[0].weight
+    dual = torch.linalg.vector_norm(weight, ord={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=1)
+    assert_close(low, model(x) - 0.3 * dual)
+    assert_close(high, model(x) + 0.3 * dual)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_a_radius_the_bounds_are_the_outputs(name, generator):
+    make, shape = MODELS[name]
+    model, x = trained_looking(make), torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    for bounds in (interval_bounds(model, x, 0.0), crown_bounds(model, x, 0.0)):
+        for bound in bounds:
+            assert_close(bound, model(x))
+
+
+def test_the_bounds_hold_what_a_grid_finds_and_are_near_it(generator):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    x, eps = torch.randn(1, 2, generator=generator, dtype=torch.float64), 0.1
+    steps = torch.linspace(-eps, eps, 101, dtype=torch.float64)
+    values = model(x + torch.cartesian_prod(steps, steps)).detach()
+    with torch.no_grad():
+        low, high = crown_bounds(model, x, eps)
+        wide = interval_bounds(model, x, eps)
+    assert float(low) <= float(values.min()) <= float(values.max()) <= float(high)
+    assert float(high - low) <= float(wide[1] - wide[0])
+    assert float(high - low) <= 1.5 * float(values.max() - values.min())
+
+
+def test_a_network_whose_units_are_all_stable_is_exact(generator):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    model[0].bias.data = torch.tensor([9.0, -9, 9, -9, 9, 9], dtype=torch.float64)
+    x = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    active = (model[0](x[0]) > 0).double()
+    weight = (model[2].weight * active) @ model[0].weight
+    low, high = crown_bounds(model, x, 0.2)
+    assert_close(high, model(x) + 0.2 * weight.abs().sum(dim=1))
+    assert_close(low, model(x) - 0.2 * weight.abs().sum(dim=1))
+
+
+def test_crown_is_nearer_than_intervals_and_a_larger_ball_is_wider(generator):
+    model = trained_looking(mlp)
+    x = torch.randn(20, 2, 4, generator=generator, dtype=torch.float64)
+
+    def width(bounds):
+        return float((bounds[1] - bounds[0]).detach().mean())
+
+    widths = [
+        width(crown_bounds(model, x, 0.1)),
+        width(crown_bounds(model, x, 0.1, method="crown-ibp")),
+        width(interval_bounds(model, x, 0.1)),
+    ]
+    assert widths == sorted(widths)
+    assert widths[0] < 0.8 * widths[2]
+    small, large = interval_bounds(model, x, 0.1), interval_bounds(model, x, 0.2)
+    assert bool((large[0] <= small[0]).all() and (small[1] <= large[1]).all())
+
+
+@pytest.mark.parametrize("slope", ["adaptive", "zero", "same"])
+def test_every_lower_slope_is_sound(slope, generator):
+    model, x = trained_looking(mlp), torch.randn(1, 2, 4, generator=generator, dtype=torch.float64)
+    low, high = crown_bounds(model, x, 0.3, lower_slope=slope)
+    outputs = model(ball_points(x, 0.3, "linf", generator))
+    assert bool((low <= outputs).all() and (outputs <= high).all())
+
+
+def test_margins_are_bounded_as_a_whole(generator):
+    model, x = trained_looking(mlp), torch.randn(6, 2, 4, generator=generator, dtype=torch.float64)
+    target = torch.arange(6) % 3
+    spec = margin_spec(target, 3)
+    low, _ = crown_bounds(model, x, 0.2, spec=spec)
+    each = crown_bounds(model, x, 0.2)
+    own = each[0].gather(1, target[:, None])
+    others = torch.stack([each[1][i][[j for j in range(3) if j != int(t)]] for i, t in enumerate(target)])
+    assert bool((low >= own - others - 1e-9).all())
+    assert float((low - (own - others)).detach().mean()) > 0
+    for row in range(6):
+        points = model(ball_points(x[row : row + 1], 0.2, "linf", generator))
+        assert bool((low[row] <= points @ spec[row].T.double() + 1e-9).all())
+
+
+def test_a_box_and_a_ball_are_one_where_they_are_alike(generator):
+    model, x = trained_looking(mlp), torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    box = (x - 0.1, x + 0.1)
+    for bounds, others in (
+        (interval_bounds(model, x, 0.1), interval_bounds(model, x, 9.0, box=box)),
+        (crown_bounds(model, x, 0.1), crown_bounds(model, x, 9.0, box=box)),
+    ):
+        assert_close(bounds, others)
+
+
+def test_bounds_have_gradients(generator):
+    model, x = trained_looking(mlp), torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    for bounds in (interval_bounds(model, x, 0.1), crown_bounds(model, x, 0.1, method="crown-ibp")):
+        (bounds[1] - bounds[0]).sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in (model[1].weight, model[5].weight))
+        assert float(model[1].weight.grad.abs().sum()) > 0
+
+
+def test_clean_statistics_are_those_of_the_batch_itself(generator):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
+    x = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    before = model[1].running_mean.clone()
+    low, high = interval_bounds(model, x, 0.0, statistics="clean")
+    assert torch.equal(model[1].running_mean, before)
+    assert_close(low, model(x))
+    assert_close(high, model(x))
+
+
+def test_verified_accuracy_is_never_above_that_under_attack(generator):
+    model = trained_looking(mlp)
+    x = torch.randn(200, 2, 4, generator=generator, dtype=torch.float64)
+    target = model(x).argmax(dim=1)
+    for eps in (0.01, 0.05, 0.2):
+        sure = verified(model, x, target, eps)
+
+        def risk(z):
+            return F.cross_entropy(model(z), target, reduction="none")
+
+        found = PGD(eps, steps=20, restarts=3, generator=generator)(risk, x)
+        right = model(found).argmax(dim=1) == target
+        assert bool(right[sure].all())
+    assert bool(verified(model, x, target, 0.0).all())
+    assert verified(model, x[:0], target[:0], 0.1).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.GELU()), r"'1' \(GELU\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "not certified"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), r"call model.eval\(\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), "call model.eval"),
+        (nn.LSTM(4, 4), "torch.fx|not certified|one tensor"),
+        (3, "model must be a torch module"),
+    ],
+)
+def test_layers_that_are_not_known_are_named(model, message):
+    for bounds in (interval_bounds, crown_bounds):
+        with pytest.raises((TypeError, ValueError), match=message):
+            bounds(model, torch.ones(2, 4), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -1.0}, "eps"),
+        ({"x": torch.ones(3)}, "x must have shape"),
+        ({"x": torch.ones(2, 4).long()}, "x must be floating-point"),
+        ({"norm": "l0"}, "norm"),
+        ({"method": "alpha"}, "method"),
+        ({"lower_slope": "free"}, "lower_slope"),
+        ({"box": 3}, "box must be a pair"),
+        ({"box": (torch.ones(2, 3), torch.ones(2, 3))}, "box must have x's shape"),
+        ({"box": (torch.ones(2, 4), torch.zeros(2, 4))}, "low <= high"),
+        ({"spec": torch.ones(2, 3)}, "spec must have shape"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    given = {"model": nn.Linear(4, 3), "x": torch.ones(2, 4), "eps": 0.1} | options
+    with pytest.raises((TypeError, ValueError), match=message):
+        crown_bounds(given.pop("model"), given.pop("x"), given.pop("eps"), **given)
+
+
+def test_bad_margins_are_named():
+    with pytest.raises(ValueError, match="num_classes"):
+        margin_spec(torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="target must be in"):
+        margin_spec(torch.tensor([3]), 3)
+    with pytest.raises(TypeError, match="target"):
+        margin_spec(torch.tensor([0.0]), 3)
