@@ -1,7 +1,8 @@
 """Whole objectives against the worst case, where a method is more than one part in one role."""
 
+from lossworks.robust.adawac import AdaWAC, adawac_update
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
 from lossworks.robust.doubly import DoublyRobustAT
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
 
-__all__ = ["DoublyRobustAT", "RSSLoss", "SmoothAdversarialCompSumLoss", "ramp_loss"]
+__all__ = ["AdaWAC", "DoublyRobustAT", "RSSLoss", "SmoothAdversarialCompSumLoss", "adawac_update", "ramp_loss"]

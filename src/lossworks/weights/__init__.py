@@ -6,7 +6,9 @@ from lossworks.weights.cvar import CVaR
 from lossworks.weights.fixed import SampleWeights, Uniform
 from lossworks.weights.group_dro import GroupDRO
 from lossworks.weights.kl_dro import KLDRO, CompositionalEMA, KLDRORisk, kl_dro_weights
+from lossworks.weights.pm_dro import PMDROWeights
 from lossworks.weights.trajectory import effective_sample_size, trajectory_distance_weights
+from lossworks.weights.trimmed import TrimmedWeights
 
 __all__ = [
     "KLDRO",
@@ -16,7 +18,9 @@ __all__ = [
     "CompositionalEMA",
     "GroupDRO",
     "KLDRORisk",
+    "PMDROWeights",
     "SampleWeights",
+    "TrimmedWeights",
     "Uniform",
     "effective_sample_size",
     "kl_dro_weights",

@@ -1,6 +1,6 @@
 """The shared form of weights that look for the worst distribution over the rows."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class WorstCase(Weighting):
     """
 
     couples_batch = True
-    helps = ("worst case", "shift", "imbalance")
+    helps: ClassVar[tuple[str, ...]] = ("worst case", "shift", "imbalance")
 
     def solve(self, losses: Float[Tensor, " n"]) -> Solution:
         """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
