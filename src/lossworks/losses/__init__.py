@@ -14,6 +14,7 @@ from lossworks.losses.brier import BrierLoss
 from lossworks.losses.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
 from lossworks.losses.cross_entropy import CrossEntropyLoss
 from lossworks.losses.ens import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
+from lossworks.losses.feature_separation import FeatureSeparationLoss
 from lossworks.losses.focal import FocalLoss
 from lossworks.losses.general_robust import GeneralRobustLoss
 from lossworks.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, TruncatedGeneralizedCrossEntropyLoss
@@ -50,6 +51,7 @@ __all__ = [
     "CrossEntropyLoss",
     "EnsLoss",
     "ExponentialLoss",
+    "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralRobustLoss",
     "GeneralizedCrossEntropyLoss",

@@ -4,5 +4,14 @@ from lossworks.robust.adawac import AdaWAC, adawac_update
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
 from lossworks.robust.doubly import DoublyRobustAT
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
+from lossworks.robust.srat import SRATLoss
 
-__all__ = ["AdaWAC", "DoublyRobustAT", "RSSLoss", "SmoothAdversarialCompSumLoss", "adawac_update", "ramp_loss"]
+__all__ = [
+    "AdaWAC",
+    "DoublyRobustAT",
+    "RSSLoss",
+    "SRATLoss",
+    "SmoothAdversarialCompSumLoss",
+    "adawac_update",
+    "ramp_loss",
+]

@@ -1,7 +1,7 @@
 """w: how much each row counts."""
 
 from lossworks.weights.chi_square_dro import ChiSquareDRO
-from lossworks.weights.class_balanced import ClassBalanced
+from lossworks.weights.class_balanced import ClassBalanced, effective_number_weights
 from lossworks.weights.cvar import CVaR
 from lossworks.weights.fixed import SampleWeights, Uniform
 from lossworks.weights.group_dro import GroupDRO
@@ -22,6 +22,7 @@ __all__ = [
     "SampleWeights",
     "TrimmedWeights",
     "Uniform",
+    "effective_number_weights",
     "effective_sample_size",
     "kl_dro_weights",
     "trajectory_distance_weights",

@@ -5,7 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossworks.checks import check_amounts, check_between, check_choice, readable
-from lossworks.roles import Weighting
+from lossworks.roles import Weighting, cite
+
+__all__ = ["ClassBalanced", "effective_number_weights"]
 
 
 class ClassBalanced(Weighting):
@@ -58,11 +60,8 @@ class ClassBalanced(Weighting):
 
     def class_weights(self) -> Float[Tensor, " classes"]:
         """The weight of a row of each class."""
-        counts, beta = self.class_counts, torch.as_tensor(self.beta, dtype=self.class_counts.dtype)
-        # 1 - beta^n by expm1 keeps its digits when beta is near 1; beta = 0 makes log(beta) -inf and the number 1.
-        size = counts if self.method == "inverse" else torch.expm1(counts * beta.log()) / (beta - 1)
-        raw = torch.where(counts > 0, 1 / torch.where(counts > 0, size, 1), 0)
-        return raw * counts.sum() / (counts * raw).sum()
+        beta = 1.0 if self.method == "inverse" else self.beta
+        return effective_number_weights(self.class_counts, beta, normalize="rows")
 
     def forward(
         self,
@@ -83,3 +82,40 @@ class ClassBalanced(Weighting):
                 f"target must be in [0, {len(self.class_counts)}), got {int(target.min())}..{int(target.max())}"
             )
         return self.class_weights()[target].to(losses.dtype)
+
+
+@cite("cui2019classbalanced", "wang2021srat", helps=("imbalance",))
+def effective_number_weights(
+    counts: Float[Tensor, " classes"], beta: float | Tensor = 0.9999, *, normalize: str = "classes"
+) -> Float[Tensor, " classes"]:
+    r"""The weight of each class by the inverse of its effective number of samples.
+
+    .. math:: w_k \propto \frac{1 - \beta}{1 - \beta^{n_k}}
+
+    From uniform at :math:`\beta = 0` to the inverse frequency at :math:`\beta = 1`.
+
+    Args:
+        counts: ``(C,)``, rows of each class in the training data; a class without rows gets weight 0.
+        beta: :math:`\beta`, in [0, 1].
+        normalize: ``"classes"`` makes the weights' mean over the classes that have rows 1, ``"rows"`` their mean over
+            the rows.
+
+    Raises:
+        ValueError: counts that are negative or all zero, ``beta`` outside [0, 1], another ``normalize``.
+
+    Papers: cui2019classbalanced, wang2021srat
+
+    >>> effective_number_weights(torch.tensor([30.0, 10.0]), beta=1.0)
+    tensor([0.5000, 1.5000])
+    """
+    check_amounts("counts", counts, "C", least=1)
+    check_between("beta", beta, 0, 1)
+    check_choice("normalize", normalize, ("classes", "rows"))
+    rate = torch.as_tensor(beta, dtype=counts.dtype, device=counts.device)
+    # 1 - beta^n by expm1 keeps its digits when beta is near 1; beta = 0 makes log(beta) -inf and the number 1.
+    inside = torch.where(rate < 1, rate, 0)
+    size = torch.where(rate < 1, torch.expm1(counts * inside.log()) / (inside - 1), counts)
+    raw = torch.where(counts > 0, 1 / torch.where(counts > 0, size, 1), 0)
+    if normalize == "rows":
+        return raw * counts.sum() / (counts * raw).sum()
+    return raw * (counts > 0).sum() / raw.sum()

@@ -1,0 +1,95 @@
+"""Features of one class together, those of others apart."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossworks.checks import check_floating, check_positive, check_sample_weight, check_tensor
+from lossworks.roles import BatchLoss, check_no_nan, weighted_reduction
+
+__all__ = ["FeatureSeparationLoss"]
+
+
+class FeatureSeparationLoss(BatchLoss):
+    r"""Supervised contrast: each row is told its class's other rows from the rest of the batch.
+
+    .. math::
+        \ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log
+        \frac{e^{\cos(h_i, h_p) / \tau}}{\sum_{a \ne i} e^{\cos(h_i, h_a) / \tau}}, \qquad
+        P_i = \{p \ne i : y_p = y_i\}
+
+    It is at least :math:`\log |P_i|`, and comes to it for small :math:`\tau` where a class's features have one
+    direction and the others' have other ones. A row that is alone in its class has loss 0, and is one of the others'
+    negatives. The loss of the batch is the mean over its rows.
+
+    It couples its batch: split, it is that of the gathered rows, which :class:`lossworks.Objective` sees to.
+
+    Args:
+        tau: :math:`\tau`, a difference of cosines, > 0.
+
+    Shape:
+        - output: features ``(n, d)``; target: classes ``(n,)`` int64, of any number. Returns ``()``;
+          :meth:`per_row` gives ``(n,)``.
+
+    Raises:
+        ValueError: ``tau <= 0``, shapes that don't match, features that are NaN, with their row.
+        TypeError: a target that is not int64.
+
+    Use it beside cross-entropy, on the features before the last layer and on batches in which rare classes come more
+    than once. Where a class has but some ten rows it can outweigh everything else.
+
+    Papers: khosla2020supcon, wang2021srat
+
+    >>> loss = FeatureSeparationLoss()
+    >>> loss(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0, 1, 1])) < 1e-3
+    tensor(True)
+    """
+
+    papers = ("khosla2020supcon", "wang2021srat")
+    helps = ("imbalance", "margins")
+    settings = ({}, {"tau": 0.5})
+    kind = "classes"
+
+    def __init__(self, tau: float | Tensor = 0.1) -> None:
+        super().__init__()
+        self.tau = check_positive("tau", tau)
+
+    def output_size(self, num_classes: int = 1) -> int:
+        """As many features as there are classes, where nothing else says how many."""
+        return num_classes
+
+    def per_row(self, output: Float[Tensor, "n d"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """One value a row of this batch."""
+        check_floating("output", output)
+        check_tensor("target", target)
+        if output.ndim != 2:
+            raise ValueError(f"output must have shape (n, d), got {tuple(output.shape)}")
+        if target.dtype != torch.int64:
+            raise TypeError(f"target must be int64 classes, got {target.dtype}")
+        if target.shape != output.shape[:1]:
+            raise ValueError(f"target must have shape ({len(output)},), one class a row, got {tuple(target.shape)}")
+        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        directions = F.normalize(output, dim=1)
+        others = ~torch.eye(len(output), dtype=torch.bool, device=output.device)
+        # A finite stand-in for minus infinity, so that a row without others has no NaN in its gradient.
+        scores = torch.where(others, directions @ directions.mT / self.tau, torch.finfo(directions.dtype).min)
+        own = (others & (target[:, None] == target)).to(scores.dtype)
+        shares = own / own.sum(dim=1, keepdim=True).clamp(min=1)
+        losses = -(shares * scores.log_softmax(dim=1)).sum(dim=1)
+        check_no_nan(output, losses)
+        return losses
+
+    def forward(  # type: ignore[override]  # what a batch of it is has names
+        self,
+        output: Float[Tensor, "n d"],
+        target: Int[Tensor, " n"],
+        *,
+        sample_weight: Float[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of the batch."""
+        losses = self.per_row(output, target)
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, losses.shape)
+            sample_weight = sample_weight.to(losses.dtype)
+        return weighted_reduction(losses, sample_weight, "mean")
