@@ -10,6 +10,7 @@ from lossworks.losses.active_passive import (
 from lossworks.losses.asymmetric import AsymmetricLoss, MultiLabelAsymmetricLoss
 from lossworks.losses.bi_tempered import BiTemperedLoss
 from lossworks.losses.binary import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss
+from lossworks.losses.boundary import BoundaryAwarePseudoLabelLoss, ConfidenceWeightedCE, sobel_boundary_mask
 from lossworks.losses.brier import BrierLoss
 from lossworks.losses.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
 from lossworks.losses.cross_entropy import CrossEntropyLoss
@@ -45,8 +46,10 @@ __all__ = [
     "AsymmetricUnhingedLoss",
     "BalancedSoftmaxLoss",
     "BiTemperedLoss",
+    "BoundaryAwarePseudoLabelLoss",
     "BrierLoss",
     "CompSumLoss",
+    "ConfidenceWeightedCE",
     "CrammerSingerLoss",
     "CrossEntropyLoss",
     "EnsLoss",
@@ -88,6 +91,7 @@ __all__ = [
     "pair_derivatives",
     "pseudo_label_targets",
     "sample_calibrated_derivatives",
+    "sobel_boundary_mask",
     "spherical_statistics",
     "uniform_prediction_penalty",
     "z_loss_from_statistics",

@@ -1,8 +1,15 @@
 """Which rows: subsets of the data, and how sure one is of them."""
 
 from lossworks.select.alternating import AlternatingSelector
+from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.pseudo_loss import pseudo_loss_weights
 from lossworks.select.small_loss import SmallLossGMMSelector
 
-__all__ = ["AlternatingSelector", "LinearSeparationSelector", "SmallLossGMMSelector", "pseudo_loss_weights"]
+__all__ = [
+    "AlternatingSelector",
+    "LinearSeparationSelector",
+    "SmallLossGMMSelector",
+    "dynamic_confidence_threshold",
+    "pseudo_loss_weights",
+]
