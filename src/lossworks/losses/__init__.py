@@ -26,6 +26,7 @@ from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjus
 from lossworks.losses.margin_control import MarginControlLoss
 from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
+from lossworks.losses.nt_xent import nt_xent_loss
 from lossworks.losses.poly import PolyLoss
 from lossworks.losses.pseudo_huber import PseudoHuberLoss
 from lossworks.losses.pseudo_label_selection import (
@@ -35,6 +36,7 @@ from lossworks.losses.pseudo_label_selection import (
 )
 from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
 from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
+from lossworks.losses.weight_aware_distillation import WeightAwareDistillationLoss
 from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
 
 __all__ = [
@@ -83,11 +85,13 @@ __all__ = [
     "TruncatedGeneralizedCrossEntropyLoss",
     "TukeyBiweightLoss",
     "TwoHotLoss",
+    "WeightAwareDistillationLoss",
     "WestonWatkinsLoss",
     "ZLoss",
     "comp_sum_h_consistency_bound",
     "ldr_label_weights",
     "normalize_scores",
+    "nt_xent_loss",
     "pair_derivatives",
     "pseudo_label_targets",
     "sample_calibrated_derivatives",

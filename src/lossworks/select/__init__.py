@@ -5,11 +5,13 @@ from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.pseudo_loss import pseudo_loss_weights
 from lossworks.select.small_loss import SmallLossGMMSelector
+from lossworks.select.wad import WADWeights
 
 __all__ = [
     "AlternatingSelector",
     "LinearSeparationSelector",
     "SmallLossGMMSelector",
+    "WADWeights",
     "dynamic_confidence_threshold",
     "pseudo_loss_weights",
 ]
