@@ -32,7 +32,7 @@ def known_data(module):
     facts["class_counts"] = facts["class_counts"].clone()
     needs = {name: facts[name] for name in getattr(module, "needs", ())}
     needs |= {name: value for name, value in _first_setting(module).items() if _required(module, name)}
-    return needs if issubclass(module, Part) else PARTS
+    return needs if issubclass(module, Part) else {**PARTS, **needs}
 
 
 def _first_setting(module):

@@ -30,5 +30,5 @@ def test_says_what_is_wrong():
         nt_xent_loss(torch.ones(2, 3), torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"first must have shape \(n, d\)"):
         nt_xent_loss(torch.ones(2), torch.ones(2))
-    with pytest.raises(ValueError, match="must be finite and > 0"):
+    with pytest.raises(ValueError, match="temperature must be finite and > 0"):
         nt_xent_loss(torch.ones(2, 3), torch.ones(2, 3), 0.0)

@@ -172,5 +172,7 @@ def test_says_what_is_wrong_with_a_batch(batch):
         objective(Wide(), x, target, index=index + 1)
     with pytest.raises(TypeError, match="model must give a tensor or a pair"):
         objective(lambda rows: (rows,) * 3, x, target, index=index)
+    with pytest.raises(TypeError, match="output must be of two views"):
+        objective.risk(torch.zeros(5, 3), target, index=index)
     with pytest.raises(ValueError, match="weights must be pairs"):
         adawac_update(torch.ones(2, 2), torch.ones(2), torch.ones(2))

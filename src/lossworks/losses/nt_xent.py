@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_same_shape
+from lossworks.checks import check_floating, check_positive, check_same_shape
 from lossworks.losses.feature_separation import FeatureSeparationLoss
 from lossworks.roles import cite
 
@@ -40,6 +40,7 @@ def nt_xent_loss(
     check_floating("first", first)
     check_floating("second", second)
     check_same_shape(first, second, names=("first", "second"))
+    check_positive("temperature", temperature)
     if first.ndim != 2:
         raise ValueError(f"first must have shape (n, d), got {tuple(first.shape)}")
     pairs = torch.arange(len(first), device=first.device).repeat(2)

@@ -192,6 +192,8 @@ class _Mixture(Loss):
 
     def rows(self, output: Any, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One loss a row of data, and which rows have a target at all."""
+        if not isinstance(output, _Views):
+            raise TypeError(f"output must be of two views, as AdaWAC itself makes them, got {type(output).__name__}")
         views, features = output
         losses, kept = self.loss.rows(views[:, 0], target)
         sup, kept = _row_means((losses + self.loss.rows(views[:, 1], target)[0]) / 2, kept)
