@@ -283,14 +283,14 @@ def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> N
     """Bound what every ReLU and max pooling reads by a backward pass of its own, in the order of the layers."""
     read = sorted({step.inputs[0] for step in graph if step.kind in ("relu", "max")})
     for number in range(len(graph)):
-        if number in read and graph[number].kind != "input":
+        if number in read and not _is_exact(graph, number, region):
             low, high = found[number]
             size = prod(low.shape[1:])
             eye = torch.eye(size, dtype=low.dtype, device=low.device)
             at_once = max(1, CHUNK // max(size * len(low), 1))
             lows, highs = [], []
             for rows in eye.split(at_once):
-                some = rows.reshape(1, len(rows), *low.shape[1:]).expand(len(low), *(-1,) * low.ndim)
+                some = rows.reshape(1, len(rows), *low.shape[1:])
                 lows.append(_lower(graph, region, found, number, some, slope))
                 highs.append(-_lower(graph, region, found, number, -some, slope))
             found[number] = (
@@ -304,10 +304,16 @@ def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> N
             found[number] = (apply(low), apply(high))
 
 
+def _is_exact(graph: Graph, number: int, region: Region) -> bool:
+    """Whether a step's interval cannot be tighter: the input's own, and a first layer's over a box."""
+    step = graph[number]
+    return step.kind == "input" or (step.kind == "affine" and step.inputs == (0,) and region.norm in ("linf", "box"))
+
+
 def _lower(graph: Graph, region: Region, found: list[Pair], start: int, spec: Tensor, slope: Slope) -> Tensor:
-    """The lower bound ``(n, s)`` of linear functions ``(n, s, ...)`` of one step's value."""
+    """The lower bound ``(n, s)`` of linear functions ``(n, s, ...)`` of a step's value, or ``(1, s, ...)`` for all."""
     slopes: dict[int, Tensor] = {start: spec}
-    constant = spec.new_zeros(spec.shape[:2])
+    constant = spec.new_zeros(len(region.x), spec.shape[1])
     for number in range(start, 0, -1):
         if number not in slopes:
             continue
@@ -368,9 +374,9 @@ def _through_relu(arriving: Tensor, low: Tensor, high: Tensor, slope: Slope) -> 
         chosen = (above > 0.5).to(low.dtype) if slope == "adaptive" else torch.zeros_like(above)
         below = torch.where(unstable, chosen, above)
     offset = torch.where(unstable, -above * low, 0.0)
-    positive, negative = arriving.clamp(min=0), arriving.clamp(max=0)
-    leaving = positive * below[:, None] + negative * above[:, None]
-    return leaving, (negative * offset[:, None]).flatten(2).sum(dim=2)
+    leaving = arriving * torch.where(arriving > 0, below[:, None], above[:, None])
+    negative = arriving.clamp(max=0).flatten(2)
+    return leaving, (negative @ offset.flatten(1)[..., None])[..., 0]
 
 
 def _through_max(arriving: Tensor, low: Tensor, high: Tensor, module: nn.Module) -> Pair:

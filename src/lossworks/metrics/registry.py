@@ -114,7 +114,7 @@ def worst_group(metric: Metric) -> Metric:
     )
 
 
-def find_metric(name: str, task: Task | None = None) -> Metric:
+def find_metric(metric: str, task: Task | None = None) -> Metric:
     """The metric of this name, if the task has it; the error lists those it has and suggests the nearest.
 
     ``worst_group_`` before a metric's name is that metric of the worst group.
@@ -124,7 +124,7 @@ def find_metric(name: str, task: Task | None = None) -> Metric:
     >>> find_metric("worst_group_accuracy", "binary").title
     'accuracy of the worst group'
     """
-    known = [metric.name for metric in (_ALL if task is None else metrics_for(task))]
-    if isinstance(name, str) and name.startswith(WORST_GROUP):
-        return worst_group(METRICS[check_choice("metric", name.removeprefix(WORST_GROUP), known)])
-    return METRICS[check_choice("metric", name, known)]
+    known = [one.name for one in (_ALL if task is None else metrics_for(task))]
+    if isinstance(metric, str) and metric.startswith(WORST_GROUP):
+        return worst_group(METRICS[check_choice("metric", metric.removeprefix(WORST_GROUP), known)])
+    return METRICS[check_choice("metric", metric, known)]
