@@ -98,5 +98,5 @@ def test_says_what_is_wrong(batch):
         SRATLoss(-COUNTS)
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\]"):
         SRATLoss(COUNTS, beta=1.1)
-    with pytest.raises(ValueError, match=r"model must give logits \(n, 3\), got \(7, 2\)"):
+    with pytest.raises(ValueError, match=r"output must be logits \(n, 3\) of the model, got \(7, 2\)"):
         SRATLoss(COUNTS)(nn.Linear(4, 2).double(), x, target)

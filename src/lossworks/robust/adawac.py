@@ -177,18 +177,21 @@ class _Mixture(Loss):
         check_same_shape(sup, reg, names=("sup", "reg"))
         if sup.ndim != 1:
             raise ValueError(f"sup must have shape (n,), got {tuple(sup.shape)}")
-        if index is None:
-            raise ValueError("AdaWAC remembers a value per training row: give it index=, the rows' numbers")
-        check_tensor("index", index)
-        if index.dtype != torch.int64 or index.shape != sup.shape:
-            raise ValueError(f"index must be int64 of shape {tuple(sup.shape)}, got {index.dtype} {tuple(index.shape)}")
-        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
-            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
+        self._check_index(index, len(sup))
         logit = torch.where(index >= 0, self.logit[index.clamp(min=0)], 0)
         if self.training:
             logit = (logit + self.lr_w * (sup.double() - reg.double())).clamp(-_LARGEST, _LARGEST)
             self.remember("logit", index, logit)
         return torch.stack([logit, -logit], dim=1).sigmoid().to(sup.dtype)
+
+    def _check_index(self, index: Tensor | None, rows: int) -> None:
+        if index is None:
+            raise ValueError("AdaWAC remembers a value per training row: give it index=, the rows' numbers")
+        check_tensor("index", index)
+        if index.dtype != torch.int64 or index.shape != (rows,):
+            raise ValueError(f"index must be int64 of shape ({rows},), got {index.dtype} {tuple(index.shape)}")
+        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
+            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
 
     def rows(self, output: Any, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One loss a row of data, and which rows have a target at all."""
@@ -198,11 +201,12 @@ class _Mixture(Loss):
         losses, kept = self.loss.rows(views[:, 0], target)
         sup, kept = _row_means((losses + self.loss.rows(views[:, 1], target)[0]) / 2, kept)
         check_floating("features", features)
-        reg = self.strength * (features[:, 0] - features[:, 1]).to(sup.dtype).square().flatten(1).mean(dim=1)
+        first, second = features.to(torch.promote_types(features.dtype, sup.dtype)).unbind(dim=1)
+        reg = self.strength * (first - second).square().flatten(1).mean(dim=1).to(sup.dtype)
         check_no_nan(features, reg)
-        if kept is not None and isinstance(index, Tensor) and index.shape == kept.shape:
-            index = torch.where(kept, index, -1)
-        weights = self.step(index, sup, reg)  # type: ignore[arg-type]  # where it is missing, it says so
+        self._check_index(index, len(sup))
+        assert index is not None
+        weights = self.step(index if kept is None else torch.where(kept, index, -1), sup, reg)
         mixed = weights[:, 0] * sup + weights[:, 1] * reg
         return (mixed if kept is None else torch.where(kept, mixed, torch.zeros_like(mixed))), kept
 

@@ -8,7 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_amounts, check_between, check_classes, check_positive, check_sample_weight
+from lossworks.checks import (
+    check_amounts,
+    check_between,
+    check_classes,
+    check_floating,
+    check_positive,
+    check_sample_weight,
+)
 from lossworks.distributed import ProcessGroup
 from lossworks.losses import FeatureSeparationLoss
 from lossworks.objective import Objective
@@ -128,9 +135,10 @@ class _Separated(BatchLoss):
 
     def split(self, output: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
         """The logits, and the features or else the logits."""
+        check_floating("output", output)
         classes = len(self.class_weights)
         if output.ndim != 2 or output.shape[1] < classes:
-            raise ValueError(f"model must give logits (n, {classes}), got {tuple(output.shape)}")
+            raise ValueError(f"output must be logits (n, {classes}) of the model, got {tuple(output.shape)}")
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         logits = output[:, :classes]
         check_classes(logits, target)
