@@ -82,6 +82,19 @@ def test_gradients_are_those_of_finite_differences_and_finite_at_extremes(rows):
         assert extreme.grad.isfinite().all()
 
 
+def test_is_as_precise_under_autocast_and_finite_in_half_precision(rows):
+    features, target = rows
+    wanted = FeatureSeparationLoss()(features.float(), target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(FeatureSeparationLoss()(features.float(), target), wanted)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = features.to(dtype).requires_grad_()
+        value = FeatureSeparationLoss()(half, target)
+        value.backward()
+        assert_close(value, wanted, rtol=0.05, atol=0)
+        assert half.grad.isfinite().all()
+
+
 def test_says_what_is_wrong(rows):
     features, target = rows
     loss = FeatureSeparationLoss()

@@ -88,6 +88,14 @@ def test_is_exact_however_it_is_split(two_ranks, three_ranks):
     assert all(said[column].startswith("exact") for column in ("2 processes", "3 processes", "micro-batches", "vmap"))
 
 
+def test_is_finite_under_autocast(batch):
+    x, target = batch
+    model = Wide().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = SRATLoss(COUNTS.float(), attack=FGSM(0.1))(model, x.float(), target)
+    assert_close(value, SRATLoss(COUNTS.float(), attack=FGSM(0.1))(model, x.float(), target), rtol=0.05, atol=0)
+
+
 def test_says_what_is_wrong(batch):
     x, target = batch
     with pytest.raises(TypeError, match="attack must be a Perturbation of the input, got TRADES"):

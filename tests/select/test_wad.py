@@ -65,6 +65,14 @@ def test_a_class_without_labels_is_never_the_answer(rows):
     assert found.weights.isfinite().all()
 
 
+def test_is_the_same_under_autocast(rows):
+    unlabelled, labelled, target = rows
+    wanted = WADWeights()(unlabelled.float(), labelled.float(), target, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = WADWeights()(unlabelled.float(), labelled.float(), target, 3)
+    assert_close(found.weights, wanted.weights, atol=0, rtol=0)
+
+
 def test_says_what_is_wrong(rows):
     unlabelled, labelled, target = rows
     wad = WADWeights()

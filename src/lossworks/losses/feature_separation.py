@@ -73,7 +73,9 @@ class FeatureSeparationLoss(BatchLoss):
         directions = F.normalize(output, dim=1)
         others = ~torch.eye(len(output), dtype=torch.bool, device=output.device)
         # A finite stand-in for minus infinity, so that a row without others has no NaN in its gradient.
-        scores = torch.where(others, directions @ directions.mT / self.tau, torch.finfo(directions.dtype).min)
+        with torch.autocast(output.device.type, enabled=False):  # cosines in half precision are too coarse to divide
+            cosines = directions @ directions.mT
+        scores = torch.where(others, cosines / self.tau, torch.finfo(directions.dtype).min)
         own = (others & (target[:, None] == target)).to(scores.dtype)
         shares = own / own.sum(dim=1, keepdim=True).clamp(min=1)
         losses = -(shares * scores.log_softmax(dim=1)).sum(dim=1)

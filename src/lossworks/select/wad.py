@@ -77,7 +77,9 @@ class WADWeights:
             if len(target.unique()) < 2:
                 raise ValueError(f"target must have labels of at least 2 classes, got {len(target.unique())}")
         similarities = torch.full((len(rows), num_classes), -torch.inf, dtype=rows.dtype, device=rows.device)
-        similarities = similarities.scatter_reduce(1, target.expand(len(rows), -1), rows @ known.mT, "amax")
+        with torch.autocast(rows.device.type, enabled=False):
+            cosines = rows @ known.mT
+        similarities = similarities.scatter_reduce(1, target.expand(len(rows), -1), cosines, "amax")
         best, classes = similarities.topk(2, dim=1)
         return _Found(best[:, 0] - best[:, 1], classes[:, 0], similarities)
 
