@@ -46,7 +46,7 @@ class TrimmedWeights(WorstCase):
 
     papers = ("shen2019trimmed", "dong2023adawac")
     helps = ("noisy labels", "outliers")
-    settings = ({"ratio": 0.1}, {"ratio": 0.2}, {"ratio": 0.4})
+    settings = ({}, {"ratio": 0.1}, {"ratio": 0.4})
 
     def __init__(self, ratio: float | Tensor = 0.2) -> None:
         super().__init__()
