@@ -28,6 +28,7 @@ from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
 from lossworks.losses.nt_xent import nt_xent_loss
 from lossworks.losses.poly import PolyLoss
+from lossworks.losses.prediction_entropy import PredictionEntropyPenalty
 from lossworks.losses.pseudo_huber import PseudoHuberLoss
 from lossworks.losses.pseudo_label_selection import (
     PseudoLabelSelectionLoss,
@@ -76,6 +77,7 @@ __all__ = [
     "OneVsRestEnsLoss",
     "PinballLoss",
     "PolyLoss",
+    "PredictionEntropyPenalty",
     "PseudoHuberLoss",
     "PseudoLabelSelectionLoss",
     "ReverseCrossEntropyLoss",
