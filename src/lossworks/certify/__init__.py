@@ -6,12 +6,15 @@ from lossworks.certify.cross_entropy import (
     certified_cross_entropy,
     fused_certified_cross_entropy,
 )
+from lossworks.certify.warmup import IBPWarmupRegularizer, ibp_init_
 
 __all__ = [
+    "IBPWarmupRegularizer",
     "SmoothedEpsilonSchedule",
     "certified_cross_entropy",
     "crown_bounds",
     "fused_certified_cross_entropy",
+    "ibp_init_",
     "interval_bounds",
     "margin_spec",
     "verified",

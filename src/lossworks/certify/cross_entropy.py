@@ -1,14 +1,15 @@
 """Cross-entropy of the worst output that bounds allow, to train models whose robustness can be proved."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.certify.bounds import Region, crown_bounds, intervals, margin_spec
+from lossworks.certify.bounds import Region, Statistics, crown_bounds, intervals, margin_spec
 from lossworks.certify.graph import graph_of
-from lossworks.checks import check_between, check_classes, check_int, check_positive
+from lossworks.checks import check_between, check_choice, check_classes, check_int, check_positive
 from lossworks.roles import cite
 
 __all__ = ["SmoothedEpsilonSchedule", "certified_cross_entropy", "fused_certified_cross_entropy"]
@@ -23,6 +24,7 @@ def certified_cross_entropy(
     *,
     kappa: float = 0.0,
     box: Sequence[Tensor] | None = None,
+    statistics: str = "running",
 ) -> Float[Tensor, " n"]:
     r"""An upper bound on each row's cross-entropy wherever in the ball its input lies.
 
@@ -38,6 +40,7 @@ def certified_cross_entropy(
         kappa: The share of the linear relaxation, in [0, 1]: 0 trains by intervals alone; usually it falls from 1 to 0
             as the radius grows.
         box: ``(low, high)`` in place of the ball.
+        statistics: As in :func:`interval_bounds`; ``"clean"`` is for intervals alone, ``kappa=0``.
 
     Shape:
         - x ``(n, ...)``, target ``(n,)``; returns ``(n,)``, with gradients.
@@ -59,9 +62,8 @@ def certified_cross_entropy(
     True
     """
     check_between("kappa", kappa, 0, 1)
-    graph = graph_of(model)
-    region = Region.of(x, eps, box=box)
-    found = intervals(graph, region)
+    check_choice("statistics", statistics, ("running", "clean"))
+    found = intervals(graph_of(model), Region.of(x, eps, box=box), cast(Statistics, statistics))
     check_classes(found[-1][0], target)
     classes = found[-1][0].shape[1]
     spec = margin_spec(target, classes)

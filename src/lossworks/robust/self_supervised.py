@@ -160,28 +160,26 @@ def ramp_loss(
 ) -> Float[Tensor, "*shape"]:
     r"""The robust 0/1 loss of a linear classifier with a normal of length 1: how far a mistake is, at a price.
 
-        .. math::
-            \sup_z \; [y \langle 	heta, z
-    angle \le 0] - \gamma\, c(z, x) = \minig(1, (1 - \gamma\, m_+^a)_+ig),
-            \qquad m = y \langle 	heta, x
-    angle
+    .. math::
+        \sup_z \; [y \langle \theta, z \rangle \le 0] - \gamma\, c(z, x) = \min\big(1, (1 - \gamma\, m_+^a)_+\big),
+        \qquad m = y \langle \theta, x \rangle
 
-        with a = 1 for the distance ``"l2"`` and 2 for its square. A row without a label has m = :math:`|\langle \theta,
-        x \rangle|`, and is pushed off the boundary.
+    with a = 1 for the distance ``"l2"`` and 2 for its square. A row without a label has m = :math:`|\langle \theta,
+    x \rangle|`, and is pushed off the boundary.
 
-        Args:
-            margin: m, the signed distance from the boundary in input units: divide by the length of the normal.
-            gamma: The price, in loss units per unit of cost, > 0.
-            cost: ``"l2"`` or ``"sq_l2"``.
+    Args:
+        margin: m, the signed distance from the boundary in input units: divide by the length of the normal.
+        gamma: The price, in loss units per unit of cost, > 0.
+        cost: ``"l2"`` or ``"sq_l2"``.
 
-        Raises:
-            ValueError: ``gamma <= 0``, an unknown cost.
-            TypeError: the margin is not floating-point.
+    Raises:
+        ValueError: ``gamma <= 0``, an unknown cost.
+        TypeError: the margin is not floating-point.
 
-        Papers: saberi2024outofdomain
+    Papers: saberi2024outofdomain
 
-        >>> ramp_loss(torch.tensor([-1.0, 0.5, 2.0]), gamma=1.0)
-        tensor([1.0000, 0.5000, 0.0000])
+    >>> ramp_loss(torch.tensor([-1.0, 0.5, 2.0]), gamma=1.0)
+    tensor([1.0000, 0.5000, 0.0000])
     """
     check_floating("margin", margin)
     check_positive("gamma", gamma)
