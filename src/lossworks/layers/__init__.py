@@ -1,3 +1,5 @@
 """Parts of the model that an objective needs."""
 
-__all__: list[str] = []
+from lossworks.layers.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout_loss
+
+__all__ = ["MultiSampleDropout", "multi_sample_dropout_loss"]

@@ -58,7 +58,11 @@ class _Model(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.body(x)
-        return hidden if self.layer is None else self.layer(hidden.unflatten(1, MAPS)).flatten(1)
+        if self.layer is None:
+            return hidden
+        maps: Tensor = self.layer(hidden.unflatten(1, MAPS))
+        drawn = maps.ndim > 1 + len(MAPS)
+        return (maps.mean(dim=0) if drawn else maps).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.head(self.hidden(x))
@@ -498,7 +502,8 @@ def check_exactness(part: nn.Module, ranks: Sequence[Ranks] | None = None) -> di
 
     Args:
         part: A part in any role, or an objective, as it would be used; it is copied. One without a role is taken for a
-            layer of the model where it is called on ``x`` alone, maps ``(n, 3, 2, 2)``, and is called on losses else.
+            layer of the model where it is called on ``x`` alone, maps ``(n, 3, 2, 2)``, and is called on losses else;
+            of a layer that gives several draws, ``(m, n, 3, 2, 2)``, the mean goes on.
         ranks: Groups of 2 and 3 processes.
 
     Returns:
