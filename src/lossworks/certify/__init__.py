@@ -6,13 +6,27 @@ from lossworks.certify.cross_entropy import (
     certified_cross_entropy,
     fused_certified_cross_entropy,
 )
+from lossworks.certify.smoothing import (
+    Certificate,
+    DualRandomizedSmoothing,
+    RandomizedSmoothing,
+    checkerboard_split,
+    clopper_pearson_lower,
+    dual_smoothing_radius,
+)
 from lossworks.certify.warmup import IBPWarmupRegularizer, ibp_init_
 
 __all__ = [
+    "Certificate",
+    "DualRandomizedSmoothing",
     "IBPWarmupRegularizer",
+    "RandomizedSmoothing",
     "SmoothedEpsilonSchedule",
     "certified_cross_entropy",
+    "checkerboard_split",
+    "clopper_pearson_lower",
     "crown_bounds",
+    "dual_smoothing_radius",
     "fused_certified_cross_entropy",
     "ibp_init_",
     "interval_bounds",

@@ -1,5 +1,6 @@
 """What a model's outputs can be at least and at most when its input lies in a ball: intervals, linear relaxations."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -258,14 +259,19 @@ def crown_bounds(
     if spec.ndim != 3 or len(spec) != len(x) or spec.shape[2] != output.shape[1]:
         raise ValueError(f"spec must have shape ({len(x)}, s, {output.shape[1]}), got {tuple(spec.shape)}")
     spec = spec.to(output.dtype)
-    plain = _combined(spec, found[-1])
+    plain = combined(graph, spec, found)
     return _of_spec(graph, region, found, spec, cast(Slope, lower_slope), upper, plain)
 
 
-def _combined(spec: Tensor, bounds: Pair) -> Pair:
-    """The interval of each combination."""
-    centre, radius = ((bounds[0] + bounds[1]) / 2)[..., None], ((bounds[1] - bounds[0]) / 2)[..., None]
-    middle, reach = (spec @ centre)[..., 0], (spec.abs() @ radius)[..., 0]
+def combined(graph: Graph, spec: Tensor, found: list[Pair]) -> Pair:
+    """The interval of each combination of outputs, through the last layer where that is linear."""
+    module, (low, high), constant = graph[-1].module, found[-1], spec.new_zeros(())
+    if isinstance(module, nn.Linear):
+        low, high = found[graph[-1].inputs[0]]
+        constant = spec.new_zeros(()) if module.bias is None else spec @ module.bias
+        spec = spec @ module.weight
+    middle = (spec @ ((low + high) / 2)[..., None])[..., 0] + constant
+    reach = (spec.abs() @ ((high - low) / 2)[..., None])[..., 0]
     return middle - reach, middle + reach
 
 
@@ -448,6 +454,8 @@ def verified(
 ) -> Tensor:
     """Which rows keep their class wherever in the ball their input lies, by :func:`crown_bounds` of the margins.
 
+    It is computed in float64, whatever the model's dtype, so that rounding decides no row that is not a tie.
+
     Args:
         model: As in :func:`crown_bounds`, with one logit a class.
         x: The ball's centre.
@@ -471,6 +479,12 @@ def verified(
     torch.Size([3])
     """
     check_tensor("target", target)
+    check_floating("x", x)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    model, x = copy.deepcopy(model).double(), x.double()
+    if box is not None:
+        box = [bound.double() for bound in box]
     classes = intervals(graph_of(model), Region.of(x[:1], eps, norm, None))[-1][0].shape[-1]
     spec = margin_spec(target, classes)
     low, _ = crown_bounds(model, x, eps, norm=norm, box=box, spec=spec, method=method, upper=False)

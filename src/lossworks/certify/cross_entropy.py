@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.certify.bounds import Region, Statistics, crown_bounds, intervals, margin_spec
+from lossworks.certify.bounds import Region, Statistics, combined, crown_bounds, intervals, margin_spec
 from lossworks.certify.graph import graph_of
 from lossworks.checks import check_between, check_choice, check_classes, check_int, check_positive
 from lossworks.roles import cite
@@ -63,24 +63,16 @@ def certified_cross_entropy(
     """
     check_between("kappa", kappa, 0, 1)
     check_choice("statistics", statistics, ("running", "clean"))
-    found = intervals(graph_of(model), Region.of(x, eps, box=box), cast(Statistics, statistics))
+    graph = graph_of(model)
+    found = intervals(graph, Region.of(x, eps, box=box), cast(Statistics, statistics))
     check_classes(found[-1][0], target)
     classes = found[-1][0].shape[1]
-    spec = margin_spec(target, classes)
-    margins = _interval_margins(found[-1], target, spec)
+    spec = margin_spec(target, classes).to(found[-1][0].dtype)
+    margins, _ = combined(graph, spec, found)
     if kappa > 0:
         low, _ = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp", upper=False)
         margins = kappa * low + (1 - kappa) * margins
     return torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1).logsumexp(dim=1)
-
-
-def _interval_margins(
-    bounds: tuple[Tensor, Tensor], target: Tensor, spec: Float[Tensor, "n s classes"]
-) -> Float[Tensor, "n s"]:
-    """The least of each margin by the intervals of the logits."""
-    low, high = bounds
-    positive, negative = spec.clamp(min=0).to(low.dtype), spec.clamp(max=0).to(low.dtype)
-    return (positive @ low[..., None] + negative @ high[..., None])[..., 0]
 
 
 @cite("xu2020autolirpa", helps=("attacks", "worst case", "many classes"))
@@ -132,7 +124,8 @@ def fused_certified_cross_entropy(
     below, above = (least - top).exp(), (most - top).exp()
     width = most - least
     narrow = width < 1e-6
-    slope = torch.where(narrow, above, (above - below) / torch.where(narrow, 1.0, width))
+    # Through the upper end, any slope from the lower end's on is above the curve.
+    slope = torch.where(narrow, below, (above - below) / torch.where(narrow, 1.0, width))
     constant = (above - slope * most).sum(dim=1)
     spec = (slope - own * slope.sum(dim=1, keepdim=True))[:, None]
     _, high_sum = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp")

@@ -1,5 +1,6 @@
 """How a trained model holds up when its inputs are moved: the share of rows that no move within a ball makes wrong."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ def verified_accuracy(module: nn.Sequential, x: Tensor, target: Int[Tensor, " n"
 
 
 def _sure(network: nn.Module, scaled: Tensor, target: Tensor, attack: Attack) -> Tensor:
+    network, scaled = copy.deepcopy(network).double(), scaled.double()
     outputs = network(scaled[:1]).shape[1]
     if outputs == 1:  # the score of class 1
         low, high = _bounds(network, scaled, attack)
