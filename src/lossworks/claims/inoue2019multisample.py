@@ -33,10 +33,9 @@ def measure() -> Measurement:
     faster = all(mean(loss[8, epochs]) < mean(loss[1, epochs]) for epochs in EPOCHS)
     return Measurement(
         shown=faster and mean(error[8, late]) <= mean(error[1, late]) + 0.003,
-        measured=f"training loss after {early} and {late} epochs, test error: "
+        measured=f"training loss after {early} and {late} epochs, test error, by draws: "
         + "; ".join(
-            f"{mean(loss[draws, early]):.4f}, {mean(loss[draws, late]):.4f}, {mean(error[draws, late]):.4f} "
-            f"with {draws} draws"
+            f"{draws}: {mean(loss[draws, early]):.4f}, {mean(loss[draws, late]):.4f}, {mean(error[draws, late]):.4f}"
             for draws in DRAWS
         ),
         numbers={
