@@ -174,3 +174,8 @@ def test_bad_arguments_are_named(make, message):
 def test_integer_inputs_are_refused():
     with pytest.raises(TypeError, match=r"x must be floating-point, got torch\.int64"):
         PGD(0.1)(wavy, torch.ones(2, 3, dtype=torch.int64))
+
+
+def test_bounds_that_are_no_numbers_are_named():
+    with pytest.raises(TypeError, match="bounds must hold two numbers or tensors, got NoneType"):
+        PGD(0.1, bounds=(0.0, None))

@@ -77,6 +77,9 @@ def check_ball(eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
         return
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
         raise ValueError(f"bounds must be a pair (low, high), got {bounds!r}")
+    for bound in bounds:
+        if not isinstance(bound, (int, float, Tensor)):
+            raise TypeError(f"bounds must hold two numbers or tensors, got {type(bound).__name__} in it")
     low, high = (torch.as_tensor(bound) for bound in bounds)
     if readable(low) and readable(high) and not bool((low <= high).all()):
         raise ValueError(f"bounds must have low <= high, got {bounds!r}")
