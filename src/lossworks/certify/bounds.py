@@ -482,6 +482,7 @@ def verified(
     check_floating("x", x)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    Region.of(x, eps, norm, box)  # says what does not fit
     model, x = copy.deepcopy(model).double(), x.double()
     if box is not None:
         box = [bound.double() for bound in box]
