@@ -211,7 +211,7 @@ def test_rankings_of_nothing():
 
 def test_tasks_that_do_not_exist():
     refused("task", lambda: metrics_for("reel"), ValueError)
-    refused("task", lambda: metrics.find_metric("rmse", None), ValueError)
+    refused("task", lambda: metrics.find_metric("rmse", "reel"), ValueError)
 
 
 @pytest.mark.parametrize("name", ["outputs", "target", "mask"])

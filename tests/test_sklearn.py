@@ -25,6 +25,7 @@ from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
 from lossworks.penalties import WeightMagnitude
 from lossworks.perturb import GaussianNoise
+from lossworks.roles import Loss
 from lossworks.sklearn import ObjectiveClassifier, ObjectiveRegressor, _in_proportion, _WeightedRows
 from lossworks.weights import ClassBalanced, SampleWeights
 
@@ -51,7 +52,8 @@ def test_scikit_learns_own_checks(estimator, check):
 
 
 def losses_of(kind):
-    return [name for name, entry in parts().items() if entry.role == "loss" and getattr(entry.part, "kind", "") == kind]
+    losses = {name: entry.part for name, entry in parts().items() if isinstance(entry.part, type)}
+    return [name for name, part in losses.items() if issubclass(part, Loss) and part.kind == kind]
 
 
 @pytest.mark.parametrize(

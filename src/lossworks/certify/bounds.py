@@ -110,7 +110,7 @@ def interval_bounds(
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
     >>> low, high = interval_bounds(model, torch.zeros(1, 2), 0.1)
-    >>> round(float(low), 4), round(float(high), 4)
+    >>> round(low.item(), 4), round(high.item(), 4)
     (-0.3, 0.3)
     """
     check_choice("statistics", statistics, ("running", "clean"))

@@ -6,7 +6,6 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import beta
 from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_generator, check_int, check_positive
@@ -68,6 +67,8 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
     if not bool(((successes >= 0) & (successes <= trials)).all()):
         raise ValueError(f"successes must be in [0, {trials}]")
+    from scipy.stats import beta
+
     k = successes.cpu().numpy()
     found = torch.from_numpy(beta.ppf(float(alpha), k.clip(min=1), trials - k + 1)).reshape(successes.shape)
     return torch.where(successes > 0, found.to(successes.device), 0.0)

@@ -59,10 +59,9 @@ class Attack:
     def parse(cls, text: str, encoder: Encoder) -> "Attack":
         """The attack that ``NORM:RADIUS`` names, on what the encoder's columns hold.
 
-                >>> from lossworks.certify import crown_bounds, margin_spec
-        from lossworks.compare.encode import Encoder
-                >>> Attack.parse("linf:0.1", Encoder(shape=(3,)))
-                Attack(norm='linf', eps=0.1, columns=None, certify=False)
+        >>> from lossworks.compare.encode import Encoder
+        >>> Attack.parse("linf:0.1", Encoder(shape=(3,))).eps
+        0.1
         """
         norm, _, radius = text.partition(":") if isinstance(text, str) else ("", "", "")
         try:

@@ -43,8 +43,8 @@ def principal_gradient_aggregate(
 
     Papers: zeng2024fedld
 
-    >>> principal_gradient_aggregate(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
-    tensor([3.0000, 4.0000])
+    >>> principal_gradient_aggregate(torch.tensor([[3.0, 4.0], [3.0, 4.0]])).round()
+    tensor([3., 4.])
     """
     check_floating("updates", updates)
     check_between("k_proportion", k_proportion, 0, 1, open_low=True)
