@@ -239,6 +239,70 @@ def test_verified_accuracy_is_never_above_that_under_attack(generator):
     assert verified(model, x[:0], target[:0], 0.1).shape == (0,)
 
 
+class Traced(nn.Module):
+    """One layer, and what a function makes of its value and of the input."""
+
+    def __init__(self, then, **options):
+        super().__init__()
+        self.layer, self.relu, self.then = nn.Linear(4, 4), nn.ReLU(**options), then
+
+    def forward(self, x):
+        return self.then(self, self.layer(x), x)
+
+
+def added_in_place(model, hidden, x):
+    before = hidden
+    hidden += x
+    return before + hidden
+
+
+def rectified_through_a_view(model, hidden, x):
+    view = torch.flatten(hidden, 1)
+    F.relu(view, inplace=True)
+    return view + hidden
+
+
+def doubled_by_a_hook():
+    layer = nn.Linear(4, 3)
+    layer.register_forward_hook(lambda module, x, output: 2 * output)
+    return layer
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, 3 * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Traced(lambda m, hidden, x: torch.add(x, hidden, alpha=-5)), "not certified"),
+        (Traced(lambda m, hidden, x: m.relu(hidden) + hidden, inplace=True), "in place"),
+        (Traced(added_in_place), "in place"),
+        (Traced(rectified_through_a_view), "in place"),
+        (Scaled(4, 3), "not certified"),
+        (doubled_by_a_hook(), "no forward hooks"),
+        (nn.Sequential(doubled_by_a_hook()), "no forward hooks, .*'0'"),
+    ],
+)
+def test_what_a_graph_would_not_tell_is_refused(model, message):
+    for bounds in (interval_bounds, crown_bounds):
+        with pytest.raises(TypeError, match=message):
+            bounds(model, torch.ones(2, 4), 0.1)
+
+
+def test_values_that_nobody_else_reads_may_be_written_over(generator):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, generator=generator)
+    for model in (
+        Traced(lambda m, hidden, x: m.relu(hidden) + x, inplace=True),
+        Traced(lambda m, hidden, x: F.relu(hidden, inplace=True).flatten(start_dim=1)),
+        Traced(lambda m, hidden, x: torch.flatten(hidden, start_dim=1)),
+    ):
+        for bound in (*interval_bounds(model, x, 0.0), *crown_bounds(model, x, 0.0)):
+            assert_close(bound, model(x.clone()))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,10 @@ __all__ = ["Graph", "Step", "graph_of"]
 Kind = Literal["input", "affine", "relu", "max", "add"]
 Affine = Callable[[Tensor], Tensor]
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 AFFINE = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    *(nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(nn.Flatten, nn.Identity, *DROPOUTS),
 )
 NORMALISED = (nn.BatchNorm1d, nn.BatchNorm2d)
 KNOWN = "Linear, Conv1d, Conv2d, BatchNorm, ReLU, max and average pooling, Flatten, Dropout, Identity and sums"
@@ -46,6 +48,18 @@ class Step:
 Graph = list[Step]
 
 
+class _Proxy(fx.Proxy):
+    """A traced value that keeps ``+=``, which writes over it, apart from ``+``."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def graph_of(model: nn.Module) -> Graph:
     """The model's steps in order, the input first and the output last.
 
@@ -55,10 +69,14 @@ def graph_of(model: nn.Module) -> Graph:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     modules = dict(model.named_modules())
-    if isinstance(model, (*AFFINE, *NORMALISED, nn.ReLU, nn.MaxPool1d, nn.MaxPool2d)):
+    hooked = next((name or "model" for name, module in modules.items() if module._forward_hooks), None)
+    if hooked is not None:
+        raise TypeError(f"model must have no forward hooks, which may change any value, {hooked!r} has: remove them")
+    # A layer itself; a subclass of the user's own is traced, as it may do anything in its forward.
+    if isinstance(model, (*AFFINE, *NORMALISED, nn.ReLU, nn.MaxPool1d, nn.MaxPool2d)) and _is_torchs(model):
         return [Step("input", "input"), _of_module("model", model, 0)]
     try:
-        traced = fx.symbolic_trace(model)
+        traced = _Tracer().trace(model)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise TypeError(
@@ -67,7 +85,7 @@ def graph_of(model: nn.Module) -> Graph:
         ) from error
     steps: Graph = []
     numbers: dict[fx.Node, int] = {}
-    for node in traced.graph.nodes:
+    for node in traced.nodes:
         if node.op == "output":
             result = node.args[0]
             if not isinstance(result, fx.Node):
@@ -87,21 +105,43 @@ def _step(node: fx.Node, numbers: dict[fx.Node, int], modules: dict[str, nn.Modu
         if numbers:
             raise TypeError(f"model must take one input, it also takes {node.name!r}")
         return Step(node.name, "input")
-    if node.op == "call_module":
-        return _of_module(str(node.target), modules[str(node.target)], inputs[0])
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    _check_in_place(node, module, modules)
+    if module is not None:
+        return _of_module(str(node.target), module, inputs[0])
     called = node.target
-    if called in (torch.relu, F.relu, "relu"):
+    if called in (torch.relu, F.relu, "relu") and len(inputs) == 1:
         return Step(node.name, "relu", inputs)
-    if called in (operator.add, torch.add, operator.iadd, "add") and len(inputs) == 2:
+    if called in (operator.add, torch.add, operator.iadd, "add") and len(inputs) == 2 and not node.kwargs:
         return Step(node.name, "add", inputs)
-    if called in (torch.flatten, "flatten"):
-        rest = tuple(arg for arg in node.args[1:] if isinstance(arg, int))
-        if (rest or (0,))[0] == 1 and not node.kwargs:
-            return Step(node.name, "affine", inputs, affine=lambda x: x.flatten(*rest), monotone=True)
+    if called in (torch.flatten, "flatten") and len(inputs) == 1:
+        ends: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        if ends.get("start_dim", 0) == 1 and all(isinstance(end, int) for end in ends.values()):
+            return Step(node.name, "affine", inputs, affine=partial(torch.flatten, **ends), monotone=True)
     raise TypeError(
         f"model has an operation that is not certified, {node.name!r} ({_called(called)}): known are {KNOWN}; replace "
         f"it by one of these"
     )
+
+
+def _check_in_place(node: fx.Node, module: nn.Module | None, modules: dict[str, nn.Module]) -> None:
+    """Raise where an operation writes over a value that another one reads: the graph would not say what it reads."""
+    in_place = getattr(module, "inplace", False) or node.target is operator.iadd
+    in_place = in_place or node.kwargs.get("inplace", False) or (node.target is F.relu and len(node.args) > 1)
+    source = node.args[0] if node.args else None
+    while in_place and isinstance(source, fx.Node):
+        if len(source.users) > 1:
+            raise TypeError(
+                f"model writes over {source.name!r} in place ({node.name!r}) and reads it again, which is not "
+                f"certified: use the operation that makes a new tensor"
+            )
+        same = modules.get(str(source.target)) if source.op == "call_module" else None
+        alias = source.target in (torch.flatten, "flatten") or isinstance(same, (nn.Flatten, nn.Identity, *DROPOUTS))
+        source = source.args[0] if alias and source.args else None
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn")
 
 
 def _called(target: Any) -> str:
@@ -115,7 +155,7 @@ def _of_module(name: str, module: nn.Module, source: int) -> Step:
         if module.return_indices:
             raise TypeError(f"model has {name!r} with return_indices, which cannot be certified")
         return Step(name, "max", (source,), module)
-    if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
+    if isinstance(module, DROPOUTS):
         if module.training:
             raise ValueError(f"model must not drop at random, {name!r} is in training mode: call model.eval()")
         return Step(name, "affine", (source,), module, lambda x: x, monotone=True)
