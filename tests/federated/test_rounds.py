@@ -108,6 +108,14 @@ def test_buffers_are_averaged_and_counts_taken_from_the_furthest(clients):
     assert_same({"w": state["0.weight"]}, {"w": model[0].weight.detach()})
 
 
+def test_tied_weights_move_as_one(clients):
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False)).double()
+    model[2].weight = model[0].weight
+    state, _ = federated_round(model, clients, CrossEntropyLoss(), lr_global=0.5)
+    assert not torch.equal(state["0.weight"], model[0].weight)
+    assert torch.equal(state["0.weight"], state["2.weight"])
+
+
 def test_absent_clients_do_not_count(model, clients):
     absent = (torch.full((2, 4), torch.nan, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
     weights = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)

@@ -110,6 +110,8 @@ def federated_round(
         if len(clients[c][0]) == 0:
             raise ValueError(f"clients must have rows where they take part, client {c} has none")
 
+    # Tied weights stand under each of their names.
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     losses = torch.full((len(clients), local_steps), torch.nan)
     drift = torch.zeros(len(clients))
@@ -120,12 +122,10 @@ def federated_round(
         own = Objective(copy.deepcopy(loss), perturb=attack)
         losses[c] = _train(local, own, *clients[c], local_steps, lr_local, batch_size, generator)
         after.append({name: value.detach().clone() for name, value in local.state_dict().items()})
-        learned = {name for name, _ in local.named_parameters()}
         moved = torch.stack([(after[-1][name] - before[name]).double().square().sum() for name in learned])
         drift[c] = moved.sum().sqrt()
         if not bool(drift[c].isfinite()):
             raise ValueError(f"lr_local must keep the updates finite, client {c}'s is not with {lr_local:g}")
-    learned = {name for name, _ in model.named_parameters()}
     state = dict(before)
     for name, value in before.items() if present else ():
         values = torch.stack([own[name] for own in after])
