@@ -30,6 +30,7 @@ __all__ = [
     "check_int",
     "check_positive",
     "check_real",
+    "check_rows",
     "check_same_shape",
     "check_sample_weight",
     "check_sequence",
@@ -261,6 +262,14 @@ def check_total(total: float | Tensor) -> None:
             return
         total = float(total.detach())
     check_positive("total", total, allow_zero=True)
+
+
+def check_rows(name: str, rows: Tensor, count: int, *, low: int = 0) -> None:
+    """Raise unless these numbers of rows lie in ``[low, count)``, where they may be read."""
+    if readable(rows) and rows.numel():
+        least, most = (int(bound) for bound in rows.aminmax())
+        if least < low or most >= count:
+            raise ValueError(f"{name} must be in [0, {count}), got {least}..{most}")
 
 
 def check_classes(output: Tensor, target: Tensor, *, ignore_index: int | None = None) -> None:

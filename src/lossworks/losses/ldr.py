@@ -16,8 +16,8 @@ from lossworks.checks import (
     check_floating,
     check_int,
     check_positive,
+    check_rows,
     check_tensor,
-    readable,
 )
 from lossworks.losses._rows import in_blocks
 from lossworks.roles import Loss, SoftmaxForm, cite
@@ -287,17 +287,13 @@ class AdaptiveLDRLoss(Loss):
 
     @torch.no_grad()
     def _recall(self, scores: Tensor, size: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        self._check_index(index)
+        check_rows("index", index, self.num_samples, low=-1)
         remembered = self.lam[index.clamp(min=0)].to(scores.dtype)
         if not self.training:
             return remembered
         if self.mode == "one_step":
             return self._one_step(scores, size, remembered)
         return self._exact(scores, size, target)
-
-    def _check_index(self, index: Tensor) -> None:
-        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
-            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
 
     def _value(self, scores: Tensor, size: Tensor, target: Tensor, lam: Tensor) -> Tensor:
         stiffness = self.alpha * math.log(scores.shape[1]) / (2 * self.lam0)

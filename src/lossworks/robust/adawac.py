@@ -12,6 +12,7 @@ from lossworks.checks import (
     check_int,
     check_positive,
     check_real,
+    check_rows,
     check_same_shape,
     check_tensor,
     readable,
@@ -190,8 +191,7 @@ class _Mixture(Loss):
         check_tensor("index", index)
         if index.dtype != torch.int64 or index.shape != (rows,):
             raise ValueError(f"index must be int64 of shape ({rows},), got {index.dtype} {tuple(index.shape)}")
-        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
-            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
+        check_rows("index", index, self.num_samples, low=-1)
 
     def rows(self, output: Any, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One loss a row of data, and which rows have a target at all."""

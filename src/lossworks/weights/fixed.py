@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_amounts, check_floating, readable
+from lossworks.checks import check_amounts, check_floating, check_rows
 from lossworks.roles import Weighting
 
 
@@ -84,12 +84,5 @@ class SampleWeights(Weighting):
     ) -> Float[Tensor, " n"]:
         """The rows' weights."""
         index = self._required("index", index, losses)
-        if (
-            readable(index)
-            and index.numel()
-            and not 0 <= int(index.min()) <= int(index.max()) < len(self.sample_weights)
-        ):
-            raise ValueError(
-                f"index must be in [0, {len(self.sample_weights)}), got {int(index.min())}..{int(index.max())}"
-            )
+        check_rows("index", index, len(self.sample_weights))
         return self.sample_weights[index].to(losses.dtype)

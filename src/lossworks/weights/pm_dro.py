@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_int, check_positive, readable
+from lossworks.checks import check_int, check_positive, check_rows, readable
 from lossworks.roles import Weighting
 from lossworks.weights.worst_case import check_losses
 
@@ -88,8 +88,7 @@ class PMDROWeights(Weighting):
         """The weights of these rows, after their step."""
         index = self._required("index", index, losses)
         check_losses(losses)
-        if readable(index) and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < self.num_samples:
-            raise ValueError(f"index must be in [0, {self.num_samples}), got {int(index.min())}..{int(index.max())}")
+        check_rows("index", index, self.num_samples, low=-1)
         held = torch.where(index >= 0, self.log_weights[index.clamp(min=0)], 0)
         if self.training:
             held = (1 - self.lr * self.entropy) * held + self.lr * losses.detach().double()
