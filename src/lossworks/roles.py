@@ -451,9 +451,17 @@ class BatchLoss(Part):
     """A loss that couples the whole batch and has no per-sample form; a ``Weighting`` refuses it.
 
     Split over ranks it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
+
+    Attributes:
+        kind: Its kind of target, as a :class:`Loss` has it.
     """
 
+    kind: ClassVar[Kind] = "real"
     couples_batch = True
+
+    def output_size(self, num_classes: int = 1) -> int:
+        """How many outputs a model needs for this loss."""
+        return num_classes if self.kind == "classes" else 1
 
     def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """One number for the batch."""

@@ -96,7 +96,7 @@ class TrainerLoss:
         return sum((penalty(self.model) for penalty in self.objective.penalties), start=0.0)
 
     def _classes(self) -> bool:
-        return getattr(self.objective.loss, "kind", "classes") == "classes"
+        return self.objective.loss.kind == "classes"
 
     def _rows(self, name: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flat rows of logits, and their targets."""
@@ -208,7 +208,7 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
     ignored = getattr(objective.loss, "ignore_index", IGNORED)
     if ignored != IGNORED:
         raise ValueError(f"the loss must have ignore_index={IGNORED}, which the Trainer leaves out, got {ignored}")
-    if shift and getattr(objective.loss, "kind", "classes") != "classes":
+    if shift and objective.loss.kind != "classes":
         raise ValueError(
             f"shift=True is for classes, {type(objective.loss).__name__} takes {objective.loss.kind} targets"
         )

@@ -65,10 +65,6 @@ class ConfidenceWeightedCE(BatchLoss):
         self.gamma = check_positive("gamma", gamma, allow_zero=True)
         self.ignore_index = check_ignore_index(ignore_index)
 
-    def output_size(self, num_classes: int = 1) -> int:
-        """How many outputs a model needs for this loss."""
-        return num_classes
-
     def forward(  # type: ignore[override]  # what a batch of it is has names
         self,
         output: Float[Tensor, "n classes *rest"],

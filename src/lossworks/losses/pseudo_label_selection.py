@@ -146,10 +146,6 @@ class PseudoLabelSelectionLoss(BatchLoss):
         self.contrast = check_positive("contrast", contrast, allow_zero=True)
         self.temperature = check_positive("temperature", temperature)
 
-    def output_size(self, num_classes: int = 1) -> int:
-        """How many outputs a model needs for this loss."""
-        return num_classes
-
     def forward(  # type: ignore[override]  # what a batch of it is has names
         self,
         output: Float[Tensor, "n classes"],

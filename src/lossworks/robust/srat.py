@@ -129,10 +129,6 @@ class _Separated(BatchLoss):
         self.lam = check_positive("lam", lam, allow_zero=True)
         self.separation = FeatureSeparationLoss(tau)
 
-    def output_size(self, num_classes: int = 1) -> int:
-        """How many logits a model needs."""
-        return num_classes
-
     def split(self, output: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
         """The logits, and the features or else the logits."""
         check_floating("output", output)

@@ -78,9 +78,6 @@ class _OfLosses(BatchLoss):
         super().__init__()
         self.risk = risk
 
-    def output_size(self, num_classes: int) -> int:
-        return num_classes
-
     def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         value: Tensor = self.risk(CrossEntropyLoss(reduction="none")(*inputs))
         return value
@@ -115,9 +112,8 @@ def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, _Model]:
     else:
         assert isinstance(part, Part)
         objective = Objective(_OfLosses(part))
-    kind, size = getattr(objective.loss, "kind", "real"), getattr(objective.loss, "output_size", lambda _: 1)
-    outputs = size(CLASSES)
-    return objective, _Model(outputs, outputs == 1 and kind != "classes", dtype, layer)
+    outputs = objective.loss.output_size(CLASSES)
+    return objective, _Model(outputs, outputs == 1 and objective.loss.kind != "classes", dtype, layer)
 
 
 def _stochastic(part: nn.Module) -> bool:
@@ -140,7 +136,7 @@ def _sees_the_whole(part: nn.Module) -> bool:
 def _batches(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignored: bool) -> list[Batch]:
     """A batch a step: with rows that come several times, and with ignored rows; the last sorted by class."""
     generator = torch.Generator().manual_seed(1)
-    kind = getattr(objective.loss, "kind", "real")
+    kind = objective.loss.kind
     x = torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
     if kind == "classes":
         target = torch.arange(ROWS) % CLASSES
