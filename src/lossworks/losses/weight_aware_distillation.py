@@ -2,17 +2,16 @@
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lossworks.checks import (
     check_classes,
     check_floating,
     check_positive,
     check_same_shape,
-    check_sample_weight,
     readable,
 )
-from lossworks.roles import BatchLoss, check_no_nan, weighted_reduction
+from lossworks.losses.cross_entropy import CrossEntropyLoss
+from lossworks.roles import BatchLoss, weighted_reduction
 
 __all__ = ["WeightAwareDistillationLoss"]
 
@@ -59,10 +58,6 @@ class WeightAwareDistillationLoss(BatchLoss):
         super().__init__()
         self.strength = check_positive("strength", strength, allow_zero=True)
 
-    def output_size(self, num_classes: int = 1) -> int:
-        """How many outputs a model needs for this loss."""
-        return num_classes
-
     def forward(  # type: ignore[override]  # what a batch of it is has names
         self,
         output: Float[Tensor, "m classes"],
@@ -74,16 +69,14 @@ class WeightAwareDistillationLoss(BatchLoss):
         sample_weight: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
-        losses = _cross_entropies(output, target)
-        if sample_weight is not None:
-            check_sample_weight(sample_weight, losses.shape)
-            sample_weight = sample_weight.to(losses.dtype)
-        value = weighted_reduction(losses, sample_weight, "mean")
+        check_classes(output, target)
+        value = CrossEntropyLoss()(output, target, sample_weight=sample_weight)
         if unlabelled is None:
             return value
         if pseudo is None:
             raise ValueError("pseudo must be given beside unlabelled, got None")
-        others = _cross_entropies(unlabelled, pseudo)
+        check_classes(unlabelled, pseudo)
+        others = CrossEntropyLoss(reduction="none")(unlabelled, pseudo)
         if weights is not None:
             check_floating("weights", weights)
             check_same_shape(others, weights, names=("pseudo", "weights"))
@@ -91,11 +84,3 @@ class WeightAwareDistillationLoss(BatchLoss):
                 raise ValueError(f"weights must be >= 0, got {float(weights.min()):g}")
             others = others * weights.detach().to(others.dtype)
         return value + self.strength * weighted_reduction(others, None, "mean")
-
-
-def _cross_entropies(output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
-    check_floating("output", output)
-    check_classes(output, target)
-    losses = cross_entropy(output.float() if output.element_size() == 2 else output, target, reduction="none")
-    check_no_nan(output, losses)
-    return losses
