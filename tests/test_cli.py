@@ -264,7 +264,7 @@ def test_find_finds_parts_for_every_trouble_that_is_described(cli):
     assert result.code == 0
     assert "noisy labels" in " ".join(result.out.split())
     assert "imbalance" in result.out
-    assert "ClassBalanced" in cli("find", "my labels are noisy and some classes are rare", "--limit", "60").out
+    assert "ClassBalanced" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
 
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.resources
 import inspect
+import json
 import re
 import tomllib
 from collections import Counter
@@ -111,10 +112,18 @@ def show(name: str) -> Entry:
     return parts()[folded[name.casefold()]]
 
 
+@functools.cache
+def _shown() -> frozenset[str]:
+    """The papers whose claim showed when it was last measured."""
+    kept = importlib.resources.files("lossworks").joinpath("claims/results.json").read_text(encoding="utf-8")
+    return frozenset(key for key, result in json.loads(kept).items() if result["shown"])
+
+
 def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
     """The parts that help with what ``text`` describes, best first, each with the terms it was found by.
 
-    Parts whose paper's claim is measured come before the others.
+    Losses and weights, which fit into any loop, come before the others, and so do parts whose paper's claim was
+    measured and showed.
 
     >>> entries = find("my labels are noisy and some classes are rare")
     >>> {term for _, terms in entries for term in terms} >= {"noisy labels", "imbalance"}
@@ -131,8 +140,9 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
         keyed = any(_says(text, key) for key in (name.casefold(), *entry.papers))
         wording = _overlap(text, entry)
         if terms or keyed or (not asked and wording):
-            claimed = any(papers()[key].claim for key in entry.papers)
-            scored.append((10 * keyed + 2 * len(terms) + claimed + wording, name, terms))
+            proven = any(key in _shown() for key in entry.papers)
+            fits_in = entry.role in ("loss", "weighting")
+            scored.append((10 * keyed + 2 * len(terms) + proven + fits_in + wording, name, terms))
     best = sorted(scored, key=lambda row: (-row[0], row[1]))
     return [(parts()[name], terms) for _, name, terms in _every_term_first(best, asked)[:limit]]
 
