@@ -42,7 +42,10 @@ ALWAYS: Mapping[Task, tuple[str, ...]] = {
 GROUPED = ("GroupDRO", "KLDRO", "CVaR")
 """The weights that are tried with the reference where the rows have groups."""
 PREFERRED: Mapping[str, tuple[str, ...]] = {
-    "noisy labels": ("GeneralizedCrossEntropyLoss", "SymmetricCrossEntropyLoss", "ActivePassiveLoss"),
+    "noisy labels": (
+        *("GeneralizedCrossEntropyLoss", "SymmetricCrossEntropyLoss", "ActivePassiveLoss"),
+        "CrossEntropyLoss+TrimmedWeights",
+    ),
     "imbalance": ("LogitAdjustedLoss", "CrossEntropyLoss+ClassBalanced", "LDAMLoss"),
     "outliers": ("GeneralRobustLoss", "TukeyBiweightLoss", "LogCoshLoss"),
     "heavy tails": ("GeneralRobustLoss",),
