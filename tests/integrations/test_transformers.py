@@ -48,19 +48,24 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def causal_model() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """In float64 throughout: the Llama family takes its softmax and norms in float32 whatever the model's type."""
+    from transformers import BioGptConfig, BioGptForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = BioGptConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        activation_dropout=0.0,
+        layerdrop=0.0,
         attn_implementation="eager",
     )
-    return LlamaForCausalLM(config).double()
+    return BioGptForCausalLM(config).double()
 
 
 def trainer(model, folder, loss, *, rows=None, collator=collate, **arguments):
