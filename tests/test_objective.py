@@ -101,7 +101,7 @@ def test_a_weighting_on_a_batch_loss_is_refused():
 
     with pytest.raises(TypeError, match="Spread couples the whole batch"):
         lw.Objective(Spread(), weights=lw.weights.Uniform())
-    assert lw.Objective(Spread())(nn.Linear(2, 1), torch.ones(3, 2), torch.ones(3)) == 0
+    assert_close(lw.Objective(Spread())(nn.Identity(), torch.tensor([1.0, 3.0]), torch.ones(2)), torch.tensor(2.0))
 
 
 def test_a_missing_argument_is_named(batch):
@@ -292,3 +292,9 @@ def test_what_cannot_be_split_is_refused(model, batch):
         next(lw.Objective(CrossEntropyLoss(reduction="none")).micro_batches(model, [(x, target)]))
     with pytest.raises(ValueError, match="index must have one entry for each of 10 losses, got 9"):
         lw.Objective(CrossEntropyLoss(), SampleWeights(torch.ones(10))).risk(model(x), target, index=torch.arange(9))
+
+
+def test_every_part_with_a_schedule_is_told_of_the_progress():
+    objective = lw.Objective(lw.losses.TruncatedGeneralizedCrossEntropyLoss())
+    objective.set_progress(0.25)
+    assert float(objective.loss.progress) == 0.25

@@ -166,6 +166,12 @@ class Objective(nn.Module):
         )
         return self._with_penalties(value, model, *self._share(target, sample_weight, total, process_group))
 
+    def set_progress(self, fraction: float) -> None:
+        """Tell the parts that have a schedule how far the training is, in [0, 1]."""
+        for part in self.modules():
+            if isinstance(part, Part):
+                part.set_progress(fraction)
+
     def risk(
         self,
         output: Tensor,

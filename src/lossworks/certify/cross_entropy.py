@@ -6,10 +6,11 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lossworks.certify.bounds import Region, Statistics, combined, crown_bounds, intervals, margin_spec
+from lossworks.certify.bounds import Region, Statistics, combined, crown_bounds, intervals
 from lossworks.certify.graph import graph_of
-from lossworks.checks import check_between, check_choice, check_classes, check_int, check_positive
+from lossworks.checks import check_between, check_choice, check_classes, check_int, check_positive, readable
 from lossworks.roles import cite
 
 __all__ = ["SmoothedEpsilonSchedule", "certified_cross_entropy", "fused_certified_cross_entropy"]
@@ -61,18 +62,34 @@ def certified_cross_entropy(
     >>> bool((certified_cross_entropy(model, x, y, 0.1) >= plain).all())
     True
     """
+    return F.cross_entropy(
+        worst_logits(model, x, target, eps, kappa=kappa, box=box, statistics=statistics), target, reduction="none"
+    )
+
+
+def worst_logits(
+    model: nn.Module,
+    x: Tensor,
+    target: Int[Tensor, " n"],
+    eps: float | Tensor,
+    *,
+    kappa: float | Tensor = 0.0,
+    box: Sequence[Tensor] | None = None,
+    statistics: str = "running",
+) -> Float[Tensor, "n classes"]:
+    """Logits with each margin at its bound: 0 for the target, and how much larger at most each other class can be."""
     check_between("kappa", kappa, 0, 1)
     check_choice("statistics", statistics, ("running", "clean"))
     graph = graph_of(model)
     found = intervals(graph, Region.of(x, eps, box=box), cast(Statistics, statistics))
     check_classes(found[-1][0], target)
-    classes = found[-1][0].shape[1]
-    spec = margin_spec(target, classes).to(found[-1][0].dtype)
+    eye = torch.eye(found[-1][0].shape[1], dtype=found[-1][0].dtype, device=target.device)
+    spec = eye[target][:, None] - eye
     margins, _ = combined(graph, spec, found)
-    if kappa > 0:
+    if (isinstance(kappa, Tensor) and not readable(kappa)) or kappa > 0:
         low, _ = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp", upper=False)
         margins = kappa * low + (1 - kappa) * margins
-    return torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1).logsumexp(dim=1)
+    return -margins
 
 
 @cite("xu2020autolirpa", helps=("attacks", "worst case", "many classes"))
@@ -117,7 +134,7 @@ def fused_certified_cross_entropy(
     graph = graph_of(model)
     low, high = intervals(graph, Region.of(x, eps, box=box))[-1]
     check_classes(low, target)
-    own = torch.nn.functional.one_hot(target, low.shape[1]).bool()
+    own = F.one_hot(target, low.shape[1]).bool()
     least = torch.where(own, 0.0, low - high.gather(1, target[:, None]))
     most = torch.where(own, 0.0, high - low.gather(1, target[:, None]))
     top = most.amax(dim=1, keepdim=True).detach()

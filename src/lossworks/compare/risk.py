@@ -90,9 +90,7 @@ class StackedObjective:
         for number, objective in enumerate(self.each):
             for name, buffer in objective.named_buffers():
                 buffer.copy_(self.buffers[name][number])
-            for module in objective.modules():
-                if isinstance(module, Part):
-                    module.set_progress(fraction)
+            objective.set_progress(fraction)
             for name, buffer in objective.named_buffers():
                 self.buffers[name][number] = buffer
 

@@ -1,6 +1,7 @@
 """Whole objectives against the worst case, where a method is more than one part in one role."""
 
 from lossworks.robust.adawac import AdaWAC, adawac_update
+from lossworks.robust.certified import CertifiedCrossEntropy
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
 from lossworks.robust.doubly import DoublyRobustAT
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
@@ -8,6 +9,7 @@ from lossworks.robust.srat import SRATLoss
 
 __all__ = [
     "AdaWAC",
+    "CertifiedCrossEntropy",
     "DoublyRobustAT",
     "RSSLoss",
     "SRATLoss",

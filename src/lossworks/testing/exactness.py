@@ -48,7 +48,7 @@ class _Model(nn.Module):
 
     def __init__(self, outputs: int, flat: bool, dtype: torch.dtype, layer: nn.Module | None) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(FEATURES, MAPS.numel()), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(FEATURES, MAPS.numel()), nn.ReLU())
         self.head = nn.Linear(MAPS.numel(), outputs)
         self.flat = flat
         generator = torch.Generator().manual_seed(0)
