@@ -90,6 +90,31 @@ def test_groups_are_asked_for_and_reach_the_model_that_is_handed_over(tmp_path):
     assert "GroupDRO" in (tmp_path / "run" / "recipe.py").read_text()
 
 
+def test_every_group_is_reported_beside_the_worst(tmp_path):
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(ROWS, 2)), np.arange(ROWS) % 3
+    y = np.where((x[:, 0] > 0) ^ ((group == 2) & (rng.random(ROWS) < 0.4)), "yes", "no")
+    table = {"a": x[:, 0], "b": x[:, 1], "g": [f"<g{k}>" for k in group], "y": y}
+    result = lw.compare(
+        table, "y", objectives=["FocalLoss"], metric="accuracy", group="g", out=tmp_path / "run",
+        folds=2, repeats=1, training=SHORT, model="linear",
+    )  # fmt: skip
+    chosen = result.results.filter("chosen")
+    for row in chosen.to_dicts():
+        assert row["worst_group_accuracy"] == min(row["groups"])
+        tested = next(split.test for split in result.plan.splits if split.fold == row["fold"])
+        assert row["accuracy"] == pytest.approx(np.average(row["groups"], weights=np.bincount(group[tested])))
+    found = result.groups
+    assert found["group"].unique(maintain_order=True).to_list() == ["<g0>", "<g1>", "<g2>"]
+    own = chosen.filter(objective="CrossEntropyLoss")["groups"].to_list()
+    assert found.filter(objective="CrossEntropyLoss")["mean"].to_list() == pytest.approx(np.mean(own, axis=0).tolist())
+    assert result.to_json()["groups"][0]["group"] == "<g0>"
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "By group" in report
+    assert "&lt;g0&gt;" in report
+    assert "<g0>" not in report
+
+
 @pytest.mark.parametrize("name", ["DSUStyle", "KLDRORisk", "kl_dro_weights"])
 def test_what_has_no_role_in_an_objective_is_no_candidate(name):
     with pytest.raises(InputError, match="no part is called"):

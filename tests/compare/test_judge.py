@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from lossworks.compare.judge import choose, judge, winner
+from lossworks.compare.judge import by_group, choose, judge, winner
 from lossworks.metrics import holm, paired_test
 
 FRACTION = 0.2
@@ -284,3 +284,40 @@ def test_bad_input_is_named(base):
         paired_test([0.1, math.inf], test_fraction=0.2)
     with pytest.raises(ValueError, match=r"test_fraction must be in \(0, 1\), got 0"):
         paired_test([0.1, 0.2], test_fraction=0.0)
+
+
+def test_each_group_has_its_own_mean_interval_and_paired_difference(base):
+    rng = np.random.default_rng(1)
+    means = {"a": {"R": base, "C": base + 0.03}, "b": {"R": rng.uniform(size=10), "C": rng.uniform(size=10)}}
+    scores = table({"accuracy": {"R": list(base), "C": list(base)}}).with_columns(
+        groups=pl.struct("objective", "fold", "repeat").map_elements(
+            lambda row: [float(means[g][row["objective"]][row["fold"] + 5 * row["repeat"]]) for g in "ab"],
+            return_dtype=pl.List(pl.Float64),
+        )
+    )
+    found = by_group(scores, ["a", "b"], reference="R", test_fraction=FRACTION, alpha=0.05)
+    for row in found.to_dicts():
+        own = np.asarray(means[row["group"]][row["objective"]])
+        scale = own.std(ddof=1) * math.sqrt(1 / 10 + FRACTION / (1 - FRACTION))
+        low, high = stats.t(df=9, loc=own.mean(), scale=scale).interval(0.95)
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx((own.mean(), low, high))
+        if row["objective"] == "R":
+            assert row["difference"] is None
+        else:
+            assert row["difference"] == pytest.approx((own - means[row["group"]]["R"]).mean())
+    assert found.filter(objective="C", group="a")["difference"].item() == pytest.approx(0.03)
+    assert found["folds"].to_list() == [10] * 4
+
+
+def test_a_group_without_rows_in_a_fold_is_left_out_of_it_and_a_failed_objective_has_none():
+    groups = {"R": [[0.5, None], [0.7, 1.0], [0.6, 0.0]], "C": [[math.nan] * 2] * 3}
+    rows = [
+        {"objective": name, "fold": fold, "repeat": 0, "groups": values}
+        for name, each in groups.items()
+        for fold, values in enumerate(each)
+    ]
+    found = by_group(pl.DataFrame(rows), ["a", "b"], reference="R", test_fraction=0.3, alpha=0.05)
+    reference = found.filter(objective="R")
+    assert reference["mean"].to_list() == pytest.approx([0.6, 0.5])
+    assert reference["folds"].to_list() == [3, 2]
+    assert found.filter(objective="C").select("mean", "low", "difference").rows() == [(None, None, None)] * 2

@@ -25,6 +25,7 @@ CLASSES = (
     "Independent-Republican", "Weak Republican", "Strong Republican (incl. leaners of the earlier waves)",
 )  # fmt: skip
 COUNTS = (200, 180, 108, 37, 94, 150, 175)
+GROUPS = ("North", "South and the islands", "Abroad (by post)")
 METRICS = {"balanced_accuracy": True, "accuracy": True, "macro_f1": True, "log_loss": False, "ece": False}
 FOLDS = [(fold, repeat) for repeat in (1, 2) for fold in (1, 2, 3, 4, 5)]
 
@@ -50,6 +51,20 @@ def ranking_row(rank: int, objective: str, metric: str, mean: float, base: float
         "p_worse": 1 - better - equal if known else None,
         "rank": rank,
         "verdict": verdict,
+    }
+
+
+def group_score(rng: random.Random, row: dict[str, Any], index: int) -> dict[str, float | None]:
+    mean = row["accuracy"] - 0.1 * index + rng.gauss(0, 0.01)
+    change = None if row["difference"] is None else row["difference"] * (1 + index)
+    half = 0.02 + 0.01 * index
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "difference": change,
+        "difference_low": None if change is None else change - half,
+        "difference_high": None if change is None else change + half,
     }
 
 
@@ -107,6 +122,12 @@ def multiclass(**changes: Any) -> ReportData:
             ]
             for row in ranking
             if row["difference"] is not None
+        },
+        "groups": {
+            "metric": "accuracy",
+            "names": GROUPS,
+            "counts": (610, 240, 94),
+            "objectives": {row["objective"]: [group_score(rng, row, index) for index in range(3)] for row in ranking},
         },
         "recall": {
             "classes": CLASSES,

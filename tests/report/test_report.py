@@ -71,6 +71,11 @@ def hostile():
         "outside": names[data.outside],
         "ranking": [row | {"objective": names[row["objective"]], "setting": BREAKOUT} for row in data.ranking],
         "differences": {names[name]: rows for name, rows in data.differences.items()},
+        "groups": {
+            **data.groups,
+            "names": [SCRIPT, BREAKOUT, SCRIPT + BREAKOUT],
+            "objectives": {names[name]: values for name, values in data.groups["objectives"].items()},
+        },
         "recall": {
             "classes": [BREAKOUT, *[SCRIPT] * (len(fixture.CLASSES) - 1)],
             "objectives": {names[name]: values for name, values in data.recall["objectives"].items()},
@@ -105,7 +110,7 @@ def test_rendering_is_deterministic():
 
 
 def test_order_is_answer_then_evidence_then_reuse(document):
-    order = "ranking differences recall reliability learning findings candidates method reuse"
+    order = "ranking differences groups recall reliability learning findings candidates method reuse"
     assert document.sections == order.split()
     first_heading = next(tag for tag, _ in document.elements if re.fullmatch("h[1-6]", tag))
     assert first_heading == "h1"
@@ -167,6 +172,7 @@ def test_bare_and_broken_numbers_still_make_a_report():
         data,
         ranking=[row | missing for row in data.ranking],
         differences={},
+        groups=None,
         recall=None,
         reliability=None,
         curves={"LDRLoss": [[(0, math.nan)]]},
@@ -199,9 +205,33 @@ def test_a_thousand_classes_show_those_that_differ_most():
     assert "970 more are in" in Document(source).text
 
 
+def test_a_groups_colour_is_its_change_and_bold_where_that_is_clear():
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    clear = score | {"difference": -0.05, "difference_low": -0.08, "difference_high": -0.02}
+    open_ = score | {"difference": 0.02, "difference_low": -0.01, "difference_high": 0.05}
+    alone = score | dict.fromkeys(("difference", "difference_low", "difference_high"))
+    data = fixture.multiclass()
+    groups = {"metric": "accuracy", "names": ["g"], "counts": [9]}
+    objectives = {data.reference: [alone], "LDRLoss": [clear], "FocalLoss": [open_]}
+    for higher, tones in ((True, {"down": 1, "up": 1}), (False, {"up": 1, "down": 1})):
+        shown = dataclasses.replace(
+            data, groups=groups | {"objectives": objectives}, recall=None, metric_higher_is_better=higher, rope=0.01
+        )
+        document = Document(render(shown))
+        cells = [a for a in document.with_class("up") + document.with_class("down") if "data-tip" in a]
+        assert Counter(a["class"] for a in cells) == tones
+        worse = next(a for a in cells if "LDRLoss" in a["data-tip"])
+        assert worse["class"] == ("down" if higher else "up")
+        assert worse["style"] == "--s:0.50"
+        assert (
+            f"change {text.number(-0.05, 3)} ({text.number(-0.08, 3)} to {text.number(-0.02, 3)})" in worse["data-tip"]
+        )
+        assert render(shown).count("<b>0.500</b><small>0.400 to 0.600") == 1
+
+
 def test_recall_colour_is_the_change_from_the_reference():
     recall = {"classes": ["a", "b", "c"], "objectives": {fixture.REFERENCE: [0.5] * 3, "LDRLoss": [0.8, 0.44, None]}}
-    document = Document(render(fixture.multiclass(recall=recall)))
+    document = Document(render(fixture.multiclass(recall=recall, groups=None)))
     for tone, strength in (("up", "1.00"), ("down", "0.20")):
         cells = [cell for cell in document.with_class(tone) if "style" in cell]
         assert [cell["style"] for cell in cells] == [f"--s:{strength}"]

@@ -21,7 +21,7 @@ from lossworks.compare.models import Architecture, Values
 from lossworks.compare.risk import StackedObjective, State, signature
 from lossworks.compare.scaling import Scaler, TargetScale
 from lossworks.compare.stack import LayerStack, ModuleStack, Stack
-from lossworks.metrics.registry import WORST_GROUP, Metric
+from lossworks.metrics.registry import Metric
 from lossworks.objective import Objective
 from lossworks.roles import Kind, Loss, Part, Perturbation
 
@@ -487,7 +487,7 @@ def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
     """
 
     def count(rows: Tensor) -> int:
-        if metric.name.removeprefix(WORST_GROUP) == "accuracy" or table.y.is_floating_point():
+        if metric.of_one_group == "accuracy" or table.y.is_floating_point():
             return len(rows)
         counts = table.y[rows].bincount()
         present = counts[counts > 0]

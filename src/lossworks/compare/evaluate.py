@@ -45,16 +45,16 @@ def evaluate(
     rows, outputs = test
     target = dataset.target[rows]
     if not bool(outputs.isfinite().all()) or (inner is not None and not bool(inner[1].isfinite().all())):
-        return {"metrics": dict.fromkeys(_metric_names(dataset, metric), math.nan), "diverged": True}
+        grouped = {} if dataset.group is None else {"groups": [math.nan] * len(dataset.group_names)}
+        return {"metrics": dict.fromkeys(_metric_names(dataset, metric), math.nan), "diverged": True} | grouped
     if dataset.task == "real":
         values = outputs.double().numpy()
-        return {"metrics": _metrics(dataset, metric, rows, values), "residuals": _residuals(values, target)}
+        return _scores(dataset, metric, rows, values) | {"residuals": _residuals(values, target)}
     temperature = fitted_temperature(inner[1], dataset.target[inner[0]]) if inner is not None else 1.0
     outputs = outputs.double()
     before, after = (class_probabilities(outputs, t).numpy() for t in (1.0, temperature))
     ece = find_metric("ece", dataset.task)
-    return {
-        "metrics": _metrics(dataset, metric, rows, after),
+    return _scores(dataset, metric, rows, after) | {
         "temperature": temperature,
         "ece_before": ece(before, target),
         "recall": [None if np.isnan(r) else float(r) for r in per_class_recall(after, target)],
@@ -72,15 +72,18 @@ def _metric_names(dataset: Dataset, metric: str) -> list[str]:
     return [known.name for known in metrics_for(dataset.task)] + groups
 
 
-def _metrics(dataset: Dataset, metric: str, rows: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+def _scores(dataset: Dataset, metric: str, rows: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    """The metrics, and with groups the deciding one of each, None of those without rows."""
     target = dataset.target[rows]
     values = {
         known.name: float(known(_as_needed(known.tasks, prediction), target)) for known in metrics_for(dataset.task)
     }
-    if dataset.group is not None:
-        decides = worst_group(find_metric(metric, dataset.task))
-        values[decides.name] = decides.worst(_as_needed(decides.tasks, prediction), target, dataset.group[rows])
-    return values
+    if dataset.group is None:
+        return {"metrics": values}
+    decides = worst_group(find_metric(metric, dataset.task))
+    each = decides.by_group(_as_needed(decides.tasks, prediction), target, dataset.group[rows])
+    values[decides.name] = decides.worst_of(each.values())
+    return {"metrics": values, "groups": [each.get(group) for group in range(len(dataset.group_names))]}
 
 
 def _as_needed(tasks: tuple[str, ...], prediction: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from lossworks.compare.engine import Job, one_thread, train
 from lossworks.compare.evaluate import fitted_temperature
 from lossworks.compare.files import whole, whole_folder
 from lossworks.compare.findings import Finding
-from lossworks.compare.judge import Judgement, winner
+from lossworks.compare.judge import Judgement, by_group, winner
 from lossworks.compare.model import Model
 from lossworks.compare.models import Architecture
 from lossworks.compare.plan import OUTSIDE, Candidate, Plan, derive_seed, inner_split, training_facts
@@ -70,6 +70,20 @@ class Comparison:
     def answer(self) -> str:
         """The result in one sentence."""
         return answer(self.plan, self.ranking, self.winner)
+
+    @cached_property
+    def groups(self) -> pl.DataFrame | None:
+        """The deciding metric of each group of rows, with its interval and difference to the reference; see
+        :func:`lossworks.compare.judge.by_group`. None without groups."""
+        if self.dataset.group is None:
+            return None
+        return by_group(
+            self.results.filter(pl.col("chosen")),
+            self.dataset.group_names,
+            reference=self.plan.reference,
+            test_fraction=self.judgement.test_fraction,
+            alpha=self.judgement.alpha,
+        )
 
     def chosen_setting(self, objective: str) -> int:
         """The setting of the objective that was chosen most often on inner rows, the first where there is a tie."""
@@ -167,6 +181,7 @@ class Comparison:
             "partial": self.partial,
             "seconds": round(self.seconds, 1),
             "ranking": [_finite(row) for row in self.ranking.to_dicts()],
+            "groups": None if self.groups is None else [_finite(row) for row in self.groups.to_dicts()],
             "findings": [{"level": f.level, "key": f.key, "text": f.text} for f in self.findings],
             "outside": OUTSIDE,
         }

@@ -5,7 +5,7 @@ finds differences that are not there. Everything here is on the corrected scale 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from lossworks.metrics.paired import holm, paired_test
 from lossworks.metrics.ranking import KEMENY_LIMIT, kemeny_consensus
 from lossworks.metrics.registry import METRICS, find_metric
 
-__all__ = ["Judgement", "Verdict", "choose", "judge", "winner"]
+__all__ = ["Judgement", "Verdict", "by_group", "choose", "judge", "winner"]
 
 Verdict = Literal["reference", "better", "equal", "worse", "unclear"]
 ENOUGH = 0.95
@@ -150,6 +150,52 @@ def judge(
         test_fraction=test_fraction,
         rank_method=method,
     )
+
+
+def by_group(
+    scores: pl.DataFrame, names: Sequence[str], *, reference: str, test_fraction: float, alpha: float
+) -> pl.DataFrame:
+    """The metric of each group of rows, and its difference to the reference's on the same rows, fold by fold.
+
+    The intervals are those of :func:`judge`, one group at a time: with many groups, some differences look real that are
+    not.
+
+    Args:
+        scores: As for :func:`judge`, with a column ``groups``: the metric of each group, null where a fold has no rows
+            of it.
+        names: The groups' names.
+        reference: The objective that the others are compared with.
+        test_fraction: The share of the rows in each test fold, in (0, 1).
+        alpha: The error rate, in (0, 1).
+
+    Returns:
+        One row an objective and group: ``objective``, ``group``, ``mean`` of the metric with ``low`` and ``high``,
+        ``difference`` with ``difference_low`` and ``difference_high``, ``folds`` (in which the group has rows). A
+        number that is not defined, or of an objective that failed, is null.
+    """
+    long = scores.select("objective", "fold", "repeat", value="groups").with_columns(
+        group=pl.lit(list(names), dtype=pl.List(pl.String))
+    )
+    long = long.explode("value", "group").drop_nulls("value")
+    rows = []
+    for name in names:
+        own = long.filter(pl.col("group") == name)
+        differences = _differences(own, "value", reference)
+        for objective in scores["objective"].unique(maintain_order=True).to_list():
+            values = own.filter(pl.col("objective") == objective)["value"]
+            paired = differences.filter(pl.col("objective") == objective)["difference"].to_numpy()
+            if objective == reference:
+                paired = paired[:0]
+            found = _difference_columns(paired, True, test_fraction, 0.0, 1 - alpha)
+            rows.append(
+                {"objective": objective, "group": name}
+                | _mean_columns(values, "mean", test_fraction, 1 - alpha)
+                | {key: found[key] for key in ("difference", "difference_low", "difference_high")}
+                | {"folds": len(values)}
+            )
+    numbers = ("mean", "low", "high", "difference", "difference_low", "difference_high")
+    kinds = {"objective": pl.String, "group": pl.String} | dict.fromkeys(numbers, pl.Float64) | {"folds": pl.Int64}
+    return pl.DataFrame(rows, schema=kinds)
 
 
 def winner(ranking: pl.DataFrame) -> str:

@@ -22,6 +22,7 @@ OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     "curve": list,
     "diverged": bool,
     "ece_before": (float, int),
+    "groups": list,
     "notes": list,
     "recall": list,
     "reliability": dict,
@@ -69,3 +70,5 @@ def _check(replica: Mapping[str, Any]) -> None:
         raise ValueError("a result's notes must be texts")
     if not all(isinstance(value, (float, int)) for value in replica["metrics"].values()):
         raise ValueError("a result's metrics must be numbers")
+    if not all(value is None or isinstance(value, (float, int)) for value in replica.get("groups", ())):
+        raise ValueError("a result's groups must be numbers")

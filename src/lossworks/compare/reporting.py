@@ -21,6 +21,8 @@ from lossworks.metrics.registry import METRICS, find_metric, metrics_for
 from lossworks.report.data import (
     CandidateEntry,
     Difference,
+    Groups,
+    GroupScore,
     Recall,
     Reliability,
     ReliabilityBin,
@@ -109,6 +111,7 @@ def report_data(comparison: Comparison, run: Path | None) -> ReportData:
         metric_columns=columns,
         higher_is_better=higher,
         differences=_differences(by_objective, plan),
+        groups=_groups(comparison),
         recall=_recall(by_objective, dataset.classes, dataset.target) if classes else None,
         reliability={name: _reliability(rows) for name, rows in by_objective.items()} if classes else None,
         curves={
@@ -170,6 +173,30 @@ def _differences(by_objective: dict[str, list[dict[str, Any]]], plan: Plan) -> d
         ]
         for name, rows in by_objective.items()
         if name != plan.reference
+    }
+
+
+def _groups(comparison: Comparison) -> Groups | None:
+    groups, dataset = comparison.groups, comparison.dataset
+    if groups is None or dataset.group is None:
+        return None
+    objectives: dict[str, list[GroupScore]] = defaultdict(list)
+    for row in groups.to_dicts():
+        objectives[row["objective"]].append(
+            {
+                "mean": row["mean"],
+                "low": row["low"],
+                "high": row["high"],
+                "difference": row["difference"],
+                "difference_low": row["difference_low"],
+                "difference_high": row["difference_high"],
+            }
+        )
+    return {
+        "metric": find_metric(comparison.plan.metric).of_one_group,
+        "names": dataset.group_names,
+        "objectives": objectives,
+        "counts": np.bincount(dataset.group, minlength=len(dataset.group_names)).tolist(),
     }
 
 

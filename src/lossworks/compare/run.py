@@ -394,7 +394,8 @@ def _flat(replica: Mapping[str, Any]) -> dict[str, Any]:
         "best_step",
         "temperature",
     )
-    return {name: replica.get(name) for name in named} | dict(replica["metrics"])
+    groups = {"groups": replica["groups"]} if "groups" in replica else {}
+    return {name: replica.get(name) for name in named} | dict(replica["metrics"]) | groups
 
 
 def _width(features: pl.DataFrame | np.ndarray) -> int:

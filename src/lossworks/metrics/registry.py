@@ -1,6 +1,6 @@
 """The metrics that a comparison reports, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -47,10 +47,24 @@ class Metric:
         """The metric of these predictions."""
         return self.function(prediction, target)
 
+    @property
+    def of_one_group(self) -> str:
+        """The name of the metric that each group has."""
+        return self.name.removeprefix(WORST_GROUP)
+
+    def by_group(self, prediction: Any, target: Any, group: Any) -> dict[int, float]:
+        """The metric of each group that has rows; ``group`` is a number a row."""
+        return {
+            int(g): float(self.function(prediction[group == g], target[group == g])) for g in np.unique(group).tolist()
+        }
+
     def worst(self, prediction: Any, target: Any, group: Any) -> float:
-        """The worst over the groups that have rows; ``group`` is a number a row."""
-        each = [self.function(prediction[group == g], target[group == g]) for g in np.unique(group)]
-        return float(min(each) if self.higher_is_better else max(each))
+        """The worst over the groups that have rows."""
+        return self.worst_of(self.by_group(prediction, target, group).values())
+
+    def worst_of(self, values: Iterable[float]) -> float:
+        """The worst of these values."""
+        return (min if self.higher_is_better else max)(values)
 
 
 def _classes(
@@ -108,7 +122,7 @@ def worst_group(metric: Metric) -> Metric:
     """
     if not isinstance(metric, Metric):
         raise TypeError(f"metric must be a Metric, got {type(metric).__name__}")
-    name = metric.name.removeprefix(WORST_GROUP)
+    name = metric.of_one_group
     return replace(
         metric, name=f"{WORST_GROUP}{name}", title=f"{METRICS[name].title} of the worst group", of_groups=True
     )

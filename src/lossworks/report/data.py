@@ -23,6 +23,26 @@ class Recall(TypedDict):
     counts: NotRequired[Sequence[int]]
 
 
+class GroupScore(TypedDict):
+    """The metric of one group of rows with its interval, and its difference to the reference; None where unknown."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+
+
+class Groups(TypedDict):
+    """The metric in each group of rows: `objectives[name][g]` belongs to `names[g]`."""
+
+    metric: str
+    names: Sequence[str]
+    objectives: Mapping[str, Sequence[GroupScore]]
+    counts: Sequence[int]
+
+
 class ReliabilityBin(TypedDict):
     """Rows whose confidence fell into one bin."""
 
@@ -107,6 +127,7 @@ class ReportData:
         metric_columns: the metrics of the full table, the deciding one among them.
         higher_is_better: the direction of each of `metric_columns`; one that is missing has no best value marked.
         differences: by objective, the paired differences to the reference.
+        groups: where the rows have groups.
         recall: per-class recall, for classes.
         reliability: by objective, for classes.
         curves: by objective, one (step, inner score) curve a trained model; larger is better.
@@ -145,6 +166,7 @@ class ReportData:
     partial: str | None = None
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
     differences: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
+    groups: Groups | None = None
     recall: Recall | None = None
     reliability: Mapping[str, Reliability] | None = None
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]] = field(default_factory=dict)

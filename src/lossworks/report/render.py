@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lossworks.report import charts, text
-from lossworks.report.data import Recall, ReportData, Residuals
+from lossworks.report.data import GroupScore, Recall, ReportData, Residuals
 
 MAX_CLASSES = 30
+MAX_GROUPS = 30
 
 
 def render(data: ReportData) -> str:
@@ -38,6 +39,7 @@ def render(data: ReportData) -> str:
             ranking=_ranking(data),
             metrics=_metrics(data),
             differences=_differences(data),
+            groups=_groups(data),
             recall=_recall(data.recall, data.reference),
             reliability=_reliability(data),
             learning=_learning(data),
@@ -141,6 +143,39 @@ def _differences(data: ReportData) -> dict[str, Any] | None:
     }
 
 
+def _groups(data: ReportData) -> dict[str, Any] | None:
+    """The groups in which the objectives differ most, in the data's order."""
+    groups = data.groups
+    if groups is None or not groups["objectives"]:
+        return None
+    names = [name for name in _order(data) if name in groups["objectives"]]
+    columns = [groups["objectives"][name] for name in names]
+    shown = _most_unlike([[cell["mean"] for cell in column] for column in columns], MAX_GROUPS)
+    cells = [column[index] for column in columns for index in shown]
+    changes = [abs(cell["difference"]) for cell in cells if cell["difference"] is not None]
+    strongest = max([*changes, 10 * (data.rope or 0.0), 1e-12])
+    sign = 1 if data.metric_higher_is_better else -1
+    return {
+        "names": names,
+        "digits": text.decimals(value for cell in cells for value in (cell["low"], cell["high"], cell["mean"])),
+        "left_out": len(groups["names"]) - len(shown),
+        "rows": [
+            {
+                "group": groups["names"][index],
+                "count": groups["counts"][index],
+                "cells": [_group_cell(column[index], sign, strongest) for column in columns],
+            }
+            for index in shown
+        ],
+    }
+
+
+def _group_cell(cell: GroupScore, sign: int, strongest: float) -> dict[str, Any]:
+    low, high, change = cell["difference_low"], cell["difference_high"], cell["difference"]
+    certain = low is not None and high is not None and low * high > 0
+    return {"values": cell, "certain": certain} | _tone(0.0 if change is None else sign * change, strongest)
+
+
 def _recall(recall: Recall | None, reference: str) -> dict[str, Any] | None:
     """The classes in which the objectives differ most, in the data's order."""
     if recall is None or not recall["objectives"]:
@@ -148,13 +183,7 @@ def _recall(recall: Recall | None, reference: str) -> dict[str, Any] | None:
     names = list(recall["objectives"])
     columns = [recall["objectives"][name] for name in names]
     counts = recall.get("counts")
-
-    def spread(index: int) -> float:
-        values = [value for column in columns if (value := column[index]) is not None]
-        return max(values) - min(values) if values else -1.0
-
-    everything = range(len(recall["classes"]))
-    shown = sorted(sorted(everything, key=spread, reverse=True)[:MAX_CLASSES])
+    shown = _most_unlike(columns, MAX_CLASSES)
     base = recall["objectives"].get(reference)
     rows = []
     for index in shown:
@@ -166,15 +195,29 @@ def _recall(recall: Recall | None, reference: str) -> dict[str, Any] | None:
                 "cells": [_recall_cell(column[index], centre) for column in columns],
             }
         )
-    return {"names": names, "rows": rows, "left_out": len(everything) - len(shown), "counted": counts is not None}
+    left_out = len(recall["classes"]) - len(shown)
+    return {"names": names, "rows": rows, "left_out": left_out, "counted": counts is not None}
 
 
 def _recall_cell(value: float | None, centre: float | None) -> dict[str, Any]:
-    if value is None or centre is None:
-        return {"value": value, "change": None, "tone": "", "strength": 0.0}
-    change = value - centre
+    change = None if value is None or centre is None else value - centre
+    return {"value": value, "change": change} | _tone(change or 0.0, 0.3)
+
+
+def _most_unlike(columns: Sequence[Sequence[float | None]], limit: int) -> list[int]:
+    """The places, at most so many, at which the columns differ most, in their order."""
+
+    def spread(index: int) -> float:
+        values = [value for column in columns if (value := column[index]) is not None]
+        return max(values) - min(values) if values else -1.0
+
+    return sorted(sorted(range(len(columns[0])), key=spread, reverse=True)[:limit])
+
+
+def _tone(change: float, strongest: float) -> dict[str, Any]:
+    """The colour of a change for the better or the worse, and how strong it is."""
     tone = "up" if change > 0 else "down" if change < 0 else ""
-    return {"value": value, "change": change, "tone": tone, "strength": min(1.0, abs(change) / 0.3)}
+    return {"tone": tone, "strength": min(1.0, abs(change) / strongest)}
 
 
 def _reliability(data: ReportData) -> list[dict[str, Any]]:
