@@ -166,6 +166,13 @@ class Objective(nn.Module):
         )
         return self._with_penalties(value, model, *self._share(target, sample_weight, total, process_group))
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether anything in it goes by how far the training is."""
+        ignored = (Part.set_progress, Objective.set_progress)
+        parts = (module for module in self.modules() if isinstance(module, (Part, Objective)))
+        return any(type(part).set_progress not in ignored for part in parts)
+
     def set_progress(self, fraction: float) -> None:
         """Tell the parts that have a schedule how far the training is, in [0, 1]."""
         for part in self.modules():

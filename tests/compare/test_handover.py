@@ -19,6 +19,7 @@ from lossworks.compare.model import spreadsheet_safe
 from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HingeLoss, LDRLoss
 from lossworks.penalties import WeightMagnitude
 from lossworks.perturb import GaussianNoise
+from lossworks.select import SmallLossWeights
 from lossworks.weights import ClassBalanced, SampleWeights
 
 QUICK = Training(batch_size=16, max_steps=40, eval_every=10)
@@ -223,11 +224,17 @@ OWN = {
         ),
         ("frame", "amount", {"SquaredLoss": GeneralRobustLoss(learn=True)}, "objective.parameters()"),
         ("frame", "amount", ["HLGaussLoss"], "SquaredLoss"),
+        (
+            "frame",
+            "label",
+            {"CrossEntropyLoss": lw.Objective(CrossEntropyLoss(), SmallLossWeights(ROWS))},
+            "objective.set_progress(step / 20)",
+        ),
         ("arrays", None, [], "HERE / 'data.npz'"),
         ("npz", None, [], "images.npz"),
         ("embedded", None, [], "embedded()"),
     ],
-    ids=["weighted", "sample weights", "perturbed", "learnable", "real", "arrays", "npz", "embedded"],
+    ids=["weighted", "sample weights", "perturbed", "learnable", "real", "scheduled", "arrays", "npz", "embedded"],
 )
 def test_recipes_run_as_they_are(data, target, objectives, says, tmp_path, capsys):
     random = np.random.default_rng(0)

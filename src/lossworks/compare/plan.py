@@ -44,7 +44,7 @@ GROUPED = ("GroupDRO", "KLDRO", "CVaR")
 PREFERRED: Mapping[str, tuple[str, ...]] = {
     "noisy labels": (
         *("GeneralizedCrossEntropyLoss", "SymmetricCrossEntropyLoss", "ActivePassiveLoss"),
-        "CrossEntropyLoss+TrimmedWeights",
+        *("CrossEntropyLoss+TrimmedWeights", "CrossEntropyLoss+SmallLossWeights"),
     ),
     "imbalance": ("LogitAdjustedLoss", "CrossEntropyLoss+ClassBalanced", "LDAMLoss"),
     "outliers": ("GeneralRobustLoss", "TukeyBiweightLoss", "LogCoshLoss"),

@@ -73,7 +73,7 @@ def inner_error():
 
 best, best_error = copy.deepcopy(model), float("inf")
 for step in range({max_steps}):
-    batch = fit[torch.randint(len(fit), ({batch_size},))]
+    {schedule}batch = fit[torch.randint(len(fit), ({batch_size},))]
     loss = objective(model, x[batch], y[batch], index=batch{group})
     optimizer.zero_grad()
     loss.backward()
@@ -133,6 +133,7 @@ def recipe(comparison: Comparison, source: str | None) -> str:
         weight_decay=training.weight_decay,
         error_name="mean squared error (standardised)" if real else "error rate",
         error="(predicted - y[inner]).square().mean().item()" if real else f"{wrong}.float().mean().item()",
+        schedule=f"objective.set_progress(step / {training.max_steps})\n    " if objective.scheduled else "",
         max_steps=training.max_steps,
         batch_size=training.batch_size,
         eval_every=training.eval_every,

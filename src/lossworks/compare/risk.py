@@ -69,7 +69,6 @@ class StackedObjective:
         named = [dict(objective.named_buffers()) for objective in self.each]
         self.buffers: State = {name: torch.stack([buffers[name] for buffers in named]) for name in named[0]}
         parts = [module for module in self.base.modules() if isinstance(module, Part)]
-        self._scheduled = any(type(part).set_progress is not Part.set_progress for part in parts)
         self._pooled = self._rows_are_alike(parts)
 
     @property
@@ -85,7 +84,7 @@ class StackedObjective:
 
     def set_progress(self, fraction: float) -> None:
         """Tell every part with a schedule how far the training is."""
-        if not self._scheduled:
+        if not self.base.scheduled:
             return
         for number, objective in enumerate(self.each):
             for name, buffer in objective.named_buffers():

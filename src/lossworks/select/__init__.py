@@ -4,13 +4,14 @@ from lossworks.select.alternating import AlternatingSelector
 from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.pseudo_loss import pseudo_loss_weights
-from lossworks.select.small_loss import SmallLossGMMSelector
+from lossworks.select.small_loss import SmallLossGMMSelector, SmallLossWeights
 from lossworks.select.wad import WADWeights
 
 __all__ = [
     "AlternatingSelector",
     "LinearSeparationSelector",
     "SmallLossGMMSelector",
+    "SmallLossWeights",
     "WADWeights",
     "dynamic_confidence_threshold",
     "pseudo_loss_weights",
