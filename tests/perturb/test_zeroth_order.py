@@ -49,6 +49,25 @@ def test_the_bridge_gives_the_jacobian_times_the_estimate(z):
     assert all(parameter.grad is None for parameter in box.parameters())
 
 
+def test_asks_as_often_as_it_says(z, generator):
+    asked = 0
+
+    def f(x):
+        nonlocal asked
+        asked += 1
+        return x.sum(1)
+
+    for ask, method, wanted in (
+        (zo_gradient, "rge", 5 + 1),
+        (zo_gradient, "cge", 2 * 6),
+        (zeroth_order, "rge", 5 + 1),
+        (zeroth_order, "cge", 2 * 6 + 1),
+    ):
+        asked = 0
+        ask(f, z, method, q=5, generator=generator)
+        assert asked == wanted, (ask.__name__, method)
+
+
 def test_stacks_under_vmap_even_if_the_function_leaves_torch(z):
     def f(x):
         return torch.from_numpy((x.numpy() ** 2).sum(1))
