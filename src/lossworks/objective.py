@@ -470,16 +470,18 @@ class Objective(nn.Module):
 
 
 @contextlib.contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards every module in the mode that it was in."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    for name, module in model.named_modules() if modules else ():
-        if isinstance(module, BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"model: {name or type(model).__name__} ({type(module).__name__}) keeps no running statistics, so a "
-                "row's risk depends on its batch and has no worst input of its own; give it track_running_stats=True, "
-                "or normalise each row by itself"
-            )
+def _resting(*models: object) -> Iterator[None]:
+    """Those that are modules in evaluation mode, and afterwards every module in the mode that it was in."""
+    modules = []
+    for model in models:
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, BatchNorm) and module.running_mean is None:
+                raise ValueError(
+                    f"model: {name or type(model).__name__} ({type(module).__name__}) keeps no running statistics, so "
+                    "a row's risk depends on its batch and has no worst input of its own; give it "
+                    "track_running_stats=True, or normalise each row by itself"
+                )
+            modules.append(module)
     modes = [module.training for module in modules]
     try:
         for module in modules:
