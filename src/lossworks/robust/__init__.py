@@ -3,6 +3,7 @@
 from lossworks.robust.adawac import AdaWAC, adawac_update
 from lossworks.robust.certified import CertifiedCrossEntropy
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
+from lossworks.robust.denoised import DenoisedSmoothingLoss
 from lossworks.robust.doubly import DoublyRobustAT
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
 from lossworks.robust.srat import SRATLoss
@@ -10,6 +11,7 @@ from lossworks.robust.srat import SRATLoss
 __all__ = [
     "AdaWAC",
     "CertifiedCrossEntropy",
+    "DenoisedSmoothingLoss",
     "DoublyRobustAT",
     "RSSLoss",
     "SRATLoss",
