@@ -7,13 +7,23 @@ from lossworks.diagnose.adversarial import (
     linear_adversarial_radius,
 )
 from lossworks.diagnose.mismatch import Correlation, ObjectiveMismatchReport, objective_mismatch
+from lossworks.diagnose.oracle import (
+    FoundationModelRobustness,
+    OracleAttack,
+    foundation_model_robustness,
+    oracle_constrained_attack,
+)
 
 __all__ = [
     "Correlation",
+    "FoundationModelRobustness",
     "ObjectiveMismatchReport",
+    "OracleAttack",
     "PowerLaw",
     "adversarial_error_curve",
     "fit_power_law",
+    "foundation_model_robustness",
     "linear_adversarial_radius",
     "objective_mismatch",
+    "oracle_constrained_attack",
 ]

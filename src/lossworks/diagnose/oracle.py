@@ -1,0 +1,295 @@
+"""Robustness beside an oracle: what accuracy a model keeps on changed inputs that the oracle still gets right."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lossworks.checks import check_between, check_classes, check_floating, check_int, check_positive, check_sequence
+from lossworks.diagnose.adversarial import _logits
+from lossworks.objective import _resting
+from lossworks.perturb.ball import Bounds, check_ball
+from lossworks.roles import cite
+
+__all__ = ["FoundationModelRobustness", "OracleAttack", "foundation_model_robustness", "oracle_constrained_attack"]
+
+Oracle = Callable[[Tensor], Tensor]
+
+
+class OracleAttack(NamedTuple):
+    """What the attack found for each row.
+
+    Args:
+        x: The changed inputs, in x's shape; a row that the oracle gets wrong as it is has not changed.
+        steps: How many steps the oracle went along with, ``(n,)`` int64.
+    """
+
+    x: Float[Tensor, "n *features"]
+    steps: Int[Tensor, " n"]
+
+
+class FoundationModelRobustness(NamedTuple):
+    """The score, and what it is made of.
+
+    Args:
+        fmr: ``perturbed / standard``, in [0, 1].
+        standard: SA, the model's accuracy on the rows that the oracle gets right.
+        perturbed: PA, its accuracy on those rows as the attack has changed them.
+        left_out: How many rows the oracle gets wrong, which count nowhere.
+    """
+
+    fmr: float
+    standard: float
+    perturbed: float
+    left_out: int
+
+
+@cite("zhang2024fmr", helps=("attacks", "shift"))
+def oracle_constrained_attack(
+    model: nn.Module,
+    oracle: Oracle | Sequence[Oracle],
+    x: Float[Tensor, "n *features"],
+    target: Int[Tensor, " n"],
+    *,
+    step: float = 0.02,
+    budget: int = 50,
+    encoder: Callable[[Tensor], Tensor] | None = None,
+    decoder: Callable[[Tensor], Tensor] | None = None,
+    sparse: float = 1.0,
+    bounds: Bounds | None = None,
+) -> OracleAttack:
+    r"""Change each input against the model for as long as an oracle still gives it its class; no ball holds it.
+
+    .. math::
+        \max_z \ell\big(f(g(z)), y\big) \quad \text{where } h(g(z)) = y, \qquad
+        z^{t+1} = z^t + \alpha\, \mathrm{sign}\big(\nabla_z \ell(f(g(z^t)), y)\big)
+
+    with :math:`\ell` the cross-entropy, h the oracle, g a generator whose code z moves, or nothing: then x itself
+    moves. A row stops at the first step that the oracle does not go along with. Of the inputs that it did accept, and
+    the one that came, a row gets the one at which the margin of its class is smallest, where the description of the
+    method takes the last: so more steps never help the model.
+
+    Args:
+        model: f, which gives logits ``(n, C)``; each row's from that row alone.
+        oracle: h, from inputs to logits ``(n, C)`` or classes ``(n,)``, int64; any function. Of several, more than half
+            must answer y.
+        x: The inputs.
+        target: y, int64.
+        step: :math:`\alpha`, in the units of what moves, > 0.
+        budget: How many steps at most, >= 0.
+        encoder: From inputs to codes, ``(n, ...)``; with ``decoder`` alone.
+        decoder: g, from codes to inputs, differentiable; with ``encoder`` alone.
+        sparse: The share of the coordinates that move in a step, those of the largest slope, in (0, 1].
+        bounds: The data's range ``(low, high)``, without a decoder; no range by default.
+
+    Returns:
+        The changed inputs and each row's number of steps. All modules are in evaluation mode meanwhile.
+
+    Raises:
+        ValueError: numbers out of range, shapes that don't match, a class outside ``[0, C)``, an encoder without a
+            decoder or the reverse, ``bounds`` beside them.
+        TypeError: x is not floating-point, no function where one is wanted.
+
+    Use it to see what a model is blind to within what another, better one recognises. It costs a pass forward and back
+    through the model and one through the oracle for each step.
+
+    Papers: zhang2024fmr
+
+    >>> model, oracle = nn.Linear(2, 2), lambda x: (x[:, 0] > 0).long()
+    >>> _ = model.weight.data.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    >>> found = oracle_constrained_attack(model, oracle, torch.tensor([[1.1, 1.0]]), torch.tensor([1]), step=0.5)
+    >>> found.x, found.steps
+    (tensor([[0.1000, 0.0000]]), tensor([2]))
+    """
+    return _attacked(model, oracle, x, target, step, budget, encoder, decoder, sparse, bounds)[0]
+
+
+@cite("zhang2024fmr", helps=("attacks", "shift"))
+def foundation_model_robustness(
+    model: nn.Module,
+    oracle: Oracle | Sequence[Oracle],
+    x: Float[Tensor, "n *features"],
+    target: Int[Tensor, " n"],
+    *,
+    step: float = 0.02,
+    budget: int = 50,
+    encoder: Callable[[Tensor], Tensor] | None = None,
+    decoder: Callable[[Tensor], Tensor] | None = None,
+    sparse: float = 1.0,
+    bounds: Bounds | None = None,
+) -> FoundationModelRobustness:
+    r"""FMR: the share of its accuracy that a model keeps under :func:`oracle_constrained_attack`.
+
+    .. math:: \mathrm{FMR} = \mathrm{PA} / \mathrm{SA}
+
+    with SA the accuracy on the inputs as they are and PA that on the changed ones. Rows that the oracle gets wrong are
+    left out of both. Each model gets a test set of its own, so only PA, SA and FMR compare, not rows; and the score is
+    relative to the oracle, the step and the budget, which must be the same for all.
+
+    Args:
+        model: As in :func:`oracle_constrained_attack`, like all that follows.
+        oracle: One function, or several that vote.
+        x: The inputs.
+        target: The right classes, int64.
+        step: The length of a step, > 0.
+        budget: How many steps at most, >= 0; 0 gives 1.
+        encoder: From inputs to codes.
+        decoder: From codes to inputs.
+        sparse: The share of the coordinates that move in a step, in (0, 1].
+        bounds: The data's range.
+
+    Returns:
+        The score in [0, 1], with SA, PA and the number of rows left out.
+
+    Raises:
+        ValueError: as :func:`oracle_constrained_attack`, and where no row is right by oracle and model both, as there
+            is nothing to keep.
+        TypeError: as :func:`oracle_constrained_attack`.
+
+    Use it to compare models' robustness where no ball says what may change. An oracle that a model was trained to agree
+    with flatters it.
+
+    Papers: zhang2024fmr
+
+    >>> model = nn.Linear(2, 2)
+    >>> x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    >>> foundation_model_robustness(model, model, x, model(x).argmax(1)).fmr
+    1.0
+    """
+    found, agreed = _attacked(model, oracle, x, target, step, budget, encoder, decoder, sparse, bounds)
+    with _resting(model), torch.no_grad():
+        before, after = (((model(rows).argmax(dim=1) == target) & agreed) for rows in (x, found.x))
+    if not bool(before.any()):
+        raise ValueError("target must be what oracle and model both answer on one row at least, it is on none")
+    standard, perturbed = (float(right.sum() / agreed.sum()) for right in (before, after))
+    share = int(after.sum()) / int(before.sum())
+    return FoundationModelRobustness(share, standard, perturbed, int((~agreed).sum()))
+
+
+def _attacked(
+    model: nn.Module,
+    oracle: Oracle | Sequence[Oracle],
+    x: Tensor,
+    target: Tensor,
+    step: float,
+    budget: int,
+    encoder: Callable[[Tensor], Tensor] | None,
+    decoder: Callable[[Tensor], Tensor] | None,
+    sparse: float,
+    bounds: Bounds | None,
+) -> tuple[OracleAttack, Tensor]:
+    """What was found, and which rows the oracle gets right as they are."""
+    check_floating("x", x)
+    check_positive("step", step)
+    check_int("budget", budget, low=0)
+    check_between("sparse", sparse, 0, 1, open_low=True)
+    check_ball(0.0, "linf", bounds)
+    oracles = _functions(oracle, encoder, decoder, bounds)
+    with _resting(model, *oracles, encoder, decoder):
+        with torch.no_grad():
+            logits = _logits(model, x)
+        check_classes(logits, target)
+        agreed = _agrees(oracles, x, target)
+        best, margin, steps = x.detach().clone(), _margin(logits, target), torch.zeros_like(target)
+        rows = agreed.nonzero().flatten()
+        z = x.detach()[rows] if encoder is None or not len(rows) else _codes(encoder, x[rows])
+        for _ in range(budget):
+            if not len(rows):
+                break
+            z = _moved(model, decoder, z, target[rows], step, sparse)
+            if bounds is not None:
+                z = z.clamp(*(torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in bounds))
+            with torch.no_grad():
+                changed = z if decoder is None else decoder(z)
+                went = _agrees(oracles, changed, target[rows])
+                rows, z, changed = rows[went], z[went], changed[went]
+                steps[rows] += 1
+                own = _margin(model(changed), target[rows])
+            lower = own < margin[rows]
+            best[rows[lower]], margin[rows[lower]] = changed[lower].to(best.dtype), own[lower]
+    return OracleAttack(best, steps), agreed
+
+
+def _functions(
+    oracle: Oracle | Sequence[Oracle], encoder: object, decoder: object, bounds: Bounds | None
+) -> list[Oracle]:
+    """The oracles, where all that must be functions are."""
+    if callable(oracle):
+        oracle = [oracle]
+    check_sequence("oracle", oracle)
+    if not len(oracle):
+        raise ValueError("oracle must be one function at least, got none")
+    for one in oracle:
+        if not callable(one):
+            raise TypeError(f"oracle must be a function of the input, got {type(one).__name__}")
+    if (encoder is None) != (decoder is None):
+        raise ValueError("encoder and decoder must be given together, or neither")
+    for name, given in (("encoder", encoder), ("decoder", decoder)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} must be a function of a tensor, got {type(given).__name__}")
+    if decoder is not None and bounds is not None:
+        raise ValueError("bounds must be None with a decoder, which gives inputs in their range itself")
+    return list(oracle)
+
+
+def _codes(encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        z = encoder(x)
+    check_floating("encoder's codes", z)
+    if z.ndim == 0 or len(z) != len(x):
+        raise ValueError(f"encoder must give a code for each of {len(x)} rows, it gave {tuple(z.shape)}")
+    return z.detach()
+
+
+def _moved(
+    model: nn.Module,
+    decoder: Callable[[Tensor], Tensor] | None,
+    z: Tensor,
+    target: Tensor,
+    step: float,
+    sparse: float,
+) -> Tensor:
+    """A step along the sign of the slope, of its largest entries alone where ``sparse`` is below 1."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        changed = leaf if decoder is None else decoder(leaf)
+        (slope,) = torch.autograd.grad(cross_entropy(model(changed), target, reduction="sum"), leaf)
+    kept = math.ceil(sparse * slope[0].numel())
+    if kept < slope[0].numel():
+        flat = slope.flatten(1)
+        largest = flat.abs().topk(kept, dim=1).indices
+        slope = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest)).reshape(slope.shape)
+    return z + step * slope.sign()
+
+
+def _margin(logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """By how much the target's logit is above the largest other."""
+    own = torch.arange(logits.shape[1], device=logits.device) == target[:, None]
+    return logits.gather(1, target[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).amax(dim=1)
+
+
+def _agrees(oracles: Sequence[Oracle], x: Tensor, target: Tensor) -> Tensor:
+    """Whether more than half of them answer the target."""
+    votes = torch.zeros_like(target)
+    with torch.no_grad():
+        for oracle in oracles:
+            votes += _answer(oracle, x) == target
+    return 2 * votes > len(oracles)
+
+
+def _answer(oracle: Oracle, x: Tensor) -> Int[Tensor, " n"]:
+    try:
+        answer = oracle(x)
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"oracle must take what model takes, and fails ({reason})") from error
+    if isinstance(answer, Tensor) and answer.ndim == 2 and answer.is_floating_point() and answer.shape[1]:
+        answer = answer.argmax(dim=1)
+    if not isinstance(answer, Tensor) or answer.dtype != torch.int64 or answer.shape != x.shape[:1]:
+        what = f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"oracle must give logits ({len(x)}, C) or int64 classes ({len(x)},), it gave {what}")
+    return answer
