@@ -189,7 +189,7 @@ def test_bad_arguments_are_named(networks, batch):
         ({"oracle": [oracle, 3]}, TypeError, "oracle must be a function"),
         ({"oracle": []}, ValueError, "oracle must be one function at least"),
         ({"oracle": lambda x: x[:, 0]}, ValueError, r"oracle must give logits \(60, C\)"),
-        ({"oracle": nn.Linear(5, 2)}, ValueError, "oracle must take what model takes"),
+        ({"oracle": nn.Linear(5, 2)}, ValueError, r"oracle must take rows of shape \(3,\), and fails"),
         ({"x": batch.long()}, TypeError, "x must be floating-point"),
         ({"target": target + 3}, ValueError, "target must be in"),
         ({"step": 0.0}, ValueError, "step"),
@@ -198,6 +198,8 @@ def test_bad_arguments_are_named(networks, batch):
         ({"bounds": (1.0, 0.0)}, ValueError, "bounds"),
         ({"encoder": nn.Identity()}, ValueError, "encoder and decoder"),
         ({"encoder": nn.Identity(), "decoder": 3}, TypeError, "decoder must be a function"),
+        ({"encoder": nn.Identity(), "decoder": lambda z: z[:, :1]}, ValueError, "decoder must give inputs of shape"),
+        ({"encoder": nn.Identity(), "decoder": nn.Linear(4, 3)}, ValueError, "decoder must take rows of shape"),
         ({"encoder": lambda x: x.sum(), "decoder": nn.Identity()}, ValueError, "encoder must give a code"),
         ({"encoder": nn.Identity(), "decoder": nn.Identity(), "bounds": (0.0, 1.0)}, ValueError, "bounds must be None"),
     ):

@@ -19,6 +19,8 @@ def prepared(path):
     if path.startswith("lossworks.fused.linear."):
         rows = torch.arange(6)
         return {"hidden": torch.rand(6, 3), "weight": torch.rand(5, 3), "target": rows % 5, "loss": CrossEntropyLoss()}
+    if path.startswith("lossworks.diagnose.oracle."):
+        return {"model": torch.nn.Linear(3, 2), "oracle": torch.nn.Linear(3, 2), "budget": 3}
     if path == "lossworks.perturb.style.adversarial_style_step":
         layer = AdvStyle(2)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_between, check_classes, check_floating, check_int, check_positive, check_sequence
+from lossworks.checks import (
+    check_between,
+    check_classes,
+    check_floating,
+    check_int,
+    check_positive,
+    check_sequence,
+    shown,
+)
 from lossworks.diagnose.adversarial import _logits
 from lossworks.objective import _resting
 from lossworks.perturb.ball import Bounds, check_ball
@@ -189,6 +197,10 @@ def _attacked(
     check_between("sparse", sparse, 0, 1, open_low=True)
     check_ball(0.0, "linf", bounds)
     oracles = _functions(oracle, encoder, decoder, bounds)
+
+    def logits_of(z: Tensor) -> Tensor:
+        return model(_inputs(decoder, z, x))
+
     with _resting(model, *oracles, encoder, decoder):
         with torch.no_grad():
             logits = _logits(model, x)
@@ -200,11 +212,11 @@ def _attacked(
         for _ in range(budget):
             if not len(rows):
                 break
-            z = _moved(model, decoder, z, target[rows], step, sparse)
+            z = _moved(logits_of, z, target[rows], step, sparse)
             if bounds is not None:
                 z = z.clamp(*(torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in bounds))
             with torch.no_grad():
-                changed = z if decoder is None else decoder(z)
+                changed = _inputs(decoder, z, x)
                 went = _agrees(oracles, changed, target[rows])
                 rows, z, changed = rows[went], z[went], changed[went]
                 steps[rows] += 1
@@ -238,26 +250,39 @@ def _functions(
 
 def _codes(encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
-        z = encoder(x)
+        z = _asked("encoder", encoder, x)
     check_floating("encoder's codes", z)
     if z.ndim == 0 or len(z) != len(x):
         raise ValueError(f"encoder must give a code for each of {len(x)} rows, it gave {tuple(z.shape)}")
     return z.detach()
 
 
-def _moved(
-    model: nn.Module,
-    decoder: Callable[[Tensor], Tensor] | None,
-    z: Tensor,
-    target: Tensor,
-    step: float,
-    sparse: float,
-) -> Tensor:
+def _inputs(decoder: Callable[[Tensor], Tensor] | None, z: Tensor, x: Tensor) -> Tensor:
+    """What the codes stand for, in x's rows' shape."""
+    if decoder is None:
+        return z
+    changed = _asked("decoder", decoder, z)
+    check_floating("decoder's inputs", changed)
+    wanted = z.shape[:1] + x.shape[1:]
+    if changed.shape != wanted:
+        raise ValueError(f"decoder must give inputs of shape {tuple(wanted)}, it gave {tuple(changed.shape)}")
+    return changed
+
+
+def _asked(name: str, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The function's answer; what it cannot take is said in one line that names it."""
+    try:
+        return function(rows)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = shown(error.args[0] if error.args else error)
+        raise ValueError(f"{name} must take rows of shape {tuple(rows.shape[1:])}, and fails ({reason})") from error
+
+
+def _moved(logits: Callable[[Tensor], Tensor], z: Tensor, target: Tensor, step: float, sparse: float) -> Tensor:
     """A step along the sign of the slope, of its largest entries alone where ``sparse`` is below 1."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
-        changed = leaf if decoder is None else decoder(leaf)
-        (slope,) = torch.autograd.grad(cross_entropy(model(changed), target, reduction="sum"), leaf)
+        (slope,) = torch.autograd.grad(cross_entropy(logits(leaf), target, reduction="sum"), leaf)
     kept = math.ceil(sparse * slope[0].numel())
     if kept < slope[0].numel():
         flat = slope.flatten(1)
@@ -282,11 +307,7 @@ def _agrees(oracles: Sequence[Oracle], x: Tensor, target: Tensor) -> Tensor:
 
 
 def _answer(oracle: Oracle, x: Tensor) -> Int[Tensor, " n"]:
-    try:
-        answer = oracle(x)
-    except (RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"oracle must take what model takes, and fails ({reason})") from error
+    answer = _asked("oracle", oracle, x)
     if isinstance(answer, Tensor) and answer.ndim == 2 and answer.is_floating_point() and answer.shape[1]:
         answer = answer.argmax(dim=1)
     if not isinstance(answer, Tensor) or answer.dtype != torch.int64 or answer.shape != x.shape[:1]:
