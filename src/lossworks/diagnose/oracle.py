@@ -77,9 +77,9 @@ def oracle_constrained_attack(
         z^{t+1} = z^t + \alpha\, \mathrm{sign}\big(\nabla_z \ell(f(g(z^t)), y)\big)
 
     with :math:`\ell` the cross-entropy, h the oracle, g a generator whose code z moves, or nothing: then x itself
-    moves. A row stops at the first step that the oracle does not go along with. Of the inputs that it did accept, and
-    the one that came, a row gets the one at which the margin of its class is smallest, where the description of the
-    method takes the last: so more steps never help the model.
+    moves. A row stops at the first step that the oracle does not go along with. Of the input that came and those that
+    the oracle accepted, a row gets the one at which the margin of its class is smallest, which need not be the last: so
+    more steps never help the model.
 
     Args:
         model: f, which gives logits ``(n, C)``; each row's from that row alone.
