@@ -6,6 +6,12 @@ from lossworks.certify.cross_entropy import (
     certified_cross_entropy,
     fused_certified_cross_entropy,
 )
+from lossworks.certify.mixed import (
+    MixedClassifier,
+    mix_probabilities,
+    mixed_lipschitz_radius,
+    mixed_smoothing_radius,
+)
 from lossworks.certify.smoothing import (
     Certificate,
     DualRandomizedSmoothing,
@@ -20,6 +26,7 @@ __all__ = [
     "Certificate",
     "DualRandomizedSmoothing",
     "IBPWarmupRegularizer",
+    "MixedClassifier",
     "RandomizedSmoothing",
     "SmoothedEpsilonSchedule",
     "certified_cross_entropy",
@@ -31,5 +38,8 @@ __all__ = [
     "ibp_init_",
     "interval_bounds",
     "margin_spec",
+    "mix_probabilities",
+    "mixed_lipschitz_radius",
+    "mixed_smoothing_radius",
     "verified",
 ]
