@@ -36,6 +36,7 @@ from lossworks.losses.pseudo_label_selection import (
     uniform_prediction_penalty,
 )
 from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
+from lossworks.losses.smoothing_consistency import SmoothingConsistencyLoss
 from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
 from lossworks.losses.weight_aware_distillation import WeightAwareDistillationLoss
 from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
@@ -81,6 +82,7 @@ __all__ = [
     "PseudoHuberLoss",
     "PseudoLabelSelectionLoss",
     "ReverseCrossEntropyLoss",
+    "SmoothingConsistencyLoss",
     "SquaredHingeLoss",
     "SquaredLoss",
     "SymmetricCrossEntropyLoss",

@@ -5,6 +5,7 @@ from lossworks.robust.certified import CertifiedCrossEntropy
 from lossworks.robust.comp_sum import SmoothAdversarialCompSumLoss
 from lossworks.robust.denoised import DenoisedSmoothingLoss
 from lossworks.robust.doubly import DoublyRobustAT
+from lossworks.robust.noise_consistency import NoiseConsistency
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
 from lossworks.robust.srat import SRATLoss
 
@@ -13,6 +14,7 @@ __all__ = [
     "CertifiedCrossEntropy",
     "DenoisedSmoothingLoss",
     "DoublyRobustAT",
+    "NoiseConsistency",
     "RSSLoss",
     "SRATLoss",
     "SmoothAdversarialCompSumLoss",
