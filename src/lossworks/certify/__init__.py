@@ -12,6 +12,13 @@ from lossworks.certify.mixed import (
     mixed_lipschitz_radius,
     mixed_smoothing_radius,
 )
+from lossworks.certify.representation import (
+    EMAAndScales,
+    RepresentationConsistencyLoss,
+    RepresentationTerms,
+    consistency_curriculum,
+    karras_sigmas,
+)
 from lossworks.certify.smoothing import (
     Certificate,
     DualRandomizedSmoothing,
@@ -25,18 +32,23 @@ from lossworks.certify.warmup import IBPWarmupRegularizer, ibp_init_
 __all__ = [
     "Certificate",
     "DualRandomizedSmoothing",
+    "EMAAndScales",
     "IBPWarmupRegularizer",
     "MixedClassifier",
     "RandomizedSmoothing",
+    "RepresentationConsistencyLoss",
+    "RepresentationTerms",
     "SmoothedEpsilonSchedule",
     "certified_cross_entropy",
     "checkerboard_split",
     "clopper_pearson_lower",
+    "consistency_curriculum",
     "crown_bounds",
     "dual_smoothing_radius",
     "fused_certified_cross_entropy",
     "ibp_init_",
     "interval_bounds",
+    "karras_sigmas",
     "margin_spec",
     "mix_probabilities",
     "mixed_lipschitz_radius",

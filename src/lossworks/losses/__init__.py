@@ -26,7 +26,7 @@ from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjus
 from lossworks.losses.margin_control import MarginControlLoss
 from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
-from lossworks.losses.nt_xent import nt_xent_loss
+from lossworks.losses.nt_xent import infonce_loss, nt_xent_loss
 from lossworks.losses.poly import PolyLoss
 from lossworks.losses.prediction_entropy import PredictionEntropyPenalty
 from lossworks.losses.pseudo_huber import PseudoHuberLoss
@@ -93,6 +93,7 @@ __all__ = [
     "WestonWatkinsLoss",
     "ZLoss",
     "comp_sum_h_consistency_bound",
+    "infonce_loss",
     "ldr_label_weights",
     "normalize_scores",
     "nt_xent_loss",

@@ -3,12 +3,13 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_positive, check_same_shape
 from lossworks.losses.feature_separation import FeatureSeparationLoss
 from lossworks.roles import cite
 
-__all__ = ["nt_xent_loss"]
+__all__ = ["infonce_loss", "nt_xent_loss"]
 
 
 @cite("chen2020simclr", "du2023wad")
@@ -45,3 +46,47 @@ def nt_xent_loss(
         raise ValueError(f"first must have shape (n, d), got {tuple(first.shape)}")
     pairs = torch.arange(len(first), device=first.device).repeat(2)
     return FeatureSeparationLoss(temperature)(torch.cat([first, second]), pairs)
+
+
+@cite("oord2018cpc", "lei2025rrcm")
+def infonce_loss(
+    features: Float[Tensor, "n d"], partner: Float[Tensor, "n d"], tau: float | Tensor = 0.2
+) -> Float[Tensor, " n"]:
+    r"""Each row is told its own partner from those of the other rows of the batch.
+
+    .. math::
+        \ell_i = \log \sum_k e^{\cos(f_i, t_k) / \tau} - \cos(f_i, t_i) / \tau
+
+    It lies in :math:`[0, \log n + 2 / \tau]`, is :math:`\log n` where all are alike, and the lengths of the rows don't
+    matter. Unlike in :func:`nt_xent_loss`, a row is not compared with the others of its own side. A gradient goes
+    through both sides: detach the partners of a target network. It couples its batch, so gather both of one that is
+    split.
+
+    Args:
+        features: f, ``(n, d)``.
+        partner: t, ``(n, d)``, row by row.
+        tau: :math:`\tau`, a difference of cosines, > 0.
+
+    Returns:
+        ``(n,)``, one value a row.
+
+    Raises:
+        ValueError: ``tau <= 0``, shapes that don't match.
+        TypeError: features that are not floating-point.
+
+    Papers: oord2018cpc, lei2025rrcm
+
+    >>> infonce_loss(torch.eye(2), torch.eye(2), tau=0.1) < 1e-3
+    tensor([True, True])
+    """
+    check_floating("features", features)
+    check_floating("partner", partner)
+    check_same_shape(features, partner, names=("features", "partner"))
+    check_positive("tau", tau)
+    if features.ndim != 2:
+        raise ValueError(f"features must have shape (n, d), got {tuple(features.shape)}")
+    dtype = torch.promote_types(torch.promote_types(features.dtype, partner.dtype), torch.float32)
+    with torch.autocast(features.device.type, enabled=False):  # cosines in half precision are too coarse to divide
+        cosines = F.normalize(features.to(dtype), dim=1) @ F.normalize(partner.to(dtype), dim=1).mT
+    scores = cosines / tau
+    return scores.logsumexp(dim=1) - scores.diagonal()
