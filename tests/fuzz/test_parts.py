@@ -79,6 +79,8 @@ def call_of(part, seed):
     taken = inspect.signature(part.forward).parameters
     if "x" in taken:
         return part, {"x": torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(seed))}
+    if "weight" in taken:
+        return part, {"weight": torch.rand(4, 3, generator=torch.Generator().manual_seed(seed))}
     if "present" in taken:
         return part, {"present": rows % 3 == seed % 3}
     if "losses" in taken:

@@ -1,5 +1,6 @@
 """Parts of the model that an objective needs."""
 
 from lossworks.layers.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout_loss
+from lossworks.layers.weight_compander import WeightCompander, add_weight_compander
 
-__all__ = ["MultiSampleDropout", "multi_sample_dropout_loss"]
+__all__ = ["MultiSampleDropout", "WeightCompander", "add_weight_compander", "multi_sample_dropout_loss"]

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.nn.utils import parametrize
 
 from lossworks.calibrate.base import Calibrator
 from lossworks.distributed import gather_rows
@@ -54,7 +55,9 @@ class _Model(nn.Module):
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
-        self.layer = layer
+        self.layer = None if _is_parametrization(layer) else layer
+        if layer is not None and self.layer is None:
+            parametrize.register_parametrization(self.body[0], "weight", layer.to(dtype))
 
     def hidden(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.body(x)
@@ -90,7 +93,12 @@ def _takes(part: nn.Module) -> list[str]:
 
 def _is_layer(part: nn.Module) -> bool:
     roles = (Loss, BatchLoss, Weighting, Perturbation, Penalty, Calibrator, Objective)
-    return not isinstance(part, roles) and _takes(part) == ["x"]
+    return not isinstance(part, roles) and _takes(part) in (["x"], ["weight"])
+
+
+def _is_parametrization(part: nn.Module | None) -> bool:
+    """Whether it stands before a weight of the model and not between its layers."""
+    return part is not None and _takes(part) == ["weight"]
 
 
 def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, _Model]:
