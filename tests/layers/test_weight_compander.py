@@ -76,9 +76,9 @@ def test_a_model_keeps_its_outputs_and_is_bounded_from_then_on(generator):
         optimizer.zero_grad()
         model(x)[:, 0].sum().backward()
         optimizer.step()
-    assert all(
-        model[n].weight.abs().max() < bound for n, bound in zip((0, 3), bounds, strict=True)
-    ), "a weight left its bound"
+    assert all(model[n].weight.abs().max() < bound for n, bound in zip((0, 3), bounds, strict=True)), (
+        "a weight left its bound"
+    )
     assert model[3].weight.abs().max() > 0.9 * bounds[1]
 
 

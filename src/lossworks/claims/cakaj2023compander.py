@@ -26,9 +26,7 @@ WAYS = {"neither": (0.0, False), "weight decay": (DECAY, False), "both": (DECAY,
 
 def measure() -> Measurement:
     runs = {name: [_scores(*way, seed) for seed in range(SEEDS)] for name, way in WAYS.items()}
-    answers, near, largest = (
-        {name: [scores[number] for scores in runs[name]] for name in WAYS} for number in range(3)
-    )
+    answers, near, largest = ({name: [scores[number] for scores in runs[name]] for name in WAYS} for number in range(3))
     better = mean(answers["both"]) > max(mean(answers["neither"]), mean(answers["weight decay"]))
     fewer = mean(near["both"]) < mean(near["weight decay"])
     return Measurement(
