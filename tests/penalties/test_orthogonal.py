@@ -3,14 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lossworks.penalties import OrthogonalConv
-
-
-def _matrix(layer, shape):
-    """The layer as a matrix, one column for each number of its input."""
-    size = torch.Size(shape).numel()
-    with torch.no_grad():
-        return layer(torch.eye(size, dtype=torch.float64).reshape(size, *shape)).flatten(1).T
+from lossworks.penalties import OrthogonalConv, conv_transform_matrix
 
 
 def _distance(matrix):
@@ -34,7 +27,7 @@ def _circular(kind, inputs, outputs, k, stride=1, groups=1):
 def test_is_the_squared_distance_of_the_whole_layer_per_place(inputs, outputs, k, stride):
     layer = _circular(nn.Conv2d, inputs, outputs, k, stride)
     side = 5 * stride * (2 if k == 5 else 1)
-    matrix = _matrix(layer, (inputs, side, side))
+    matrix = conv_transform_matrix(layer.weight.detach(), side // stride, stride)
     assert_close(OrthogonalConv(1.0)(layer) * (side // stride) ** 2, _distance(matrix), rtol=1e-10, atol=1e-10)
 
 
@@ -42,13 +35,15 @@ def test_is_the_squared_distance_of_the_whole_layer_per_place(inputs, outputs, k
 def test_holds_in_one_dimension_too(outputs, stride):
     layer = _circular(nn.Conv1d, 3, outputs, 3, stride)
     found = OrthogonalConv(1.0)(layer) * (10 // stride)
-    assert_close(found, _distance(_matrix(layer, (3, 10))), rtol=1e-10, atol=1e-10)
+    matrix = conv_transform_matrix(layer.weight.detach(), 10 // stride, stride)
+    assert_close(found, _distance(matrix), rtol=1e-10, atol=1e-10)
 
 
 def test_groups_count_one_by_one():
     layer = _circular(nn.Conv2d, 4, 2, 3, groups=2)
     found = OrthogonalConv(1.0)(layer) * 36
-    assert_close(found, _distance(_matrix(layer, (4, 6, 6))), rtol=1e-10, atol=1e-10)
+    matrix = torch.block_diag(*[conv_transform_matrix(kernel, 6) for kernel in layer.weight.detach().chunk(2)])
+    assert_close(found, _distance(matrix), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (5, 2)])
@@ -73,7 +68,7 @@ def test_one_tap_of_padding_would_miss_products_that_count():
     short[0, 0, 1, 1] -= 1
     assert_close(short.norm().item(), 0.0)
     assert_close(OrthogonalConv(1.0)(layer).item(), 0.5)
-    assert_close(_distance(_matrix(layer, (1, 6, 6))).item() / 36, 0.5)
+    assert_close(_distance(conv_transform_matrix(kernel, 6)).item() / 36, 0.5)
 
 
 def test_less_of_it_makes_singular_values_one():
@@ -83,7 +78,7 @@ def test_less_of_it_makes_singular_values_one():
         step.zero_grad()
         OrthogonalConv(1.0)(layer).backward()
         step.step()
-    values = torch.linalg.svdvals(_matrix(layer, (3, 8, 8)))
+    values = torch.linalg.svdvals(conv_transform_matrix(layer.weight.detach(), 8))
     assert 0.99 < values.min() <= values.max() < 1.01
 
 

@@ -67,14 +67,15 @@ class OrthogonalConv(Penalty):
 def _distance(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> Tensor:
     """The squared distance of one layer from orthogonality, per place in its output."""
     if isinstance(layer, nn.Linear):
-        return _kernel_distance(layer.weight[:, :, None], (1,))
+        return kernel_distance(layer.weight[:, :, None], (1,))
     if max(layer.stride) > 1 and max(layer.dilation) > 1:
         raise ValueError(f"model must not have a convolution with both stride and dilation, it has {layer}")
     kernels = layer.weight.chunk(layer.groups)
-    return torch.stack([_kernel_distance(kernel, layer.stride) for kernel in kernels]).sum()
+    return torch.stack([kernel_distance(kernel, layer.stride) for kernel in kernels]).sum()
 
 
-def _kernel_distance(kernel: Tensor, stride: tuple[int, ...]) -> Tensor:
+def kernel_distance(kernel: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The squared distance of one kernel from orthogonality, per place in its output."""
     outputs, inputs, *taps = kernel.shape
     padding = [(k - 1) // s * s for k, s in zip(taps, stride, strict=True)]
     products = (conv1d if len(taps) == 1 else conv2d)(kernel, kernel, stride=stride, padding=padding)
