@@ -6,6 +6,11 @@ from lossworks.certify.cross_entropy import (
     certified_cross_entropy,
     fused_certified_cross_entropy,
 )
+from lossworks.certify.lipschitz import (
+    LipschitzRegressor,
+    empirical_lipschitz_constant,
+    lipschitz_constraint_projection,
+)
 from lossworks.certify.mixed import (
     MixedClassifier,
     mix_probabilities,
@@ -34,6 +39,7 @@ __all__ = [
     "DualRandomizedSmoothing",
     "EMAAndScales",
     "IBPWarmupRegularizer",
+    "LipschitzRegressor",
     "MixedClassifier",
     "RandomizedSmoothing",
     "RepresentationConsistencyLoss",
@@ -45,10 +51,12 @@ __all__ = [
     "consistency_curriculum",
     "crown_bounds",
     "dual_smoothing_radius",
+    "empirical_lipschitz_constant",
     "fused_certified_cross_entropy",
     "ibp_init_",
     "interval_bounds",
     "karras_sigmas",
+    "lipschitz_constraint_projection",
     "margin_spec",
     "mix_probabilities",
     "mixed_lipschitz_radius",

@@ -6,6 +6,7 @@ from lossworks.diagnose.adversarial import (
     fit_power_law,
     linear_adversarial_radius,
 )
+from lossworks.diagnose.closed_loop import Rollout, closed_loop_rollout
 from lossworks.diagnose.mismatch import Correlation, ObjectiveMismatchReport, objective_mismatch
 from lossworks.diagnose.oracle import (
     FoundationModelRobustness,
@@ -20,7 +21,9 @@ __all__ = [
     "ObjectiveMismatchReport",
     "OracleAttack",
     "PowerLaw",
+    "Rollout",
     "adversarial_error_curve",
+    "closed_loop_rollout",
     "fit_power_law",
     "foundation_model_robustness",
     "linear_adversarial_radius",

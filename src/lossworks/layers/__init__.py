@@ -1,6 +1,14 @@
 """Parts of the model that an objective needs."""
 
 from lossworks.layers.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout_loss
+from lossworks.layers.spectral_norm import SpectralNormBall, project_lipschitz_
 from lossworks.layers.weight_compander import WeightCompander, add_weight_compander
 
-__all__ = ["MultiSampleDropout", "WeightCompander", "add_weight_compander", "multi_sample_dropout_loss"]
+__all__ = [
+    "MultiSampleDropout",
+    "SpectralNormBall",
+    "WeightCompander",
+    "add_weight_compander",
+    "multi_sample_dropout_loss",
+    "project_lipschitz_",
+]

@@ -1,0 +1,78 @@
+"""What a policy does to a system that it controls."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossworks.checks import check_floating, check_int
+from lossworks.roles import cite
+
+__all__ = ["Rollout", "closed_loop_rollout"]
+
+
+class Rollout(NamedTuple):
+    """The states of all runs, ``(steps + 1, n, d)`` with the first, and the inputs, ``(steps, n, m)``."""
+
+    states: Float[Tensor, "steps1 n d"]
+    inputs: Float[Tensor, "steps n m"]
+
+
+@cite("makdah2021lipschitz", helps=("attacks",))
+@torch.no_grad()
+def closed_loop_rollout(
+    policy: Callable[[Tensor], Tensor],
+    dynamics: Callable[[Tensor, Tensor], Tensor],
+    state: Float[Tensor, "n d"],
+    steps: int,
+    *,
+    disturbance: Float[Tensor, "steps n d"] | None = None,
+) -> Rollout:
+    r"""Run a system under a policy that sees each state with an error.
+
+    .. math::
+        s_{t+1} = f(s_t, a_t), \qquad a_t = \pi(s_t + e_t)
+
+    Args:
+        policy: :math:`\pi`, from states ``(n, d)`` to inputs ``(n, m)`` or ``(n,)``.
+        dynamics: f, from states ``(n, d)`` and inputs ``(n, m)`` to the next states.
+        state: Where each run starts.
+        steps: How long it goes, >= 1.
+        disturbance: e, what is added to what the policy sees; nothing by default.
+
+    Returns:
+        States and inputs, without gradients.
+
+    Raises:
+        ValueError: shapes that don't match, ``steps < 1``.
+        TypeError: a policy or dynamics that cannot be called, a state that is not floating-point.
+
+    Papers: makdah2021lipschitz
+
+    >>> run = closed_loop_rollout(lambda s: -s / 2, lambda s, a: s + a, torch.tensor([[8.0]]), 3)
+    >>> run.states.flatten()
+    tensor([8., 4., 2., 1.])
+    """
+    for name, function in (("policy", policy), ("dynamics", dynamics)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+    check_floating("state", state)
+    if state.ndim != 2:
+        raise ValueError(f"state must have shape (n, d), got {tuple(state.shape)}")
+    check_int("steps", steps, low=1)
+    if disturbance is not None:
+        check_floating("disturbance", disturbance)
+        if disturbance.shape != (steps, *state.shape):
+            raise ValueError(f"disturbance must have shape {(steps, *state.shape)}, got {tuple(disturbance.shape)}")
+    states, inputs = [state], []
+    for step in range(steps):
+        seen = states[-1] if disturbance is None else states[-1] + disturbance[step]
+        given = policy(seen)
+        inputs.append(given[:, None] if given.ndim == 1 else given)
+        following = dynamics(states[-1], inputs[-1])
+        if following.shape != state.shape:
+            raise ValueError(f"dynamics must give states {tuple(state.shape)}, they gave {tuple(following.shape)}")
+        states.append(following)
+    return Rollout(torch.stack(states), torch.stack(inputs))
