@@ -83,8 +83,18 @@ def test_a_chain_that_is_too_steep_is_scaled_to_the_product_and_a_flat_one_is_le
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+class Steep(nn.ReLU):
+    def forward(self, x):
+        return 10 * super().forward(x)
+
+
+class Louder(nn.Sequential):
+    def forward(self, x):
+        return 10 * super().forward(x)
+
+
 def test_what_cannot_be_bounded_is_refused(matrix):
-    for layer in (nn.Conv2d(1, 1, 3), nn.BatchNorm1d(3), nn.LeakyReLU(2.0)):
+    for layer in (nn.Conv2d(1, 1, 3), nn.BatchNorm1d(3), nn.LeakyReLU(2.0), Steep(), Louder(nn.Linear(3, 3))):
         with pytest.raises(ValueError, match=f"module must be a chain.*it has {type(layer).__name__}"):
             project_lipschitz_(nn.Sequential(nn.Linear(3, 3), layer), 1.0)
     layer = nn.Linear(3, 3)

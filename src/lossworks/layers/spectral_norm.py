@@ -129,12 +129,13 @@ def project_lipschitz_(module: nn.Module, lipschitz: float) -> nn.Module:
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:
     """Those of a chain, or an error that says what else is in it."""
-    if isinstance(module, nn.Sequential):
+    # Exact types: a subclass may do anything in its forward.
+    if type(module) is nn.Sequential:
         return [layer for child in module for layer in _linear_layers(child)]
     if type(module) is nn.Linear:
         return [module]
-    gentle = isinstance(module, nn.LeakyReLU) and abs(module.negative_slope) <= 1
-    if gentle or isinstance(module, NEVER_STEEPER):
+    gentle = type(module) is nn.LeakyReLU and abs(module.negative_slope) <= 1
+    if gentle or type(module) in NEVER_STEEPER:
         return []
     if parametrize.is_parametrized(module):
         raise ValueError(f"module must have plain weights, one of {module.extra_repr()} has a parametrization")
