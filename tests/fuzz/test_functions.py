@@ -30,6 +30,9 @@ def prepared(path):
             "x": torch.rand(4, 2, 3, 3),
             "optimizer": optimizer,
         }
+    if path in ("lossworks.diagnose.influence.influence_matrix", "lossworks.diagnose.influence.self_influence"):
+        rows = {"model": torch.nn.Linear(3, 2), "x": torch.rand(6, 3), "target": torch.arange(6) % 2}
+        return rows if path.endswith("self_influence") else rows | {"x_test": rows["x"], "target_test": rows["target"]}
     return {}
 
 

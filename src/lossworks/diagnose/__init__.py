@@ -7,6 +7,12 @@ from lossworks.diagnose.adversarial import (
     linear_adversarial_radius,
 )
 from lossworks.diagnose.closed_loop import Rollout, closed_loop_rollout
+from lossworks.diagnose.influence import (
+    InfluenceRelabeler,
+    influence_matrix,
+    influence_review_queue,
+    self_influence,
+)
 from lossworks.diagnose.mismatch import Correlation, ObjectiveMismatchReport, objective_mismatch
 from lossworks.diagnose.oracle import (
     FoundationModelRobustness,
@@ -18,6 +24,7 @@ from lossworks.diagnose.oracle import (
 __all__ = [
     "Correlation",
     "FoundationModelRobustness",
+    "InfluenceRelabeler",
     "ObjectiveMismatchReport",
     "OracleAttack",
     "PowerLaw",
@@ -26,7 +33,10 @@ __all__ = [
     "closed_loop_rollout",
     "fit_power_law",
     "foundation_model_robustness",
+    "influence_matrix",
+    "influence_review_queue",
     "linear_adversarial_radius",
     "objective_mismatch",
     "oracle_constrained_attack",
+    "self_influence",
 ]
