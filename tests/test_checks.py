@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import lossworks as lw
-from lossworks.checks import check_between, check_choice, check_finite, check_int, check_positive, nearest, readable
+from lossworks.checks import (
+    check_between,
+    check_binary,
+    check_choice,
+    check_finite,
+    check_int,
+    check_positive,
+    nearest,
+    readable,
+)
 from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss, LogisticLoss
 
 LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
@@ -78,3 +87,8 @@ def test_values_are_not_read_inside_vmap():
 def test_nearest_is_silent_when_nothing_is_near():
     assert nearest("churn", ["Churn_"]) == "; did you mean 'Churn_'?"
     assert nearest("zzz", ["churn"]) == ""
+
+
+def test_numbers_that_cannot_be_computed_with_are_no_answer():
+    with pytest.raises(TypeError, match="target must hold real numbers, got torch.float8_e4m3fn"):
+        check_binary(torch.ones(2).to(torch.float8_e4m3fn))

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
@@ -245,7 +246,7 @@ def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
 
 def check_binary(target: Tensor) -> None:
     """Raise unless every number is 0 or 1."""
-    check_tensor("target", target)
+    check_real("target", target)
     flat = target.flatten()
     if readable(flat) and flat.dtype != torch.bool and not torch.equal(flat.square(), flat):
         row = int((flat.square() != flat).nonzero()[0])
@@ -264,7 +265,7 @@ def check_total(total: float | Tensor) -> None:
     check_positive("total", total, allow_zero=True)
 
 
-def check_rows(name: str, rows: Tensor, count: int, *, low: int = 0) -> None:
+def check_rows(name: str, rows: Int[Tensor, " n"], count: int, *, low: int = 0) -> None:
     """Raise unless these numbers of rows lie in ``[low, count)``, where they may be read."""
     if readable(rows) and rows.numel():
         least, most = (int(bound) for bound in rows.aminmax())
@@ -272,7 +273,9 @@ def check_rows(name: str, rows: Tensor, count: int, *, low: int = 0) -> None:
             raise ValueError(f"{name} must be in [0, {count}), got {least}..{most}")
 
 
-def check_classes(output: Tensor, target: Tensor, *, ignore_index: int | None = None) -> None:
+def check_classes(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], *, ignore_index: int | None = None
+) -> None:
     """Raise unless ``output`` is ``(n, C)`` scores and ``target`` is ``(n,)`` int64 classes in ``[0, C)``."""
     check_floating("output", output)
     check_tensor("target", target)
