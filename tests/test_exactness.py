@@ -86,7 +86,7 @@ class PrivateMemory(lw.Loss):
             if self.declared:
                 self.remember("seen", index, ones)
             else:
-                self.seen.index_add_(0, index, ones)
+                self.seen.index_put_((index,), ones, accumulate=True)
         return torch.nn.functional.cross_entropy(output, target, reduction="none") / scale
 
 

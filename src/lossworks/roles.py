@@ -391,7 +391,10 @@ class Loss(Part):
         return losses, weights
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Per-row losses in the target's shape, and which rows are kept (None where all are)."""
+        """Per-row losses in the target's shape, and which rows are kept (None where all are).
+
+        A row that isn't kept has index -1 for the loss, so that it isn't remembered.
+        """
         check_floating("output", output)
         check_tensor("target", target)
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
@@ -405,7 +408,10 @@ class Loss(Part):
             output, target, shape = self._class_rows(output, target)
             extra = self._extra(index, shape)
             kept = None if target.is_floating_point() else target != self.ignore_index
-            hard = target if kept is None else torch.where(kept, target, 0)
+            hard = target
+            if kept is not None:
+                hard = torch.where(kept, target, 0)
+                extra = {name: torch.where(kept, index, -1) for name, index in extra.items()}
             losses = self.per_sample(output, hard, **extra)
             if kept is not None:
                 losses = torch.where(kept, losses, torch.zeros_like(losses))

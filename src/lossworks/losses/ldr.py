@@ -17,7 +17,6 @@ from lossworks.checks import (
     check_int,
     check_positive,
     check_rows,
-    check_tensor,
 )
 from lossworks.losses._rows import in_blocks
 from lossworks.roles import Loss, SoftmaxForm, cite
@@ -273,13 +272,6 @@ class AdaptiveLDRLoss(Loss):
     ) -> Float[Tensor, " n"]:
         """The rows' ``lam``, updated in ``train()`` mode; changes nothing."""
         return self._recall(*_scores_and_size(output, self.normalize), target, index)
-
-    def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """As of every loss; the ignored rows are not remembered."""
-        check_tensor("target", target)
-        if isinstance(index, Tensor) and index.shape == target.shape:
-            index = torch.where(target == self.ignore_index, -1, index)
-        return super().rows(output, target, index)
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities of the normalised scores, at the temperature ``lam0``."""
