@@ -38,6 +38,7 @@ from lossworks.losses.pseudo_label_selection import (
 from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
 from lossworks.losses.smoothing_consistency import SmoothingConsistencyLoss
 from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
+from lossworks.losses.trajectory import TrajectoryLoss, trajectory_divergence
 from lossworks.losses.weight_aware_distillation import WeightAwareDistillationLoss
 from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
 
@@ -86,6 +87,7 @@ __all__ = [
     "SquaredHingeLoss",
     "SquaredLoss",
     "SymmetricCrossEntropyLoss",
+    "TrajectoryLoss",
     "TruncatedGeneralizedCrossEntropyLoss",
     "TukeyBiweightLoss",
     "TwoHotLoss",
@@ -102,6 +104,7 @@ __all__ = [
     "sample_calibrated_derivatives",
     "sobel_boundary_mask",
     "spherical_statistics",
+    "trajectory_divergence",
     "uniform_prediction_penalty",
     "z_loss_from_statistics",
 ]
