@@ -20,6 +20,7 @@ from lossworks.diagnose.oracle import (
     foundation_model_robustness,
     oracle_constrained_attack,
 )
+from lossworks.diagnose.sharpness import sam_sharpness
 
 __all__ = [
     "Correlation",
@@ -38,5 +39,6 @@ __all__ = [
     "linear_adversarial_radius",
     "objective_mismatch",
     "oracle_constrained_attack",
+    "sam_sharpness",
     "self_influence",
 ]

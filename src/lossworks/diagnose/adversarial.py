@@ -217,18 +217,25 @@ def _interval(window: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model gives, if that is two or more logits a row."""
+def output_of(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model gives for the rows, if it takes them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     if x.ndim == 0:
         raise ValueError("x must have shape (n, ...), got ()")
     try:
-        logits = model(x)
+        output = model(x)
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"x must be what model takes, which fails ({reason})") from error
-    check_floating("model's output", logits)
+    check_floating("model's output", output)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model gives, if that is two or more logits a row."""
+    logits = output_of(model, x)
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(f"model must give logits (n, C) with C >= 2, it gave {tuple(logits.shape)}")
     return logits
