@@ -1,14 +1,17 @@
 """Parts of the model that an objective needs."""
 
 from lossworks.layers.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout_loss
+from lossworks.layers.prototypes import PrototypeClassifier, calibrate_prototypes
 from lossworks.layers.spectral_norm import SpectralNormBall, project_lipschitz_
 from lossworks.layers.weight_compander import WeightCompander, add_weight_compander
 
 __all__ = [
     "MultiSampleDropout",
+    "PrototypeClassifier",
     "SpectralNormBall",
     "WeightCompander",
     "add_weight_compander",
+    "calibrate_prototypes",
     "multi_sample_dropout_loss",
     "project_lipschitz_",
 ]
