@@ -13,6 +13,7 @@ from lossworks.losses import (
     MeanAbsoluteErrorLoss,
     PseudoHuberLoss,
     SymmetricCrossEntropyLoss,
+    TrajectoryLoss,
     TruncatedGeneralizedCrossEntropyLoss,
     TwoHotLoss,
 )
@@ -140,3 +141,17 @@ def test_pseudo_huber_is_of_the_whole_rows_norm_and_not_of_each_number(generator
     by_number = (((a - b).square() + c**2).sqrt() - c).mean(dim=1)
     assert_close(PseudoHuberLoss(reduction="none")(a, b), whole)
     assert (by_number - whole).abs().min() > 0.1
+
+
+def test_the_logarithm_of_a_softmax_that_rounds_to_zero_has_no_gradient():
+    before, now = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 600.0]], requires_grad=True)
+    published = torch.nn.functional.kl_div(
+        (now / 5).softmax(dim=1).log(), (before / 5).softmax(dim=1), reduction="none"
+    ).sum()
+    assert published.isinf()
+    assert torch.autograd.grad(published, now)[0].isnan().any()
+    loss, target, index = TrajectoryLoss(1, 2, lag_epochs=1), torch.tensor([1]), torch.tensor([0])
+    loss(before, target, index=index)
+    value = loss(now, target, index=index)
+    assert value.isfinite()
+    assert torch.autograd.grad(value, now)[0].isfinite().all()
