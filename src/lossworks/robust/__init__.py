@@ -8,12 +8,14 @@ from lossworks.robust.doubly import DoublyRobustAT
 from lossworks.robust.noise_consistency import NoiseConsistency
 from lossworks.robust.self_supervised import RSSLoss, ramp_loss
 from lossworks.robust.srat import SRATLoss
+from lossworks.robust.trajectory import EMATrajectoryLoss
 
 __all__ = [
     "AdaWAC",
     "CertifiedCrossEntropy",
     "DenoisedSmoothingLoss",
     "DoublyRobustAT",
+    "EMATrajectoryLoss",
     "NoiseConsistency",
     "RSSLoss",
     "SRATLoss",

@@ -462,7 +462,7 @@ def why_not_exact(part: nn.Module, column: str) -> str | None:
     if isinstance(part, Calibrator):
         return "fitted once, after training, on all rows" if column in ("micro-batches", "chunks") else None
     if column == "chunks":
-        if isinstance(part, (Perturbation, Objective)):
+        if isinstance(part, Perturbation) or (isinstance(part, Objective) and part.perturb is not None):
             return "changes the input, before there are outputs to take in chunks"
         if isinstance(part, Penalty) or _is_layer(part):
             return "reads or changes the model, not the outputs"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossworks.roles import Loss, Part
 
@@ -12,10 +12,19 @@ CLASSES = 5
 ROWS = 12
 
 
+class _Answers(nn.Module):
+    """Logits of rows of any size in any dtype, of a model without weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Some of each class."""
+        return x.flatten(1).mean(dim=1, keepdim=True) * torch.linspace(-1, 1, CLASSES, dtype=x.dtype, device=x.device)
+
+
 def from_data(num_samples: int = ROWS, num_classes: int = CLASSES) -> dict[str, Any]:
-    """What a constructor may ask of the training data, for a small made-up data set."""
+    """What a constructor may ask of the training data, for a small made-up data set, and of the model's average."""
     counts = torch.arange(num_classes, 0, -1, dtype=torch.float64)
     return {
+        "average": _Answers(),
         "class_counts": counts * 4,
         "num_classes": num_classes,
         "num_groups": 3,
