@@ -11,19 +11,19 @@ from lossworks.testing import check_exactness
 from lossworks.testing.exactness import (
     COLUMNS,
     catalog_parts,
-    exactness_matrix,
-    exactness_page,
     said_of_splits,
     why_not_exact,
 )
+from lossworks.testing.inputs import Recipe
+from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix
+from lossworks.testing.page import catalog_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "exactness.md"
 SPLITS = ("2 processes", "3 processes", "micro-batches")
 
 
 def test_every_part_is_exact_and_the_page_says_so(two_ranks, three_ranks):
-    parts = catalog_parts()
-    page = exactness_page(exactness_matrix(parts, [two_ranks, three_ranks]), parts)
+    page = catalog_page([two_ranks, three_ranks])
     written = PAGE.read_text(encoding="utf-8")
     assert page == written, "draw it anew: python -m lossworks.testing --write docs/exactness.md"
 
@@ -34,6 +34,11 @@ def test_what_a_split_changes_or_must_see_whole_is_said_in_the_docstring():
         whole = getattr(settings[0], "couples_batch", False) or getattr(settings[0], "memories", False)
         if (changed or whole) and not isinstance(settings[0], Calibrator):
             assert said_of_splits(settings[0]), name
+
+
+def test_what_a_split_does_to_an_optimizer_is_said_in_the_docstring():
+    for name, recipes in catalog_optimizers().items():
+        assert said_of_splits(recipes[0]), name
 
 
 def test_every_loss_and_weighting_is_exact_over_processes_and_every_part_when_it_is_resumed():
@@ -149,3 +154,36 @@ def test_starts_and_ends_processes_of_its_own():
 def test_what_is_not_a_part_is_refused():
     with pytest.raises(TypeError, match="part must be a lossworks part, got CrossEntropyLoss"):
         check_exactness(torch.nn.CrossEntropyLoss(), [])
+
+
+class UncountedNoise(lw.optim.AnnealedGradientNoise):
+    """Doesn't save how many steps it has taken."""
+
+    own = ()
+
+
+class EachItsOwn(lw.optim.SAM):
+    """Steps further on each further rank."""
+
+    def step(self, closure=None):
+        group = torch.distributed
+        self.rho = 0.05 * (1 + (group.get_rank() if group.is_initialized() else 0))
+        return super().step(closure)
+
+
+def test_an_optimizer_that_forgets_a_number_at_a_stop_is_caught():
+    with pytest.raises(AssertionError, match=r"Uncounted \(float64\) after a stop: weights of step 2 is off"):
+        optimizer_matrix({"Uncounted": [Recipe(UncountedNoise, {})]}, [])
+
+
+def test_an_optimizer_that_is_another_on_each_rank_is_caught(two_ranks):
+    with pytest.raises(AssertionError, match=r"Own \(float64\) on rank 1 of 2: weights of step 0 is off"):
+        optimizer_matrix({"Own": [Recipe(EachItsOwn, {})]}, [two_ranks])
+
+
+def test_optimizers_that_step_from_gradients_are_exact_however_these_are_split(two_ranks):
+    recipes = catalog_optimizers()
+    assert set(recipes) == {"AnnealedGradientNoise", "GSAM", "IGNITE", "RSGS", "SAM"}
+    matrix = optimizer_matrix({name: recipes[name] for name in ("GSAM", "AnnealedGradientNoise")}, [two_ranks])
+    for cells in matrix.values():
+        assert [cells[column].exact for column in COLUMNS] == [True, True, True, False, False, True]

@@ -75,7 +75,9 @@ class AnnealedGradientNoise(Wrapper):
 
     papers = ("neelakantan2015noise",)
     helps = ("overfitting",)
+    settings = ({}, {"eta": 0.01, "clip": 1.0})
     own = ("steps",)
+    stochastic = True
 
     def __init__(
         self,

@@ -61,7 +61,9 @@ class IGNITE(Wrapper):
 
     papers = ("dao2024ignite",)
     helps = ("shift", "overfitting")
+    settings = ({}, {"mode": "fixed"})
     own = ("lam",)
+    asks_rows = True
 
     def __init__(
         self,

@@ -93,7 +93,9 @@ class RSGS(GSAM):
 
     papers = ("yu2025csfa",)
     helps = ("shift",)
+    settings = ({}, {"e0": math.inf})
     own = ("reliable",)
+    asks_rows = True
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Steps from the worst point near the parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -68,6 +68,7 @@ class SAM(Wrapper):
 
     papers: ClassVar[tuple[str, ...]] = ("foret2021sam", "kwon2021asam")
     helps: ClassVar[tuple[str, ...]] = ("overfitting", "noisy labels")
+    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({}, {"rho": 0.5, "adaptive": True})
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """An optimizer around any of torch's: its groups and state are the inner one's own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -22,8 +22,14 @@ class Wrapper(Optimizer):
 
     papers: ClassVar[tuple[str, ...]] = ()
     helps: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """One to four settings worth trying, as keyword arguments; the first is the default."""
     own: ClassVar[tuple[str, ...]] = ()
     """The attributes that are part of its state."""
+    asks_rows: ClassVar[bool] = False
+    """Whether it asks the model about rows itself, so that it must be given whole batches."""
+    stochastic: ClassVar[bool] = False
+    """Whether it draws random numbers."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):

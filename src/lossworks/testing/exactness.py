@@ -26,7 +26,7 @@ from lossworks.fused import linear_loss
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting, asked_once
-from lossworks.testing.inputs import CLASSES, ROWS, instances
+from lossworks.testing.inputs import CLASSES, ROWS, Recipe, instances
 from lossworks.testing.ranks import Ranks
 
 __all__ = ["COLUMNS", "Cell", "catalog_parts", "check_exactness", "exactness_matrix", "exactness_page", "why_not_exact"]
@@ -612,7 +612,7 @@ def _tolerance(dtype: torch.dtype, way: str) -> float:
     return 0.0 if way == "after a stop" else TOLERANCES[dtype]
 
 
-def exactness_page(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[nn.Module]]) -> str:
+def exactness_page(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[nn.Module | Recipe]]) -> str:
     """The matrix as a page of the site."""
     notes: dict[str, int] = {}
     tables: dict[str, list[str]] = {}
@@ -641,8 +641,9 @@ A training run gives the same numbers however its work is split. Every part of t
 declares, trains a small model for some steps in each of these ways, and value, gradients and buffers of every step are
 compared with those of one process that was given each batch whole: *exact* is a difference of at most 1e-9 in float64
 and 1e-5 in float32, and none at all for *resume*. The batches are the awkward kind: rows that come twice, rows that are
-ignored, sample weights, uneven and empty shares, ranks without a row of some class. A number refers to what must be
-known; alone, to why the part is by nature not exact there, or has no place there.
+ignored, sample weights, uneven and empty shares, ranks without a row of some class. Of an optimizer the weights after
+each step are compared in place of gradients and buffers. A number refers to what must be known; alone, to why the part
+is by nature not exact there, or has no place there.
 
 - **2 and 3 processes**: real ones, over gloo, each with its rows and `process_group=`, whole and in micro-batches.
 - **micro-batches**: gradient accumulation by `Objective.micro_batches`, and by `total=` where the rows stand alone.
@@ -655,7 +656,9 @@ they measure; `python -m lossworks.testing --write docs/exactness.md` draws it a
 """.strip()
 
 
-def _role(part: nn.Module) -> str:
+def _role(part: nn.Module | Recipe) -> str:
+    if isinstance(part, Recipe):
+        return "optimizer"
     roles = {
         Loss: "loss",
         BatchLoss: "loss",
@@ -672,11 +675,14 @@ def _role(part: nn.Module) -> str:
 SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")
 
 
-def said_of_splits(part: nn.Module) -> str:
+def said_of_splits(part: nn.Module | Recipe) -> str:
     """The sentences of a part's docstring about what a split does to it, if it is not exact by itself everywhere."""
-    if isinstance(part, Calibrator) or not (_stochastic(part) or _remembers(part) or _sees_the_whole(part)):
+    described = part.wrapper if isinstance(part, Recipe) else type(part)
+    if isinstance(part, nn.Module) and (
+        isinstance(part, Calibrator) or not (_stochastic(part) or _remembers(part) or _sees_the_whole(part))
+    ):
         return ""
-    purpose = (inspect.getdoc(type(part)) or "").split("Args:")[0]
+    purpose = (inspect.getdoc(described) or "").split("Args:")[0]
     text = " ".join(re.sub(r"\.\. math::\n(?: +.*\n|\n)+", "", purpose).split())
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z:`])", text)
     said = " ".join(sentence for sentence in sentences if SAYS_SO.search(sentence))

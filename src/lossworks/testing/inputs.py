@@ -1,11 +1,15 @@
 """Example inputs for a part, by what it says it takes, and instances of a part class that needs data."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lossworks.optim.wrapper import Wrapper
 from lossworks.roles import Loss, Part
 
 CLASSES = 5
@@ -45,6 +49,19 @@ def instances(part: Any) -> Iterator[Any]:
     """One instance a setting that the part declares."""
     for setting in part.settings:
         yield build(part, setting)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A wrapper of an optimizer in one of its settings."""
+
+    wrapper: type[Wrapper]
+    setting: Mapping[str, Any]
+
+    def build(self, optimizer: Optimizer, model: nn.Module) -> Wrapper:
+        """The wrapper around an optimizer of this model."""
+        given = {"model": model} if "model" in inspect.signature(self.wrapper.__init__).parameters else {}
+        return self.wrapper(optimizer, **given, **self.setting)
 
 
 def example(
