@@ -54,7 +54,7 @@ class _Model(nn.Module):
         self.flat = flat
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).div(2).to(dtype)
         self.layer = None if _is_parametrization(layer) else layer
         if layer is not None and self.layer is None:
             parametrize.register_parametrization(self.body[0], "weight", layer.to(dtype))
