@@ -30,6 +30,7 @@ from lossworks.roles import (
     Weighting,
     about_kept,
     asked_once,
+    evaluating,
     held_back,
     remember_over_ranks,
     weighted_reduction,
@@ -472,24 +473,17 @@ class Objective(nn.Module):
 @contextlib.contextmanager
 def _resting(*models: object) -> Iterator[None]:
     """Those that are modules in evaluation mode, and afterwards every module in the mode that it was in."""
-    modules = []
-    for model in models:
-        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    for model in modules:
+        for name, module in model.named_modules():
             if isinstance(module, BatchNorm) and module.running_mean is None:
                 raise ValueError(
                     f"model: {name or type(model).__name__} ({type(module).__name__}) keeps no running statistics, so "
                     "a row's risk depends on its batch and has no worst input of its own; give it "
                     "track_running_stats=True, or normalise each row by itself"
                 )
-            modules.append(module)
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
+    with evaluating(*modules):
         yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 class _Draws:

@@ -48,6 +48,7 @@ __all__ = [
     "about_kept",
     "asked_once",
     "cite",
+    "evaluating",
     "held_back",
     "remember_over_ranks",
     "weighted_reduction",
@@ -134,6 +135,19 @@ class Part(nn.Module):
                 value = f"tensor{tuple(value.shape)}"
             shown.append(f"{name}={value.tolist() if isinstance(value, Tensor) else value}")
         return ", ".join(shown)
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Everything in ``modules`` in evaluation mode, and afterwards each in the mode that it was in."""
+    modes = [(member, member.training) for module in modules for member in module.modules()]
+    try:
+        for member, _ in modes:
+            member.training = False
+        yield
+    finally:
+        for member, mode in modes:
+            member.training = mode
 
 
 Offers = list[tuple[Part, str, Tensor, Tensor]]

@@ -300,7 +300,10 @@ INTERNAL = (
     "lossworks.optim.wrapper.",
     *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "softmax")),
     *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball."),
-    *(f"lossworks.roles.{name}" for name in ("about_kept", "asked_once", "held_back", "remember_over_ranks")),
+    *(
+        f"lossworks.roles.{name}"
+        for name in ("about_kept", "asked_once", "evaluating", "held_back", "remember_over_ranks")
+    ),
 )
 """What other modules of ours alone call, and what all ranks of a process group must call together."""
 
