@@ -4,9 +4,11 @@ import fuzzing
 import pytest
 import torch
 from fuzzing import arguments, attempt, outcome, parameters
+from torch import nn
 
 from lossworks.losses import CrossEntropyLoss
 from lossworks.perturb import AdvStyle
+from lossworks.select import CoTeachingSelector
 
 FUNCTIONS = fuzzing.functions()
 HELPERS = ("lossworks.checks.", "lossworks.roles.")
@@ -35,6 +37,16 @@ def prepared(path):
     if path in ("lossworks.diagnose.influence.influence_matrix", "lossworks.diagnose.influence.self_influence"):
         rows = {"model": torch.nn.Linear(3, 2), "x": torch.rand(6, 3), "target": torch.arange(6) % 2}
         return rows if path.endswith("self_influence") else rows | {"x_test": rows["x"], "target_test": rows["target"]}
+    if path == "lossworks.select.co_teaching.co_teaching_step":
+        models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+        return {
+            "models": models,
+            "optimizers": [torch.optim.SGD(model.parameters(), lr=0.1) for model in models],
+            "loss": CrossEntropyLoss(),
+            "selector": CoTeachingSelector(),
+            "x": torch.rand(6, 3),
+            "target": torch.arange(6) % 2,
+        }
     return {}
 
 

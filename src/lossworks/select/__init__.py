@@ -1,6 +1,7 @@
 """Which rows: subsets of the data, and how sure one is of them."""
 
 from lossworks.select.alternating import AlternatingSelector
+from lossworks.select.co_teaching import CoTeachingSelector, co_teaching_step
 from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.pseudo_loss import pseudo_loss_weights
@@ -10,9 +11,11 @@ from lossworks.select.wad import WADWeights
 __all__ = [
     "AlternatingSelector",
     "LinearSeparationSelector",
+    "CoTeachingSelector",
     "SmallLossGMMSelector",
     "SmallLossWeights",
     "WADWeights",
     "dynamic_confidence_threshold",
     "pseudo_loss_weights",
+    "co_teaching_step",
 ]
