@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum", "none")
-Kind = Literal["classes", "binary", "real"]
+Kind = Literal["classes", "binary", "real", "pairs"]
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -253,13 +253,15 @@ def _of_floats(predict: AnyFunction) -> AnyFunction:
 class Loss(Part):
     """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
 
-    Three kinds of target, by the class attribute ``kind``:
+    Four kinds of target, by the class attribute ``kind``:
 
     - ``"classes"``: output ``(n, C)`` or ``(n, C, d1, ...)``, target int64 ``(n,)`` or ``(n, d1, ...)``, with
       ``ignore_index``; where ``soft_targets`` is true also class probabilities in the output's shape.
     - ``"binary"``: output and target of one shape; the target is 0 or 1 (float, int64 or bool), the output a score
       whose sign is the answer.
     - ``"real"``: output and target of one shape, both floating-point.
+    - ``"pairs"``: output and target of one shape, both scores of the model, with gradients in both; of the pair the
+      output is the one that should be higher. No table has such a target.
 
     Half-precision outputs are computed and returned in float32.
 
@@ -610,7 +612,7 @@ class Penalty(Part):
 
 
 def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
-    if kind == "real":
+    if kind != "binary":
         check_floating("target", target)
     check_real("target", target)
     flat = target.flatten().to(output.dtype)

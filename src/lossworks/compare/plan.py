@@ -297,12 +297,13 @@ def _own(name: str, given: Loss | Objective, dataset: Dataset) -> Candidate:
 def check_kind(argument: str, name: str, loss: type[Loss], task: Task) -> None:
     """Raise unless the loss is for this kind of target."""
     if not _kind_fits(loss, task):
-        takes = {"classes": "classes", "binary": "two classes", "real": "real values"}[loss.kind]
-        raise InputError(f"{argument}: {name!r} is for {takes}, but the target is {task}")
+        takes = {"classes": "classes", "binary": "two classes", "real": "real values", "pairs": "pairs of scores"}
+        raise InputError(f"{argument}: {name!r} is for {takes[loss.kind]}, but the target is {task}")
 
 
 def _kind_fits(loss: type[Loss], task: Task) -> bool:
-    return {"classes": task != "real", "binary": task == "binary", "real": task == "real"}[loss.kind]
+    fitting = {"classes": task != "real", "binary": task == "binary", "real": task == "real", "pairs": False}
+    return fitting[loss.kind]
 
 
 def _fits(name: str, task: Task) -> bool:

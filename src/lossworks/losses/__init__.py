@@ -11,6 +11,7 @@ from lossworks.losses.asymmetric import AsymmetricLoss, MultiLabelAsymmetricLoss
 from lossworks.losses.bi_tempered import BiTemperedLoss
 from lossworks.losses.binary import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss
 from lossworks.losses.boundary import BoundaryAwarePseudoLabelLoss, ConfidenceWeightedCE, sobel_boundary_mask
+from lossworks.losses.bpr import BPRLoss
 from lossworks.losses.brier import BrierLoss
 from lossworks.losses.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
 from lossworks.losses.cross_entropy import CrossEntropyLoss
@@ -49,6 +50,7 @@ __all__ = [
     "AsymmetricGeneralizedCrossEntropyLoss",
     "AsymmetricLoss",
     "AsymmetricUnhingedLoss",
+    "BPRLoss",
     "BalancedSoftmaxLoss",
     "BiTemperedLoss",
     "BoundaryAwarePseudoLabelLoss",

@@ -10,12 +10,12 @@ from lossworks.select.wad import WADWeights
 
 __all__ = [
     "AlternatingSelector",
-    "LinearSeparationSelector",
     "CoTeachingSelector",
+    "LinearSeparationSelector",
     "SmallLossGMMSelector",
     "SmallLossWeights",
     "WADWeights",
+    "co_teaching_step",
     "dynamic_confidence_threshold",
     "pseudo_loss_weights",
-    "co_teaching_step",
 ]
