@@ -4,6 +4,7 @@ from lossworks.select.alternating import AlternatingSelector
 from lossworks.select.co_teaching import CoTeachingSelector, co_teaching_step
 from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
+from lossworks.select.personal_loss import PersonalLossResampler, personal_loss_weights
 from lossworks.select.pseudo_loss import pseudo_loss_weights
 from lossworks.select.small_loss import SmallLossGMMSelector, SmallLossWeights
 from lossworks.select.wad import WADWeights
@@ -12,10 +13,12 @@ __all__ = [
     "AlternatingSelector",
     "CoTeachingSelector",
     "LinearSeparationSelector",
+    "PersonalLossResampler",
     "SmallLossGMMSelector",
     "SmallLossWeights",
     "WADWeights",
     "co_teaching_step",
     "dynamic_confidence_threshold",
+    "personal_loss_weights",
     "pseudo_loss_weights",
 ]

@@ -1,0 +1,190 @@
+"""Which of the items that a user took are believed: those that cost little, beside the same user's others."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossworks.checks import check_floating, check_generator, check_int, check_positive, check_tensor, readable
+from lossworks.roles import cite
+
+__all__ = ["PersonalLossResampler", "personal_loss_weights"]
+
+
+@cite("zhang2025pld", helps=("noisy labels",))
+def personal_loss_weights(losses: Float[Tensor, "n k"], temperature: float | Tensor = 0.1) -> Float[Tensor, "n k"]:
+    r"""Weights of a user's items that fall with their losses, and sum to 1 for each user.
+
+    .. math:: w_{ui} = \frac{e^{-\ell_{ui} / T}}{\sum_{j} e^{-\ell_{uj} / T}}
+
+    Users differ in how large their losses are, so a loss is only compared with those of the same user: a constant on
+    all of them changes nothing. :class:`PersonalLossResampler` draws by these; ``(w * losses).sum(dim=1)`` is its
+    expectation.
+
+    Args:
+        losses: ``(n, k)``, of k items that each user took.
+        temperature: T, in loss units, > 0: large for equal weights, small for the smallest loss alone.
+
+    Returns:
+        ``(n, k)``, at least float32, without a gradient.
+
+    Raises:
+        ValueError: ``temperature <= 0``, losses of another shape or not finite.
+
+    Papers: zhang2025pld
+
+    >>> personal_loss_weights(torch.tensor([[1.0, 1.0], [5.0, 9.0]]), temperature=1.0)
+    tensor([[0.5000, 0.5000],
+            [0.9820, 0.0180]])
+    """
+    check_floating("losses", losses)
+    check_positive("temperature", temperature)
+    if losses.ndim != 2 or not losses.shape[1]:
+        raise ValueError(f"losses must have shape (n, k) with k >= 1, got {tuple(losses.shape)}")
+    if readable(losses) and not bool(losses.isfinite().all()):
+        row = int((~losses.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"losses must be finite, got NaN or Inf in row {row}")
+    own = losses.to(torch.promote_types(losses.dtype, torch.float32))
+    above = own - own.amin(dim=1, keepdim=True)
+    return (-torch.where(above > 0, above / temperature, 0)).softmax(dim=1).detach()
+
+
+class PersonalLossResampler:
+    r"""Draws one of several items that a user took, the likelier the less it costs among that user's own.
+
+    .. math::
+        P_u(i) = \frac{e^{-\ell_{ui} / T}}{\sum_{j \in K_u} e^{-\ell_{uj} / T}}, \qquad
+        i \in K_u, \quad \lvert K_u \rvert = k
+
+    with :math:`K_u` a pool of the items that u took.
+
+    All items of a pool are held against one item that the user did not take. A click by mistake costs more than the
+    user's other items do, so it is seldom drawn. Whether a loss is large is asked within a user, never across them, as
+    some users are hard altogether.
+
+    The draws are made for the users that it is given, so a batch that is split draws others. Each step costs k more
+    scores without a gradient.
+
+    Args:
+        pool_size: k, >= 1; with 1 nothing is chosen.
+        temperature: T, in loss units, > 0. Search for it: a small one learns what is known.
+        start_epoch: The first epoch, counted from 0, in which losses are believed; before it all items are as likely.
+        generator: Where pools and items are drawn from; torch's own generator by default.
+
+    Raises:
+        ValueError: ``pool_size < 1``, ``temperature <= 0``, ``start_epoch < 0``, items or losses of another shape, a
+            user without items.
+        TypeError: users or items that aren't int64.
+
+    Use it for recommendation from clicks and the like, with :class:`lossworks.losses.BPRLoss`, where some were
+    mistakes. Not where a user's rare tastes matter: they are learned late, and so taken for mistakes.
+
+    Papers: zhang2025pld
+
+    >>> resampler = PersonalLossResampler(pool_size=2, temperature=0.01, start_epoch=0)
+    >>> users, pool = torch.tensor([0, 1]), torch.tensor([[3, 4], [5, 6]])
+    >>> resampler(lambda users, items, others: (items % 2).float(), users, pool, torch.tensor([7, 7]), epoch=0)
+    tensor([4, 6])
+    """
+
+    papers = ("zhang2025pld",)
+    helps = ("noisy labels",)
+
+    def __init__(
+        self,
+        pool_size: int = 5,
+        temperature: float | Tensor = 0.1,
+        start_epoch: int = 5,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.pool_size = check_int("pool_size", pool_size, low=1)
+        self.temperature = check_positive("temperature", temperature)
+        self.start_epoch = check_int("start_epoch", start_epoch, low=0)
+        self.generator = check_generator("generator", generator)
+
+    @torch.no_grad()
+    def draw_pool(
+        self, users: Int[Tensor, " n"], items: Int[Tensor, " m"], starts: Int[Tensor, " users"]
+    ) -> Int[Tensor, "n k"]:
+        """A pool of each user's items, all different where the user took k or more.
+
+        Args:
+            users: ``(n,)``, who is asked for.
+            items: ``(m,)``, what was taken, user by user.
+            starts: ``(U + 1,)``, where each user's items start in ``items``, and at the end m.
+        """
+        for name, column in (("users", users), ("items", items), ("starts", starts)):
+            _check_numbers(name, column)
+        if readable(starts) and (
+            len(starts) < 2 or bool((starts.diff() < 0).any()) or int(starts[0]) or int(starts[-1]) != len(items)
+        ):
+            raise ValueError(f"starts must rise from 0 to {len(items)}, the number of items, for one user or more")
+        if readable(users) and users.numel() and not 0 <= int(users.min()) <= int(users.max()) < len(starts) - 1:
+            raise ValueError(f"users must be in [0, {len(starts) - 1}), got {int(users.min())}..{int(users.max())}")
+        first, counts = starts[users], starts.diff()[users]
+        if not users.numel():
+            return users.new_empty(0, self.pool_size)
+        if int(counts.min()) < 1:
+            raise ValueError(f"users must have items, user {int(users[counts.argmin()])} has none")
+        widest = max(int(counts.max()), self.pool_size)
+        keys = torch.rand(len(users), widest, generator=self.generator, device=users.device)
+        # Each of k places by itself where the user has fewer than k items, else the k items with the largest keys.
+        alone = (keys[:, : self.pool_size] * counts[:, None]).long().clamp(max=counts[:, None] - 1)
+        missing = torch.arange(widest, device=users.device) >= counts[:, None]
+        apart = keys.masked_fill(missing, -1).topk(self.pool_size, dim=1).indices
+        places = torch.where(counts[:, None] < self.pool_size, alone, apart)
+        return items[first[:, None] + places]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        loss: Callable[[Tensor, Tensor, Tensor], Float[Tensor, " nk"]],
+        users: Int[Tensor, " n"],
+        pool_items: Int[Tensor, "n k"],
+        neg_items: Int[Tensor, " n"],
+        epoch: int,
+    ) -> Int[Tensor, " n"]:
+        """The item of each user to learn from.
+
+        Args:
+            loss: From users, items that were taken and items that were not, ``(n k,)`` each, to a loss for each.
+            users: ``(n,)``, the users.
+            pool_items: ``(n, k)``, items that each of them took, see :meth:`draw_pool`.
+            neg_items: ``(n,)``, an item that each of them did not take.
+            epoch: The epoch, counted from 0.
+        """
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of users and items, got {type(loss).__name__}")
+        _check_numbers("users", users)
+        _check_numbers("neg_items", neg_items)
+        _check_numbers("pool_items", pool_items, ndim=2)
+        check_int("epoch", epoch, low=0)
+        if pool_items.shape != (len(users), self.pool_size):
+            wanted = (len(users), self.pool_size)
+            raise ValueError(f"pool_items must have shape {wanted}, got {tuple(pool_items.shape)}")
+        if neg_items.shape != users.shape:
+            raise ValueError(f"neg_items must have shape {tuple(users.shape)}, got {tuple(neg_items.shape)}")
+        if epoch < self.start_epoch:
+            chances = torch.ones(pool_items.shape, device=users.device)
+        else:
+            repeated, others = (column.repeat_interleave(self.pool_size) for column in (users, neg_items))
+            losses = loss(repeated, pool_items.flatten(), others)
+            check_floating("loss", losses)
+            if losses.shape != repeated.shape:
+                raise ValueError(f"loss must give {len(repeated)} losses, it gave {tuple(losses.shape)}")
+            chances = personal_loss_weights(losses.reshape(pool_items.shape), self.temperature)
+        if not len(users):
+            return users.clone()
+        drawn = torch.multinomial(chances, 1, generator=self.generator)
+        return pool_items.gather(1, drawn)[:, 0]
+
+
+def _check_numbers(name: str, column: Tensor, ndim: int = 1) -> None:
+    """Raise unless ``column`` holds int64 numbers in so many dimensions."""
+    check_tensor(name, column)
+    if column.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {column.dtype}")
+    if column.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension{'s' if ndim > 1 else ''}, got {tuple(column.shape)}")
