@@ -137,6 +137,14 @@ def test_the_best_prefix_is_the_shortest_of_equals_and_pays_for_its_features():
     assert best_prefix_length(torch.tensor([0.9, 0.2])) == 1
 
 
+def test_a_best_prefix_of_one_feature_stays_one_where_published_code_takes_all():
+    accuracies = torch.tensor([0.9, 0.4, 0.5])
+    place = int((accuracies - 1e-5 * torch.arange(3)).argmax())
+    published = (2 if place == 0 else place) + 1
+    assert published == 3
+    assert best_prefix_length(accuracies) == 1
+
+
 def test_a_network_learns_with_it_to_put_what_matters_first(generator):
     """Squares of a linear code: the order of the code's parts is that of the data's variances."""
     x = torch.randn(400, 4, generator=generator) * torch.tensor([0.3, 1.0, 0.1, 3.0])

@@ -50,6 +50,14 @@ def test_without_a_warm_up_the_rate_is_full_at_once():
     assert [CoTeachingSelector(0.3, warmup_epochs=2).rate(t) for t in range(4)] == pytest.approx([0, 0.15, 0.3, 0.3])
 
 
+def test_the_rate_is_full_after_t_steps_where_published_code_takes_one_fewer():
+    selector, published = CoTeachingSelector(0.2, warmup_epochs=5), np.full(8, 0.2)
+    published[:5] = np.linspace(0, 0.2, 5)
+    ours = [selector.rate(epoch) for epoch in range(8)]
+    assert (published.argmax(), np.argmax(ours)) == (4, 5)
+    assert ours == pytest.approx([0.2 * min(epoch / 5, 1) for epoch in range(8)])
+
+
 @pytest.mark.parametrize(("rate", "rows"), [(0.9, 10), (0.7, 10), (0.4, 5), (0.2, 1000), (0.99, 1)])
 def test_the_number_kept_does_not_suffer_from_rounding_and_is_never_0(rate, rows):
     losses = torch.arange(rows) + 0.5
