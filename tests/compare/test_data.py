@@ -406,3 +406,23 @@ def test_what_columns_can_not_be_is_said(frame):
     assert "column 'l' holds List(Int64)" in error(table(l=[[1]] * 20), target="y")
     assert "got int" in error(3, target="y")
     assert "'b' has 1 rows" in error({"a": [1, 2], "b": [1]}, target="b")
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def of_a_huge_message(data: bytes) -> bytes:
+    return b"\xff\xff\xff\xff\xff\xff\xff\x7f" + data[8:]
+
+
+@pytest.mark.parametrize(
+    ("write", "damage"), [("write_ipc", cut), ("write_ipc_stream", cut), ("write_ipc_stream", of_a_huge_message)]
+)
+def test_damaged_arrow_files_are_refused_and_whole_ones_read(tmp_path, frame, write, damage):
+    path = tmp_path / "d.arrow"
+    getattr(frame, write)(path)
+    assert read(path, target="churn").features.equals(read(frame, target="churn").features)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="is not an Arrow file"):
+        read(path, target="churn")

@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 def fuzz(request):
     """Drive one entry point: ``fuzz(strategy, check)``, where ``check(input)`` says what became of it.
 
-    ``total`` is of one that refuses nothing.
+    ``alike`` is of one that refuses nothing, or accepts hardly anything.
     """
     count = request.config.getoption("--fuzz-examples", BRIEFLY)
     added = request.config.getoption("--fuzz-seed", 0)
@@ -33,7 +33,7 @@ def fuzz(request):
     name = request.node.nodeid.rpartition("::")[2].removeprefix("test_")
     seed = (zlib.crc32(name.encode()) + added) % 2**32
 
-    def drive(strategy, check, *, total=False):
+    def drive(strategy, check, *, alike=False):
         seen = Counter()
 
         @hypothesis.seed(seed)
@@ -55,7 +55,7 @@ def fuzz(request):
             line = {"entry": name, "seed": seed, "inputs": seen.total()} | dict(sorted(seen.items()))
             with Path(record).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if count >= 1000 and not total:
+        if count >= 1000 and not alike:
             assert len(seen) > 1 or seen.total() < count, f"every input was {next(iter(seen))}: nothing is being tried"
 
     return drive

@@ -67,4 +67,4 @@ def test_function(path, fuzz):
     def check(given):
         return outcome(attempt(lambda: function(**given), names, *also))
 
-    fuzz(strategy, check, total=path in TOTAL)
+    fuzz(strategy, check, alike=path in TOTAL)

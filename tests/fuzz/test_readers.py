@@ -155,7 +155,7 @@ def test_bytes(suffix, fuzz, use_file):
         [b"", b"PAR1", b"ARROW1\0\0", b"PK\x03\x04", b"\x93NUMPY", b"a,y\n", b"\xef\xbb\xbf", b"\xff\xfe"]
     )
     strategy = st.tuples(starts, st.binary(max_size=200), st.sampled_from([b"", b"PAR1", b"ARROW1"]), options)
-    fuzz(strategy, lambda given: use_file(suffix, b"".join(given[:3]), given[3]))
+    fuzz(strategy, lambda given: use_file(suffix, b"".join(given[:3]), given[3]), alike=True)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".arrow", ".npz"])
@@ -187,7 +187,7 @@ def texts(draw):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_text_table(suffix, fuzz, use_file):
-    fuzz(st.tuples(texts(), options), lambda given: use_file(suffix, given[0], given[1]))
+    fuzz(st.tuples(texts(), options), lambda given: use_file(suffix, given[0], given[1]), alike=True)
 
 
 objects = st.one_of(

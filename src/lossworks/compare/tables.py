@@ -39,6 +39,8 @@ DAMAGED = (
 """What reading a damaged NPZ file may raise."""
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What polars raises: a damaged file can make it panic, which is no ``Exception``."""
+ARROW = (ValueError, TypeError, KeyError, IndexError, NotImplementedError, MemoryError, OSError)
+"""What pyarrow's errors are derived from."""
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "?"]
 
 
@@ -107,7 +109,7 @@ def _read(path: Path, exact: str | None, arrays: Sequence[str]) -> tuple[pl.Data
         table = _narrow(lazy, exact)
     except PermissionError:
         raise InputError(f"{path} cannot be opened: you have no permission to read it") from None
-    except (*POLARS, OSError) as error:
+    except (*POLARS, *ARROW) as error:
         what = "a Parquet" if suffix in (".parquet", ".pq") else "an Arrow"
         raise InputError(
             f"{path} is not {what} file: {_first_line(error)}; save it again or correct its suffix"
@@ -307,10 +309,17 @@ def _check_ragged(path: Path, separator: str, width: int) -> None:
 
 
 def _arrow(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_ipc(path)
-    except (*POLARS, OSError):
-        return pl.read_ipc_stream(path)
+    """By pyarrow, and checked: of some damaged files polars ends the whole process."""
+    import pyarrow as pa  # slow to import
+
+    with pa.OSFile(str(path)) as file:
+        try:
+            table = pa.ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:
+            file.seek(0)
+            table = pa.ipc.open_stream(file).read_all()
+    table.validate(full=True)
+    return pl.DataFrame(pl.from_arrow(table))
 
 
 def _npz(path: Path, names: Sequence[str]) -> Arrays:
