@@ -232,7 +232,7 @@ def test_the_mixture_saves_its_share_and_trains_what_is_not_frozen():
         (lambda: MixedClassifier(nn.Identity(), None), "robust"),
         (lambda: MixedClassifier(nn.Identity(), nn.Identity(), 1.1), "alpha"),
         (lambda: MixedClassifier(nn.Identity(), nn.Identity(), rob_scale=0.0), "rob_scale"),
-        (lambda: MixedClassifier(nn.Identity(), nn.Linear(3, 2))(torch.ones(4, 3)), "logits_rob"),
+        (lambda: MixedClassifier(nn.Identity(), nn.Linear(3, 2))(torch.ones(4, 3)), "robust.s logits must have"),
         (lambda: mix_probabilities(torch.ones(3), torch.ones(3)), "logits_std"),
         (lambda: mix_probabilities(torch.ones(3, 2), torch.ones(3, 2), torch.ones(2)), "alpha"),
         (lambda: mix_probabilities(torch.ones(3, 2), torch.ones(3, 2), torch.full((3,), 2.0)), "alpha"),
@@ -247,3 +247,9 @@ def test_the_mixture_saves_its_share_and_trains_what_is_not_frozen():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_a_model_that_gives_no_logits_is_named():
+    flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"robust must give logits .* it gave \(4,\)"):
+        MixedClassifier(nn.Linear(3, 2), flat)(torch.ones(4, 3))

@@ -63,7 +63,7 @@ def call_of(part, seed):
         losses_ = torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         return part, {"losses": losses_, "index": rows, "group": rows % 3, "target": rows % CLASSES}
     if isinstance(part, Perturbation):
-        return part, {"risk": lambda x: x.flatten(1).sum(1), "x": torch.rand(ROWS, 3)}
+        return part, {"risk": lambda x: x[:, None].flatten(1).sum(1), "x": torch.rand(ROWS, 3)}
     if isinstance(part, Penalty):
         return part, {"model": nn.Linear(3, 2)}
     if isinstance(part, Calibrator):

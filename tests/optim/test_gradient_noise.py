@@ -87,3 +87,7 @@ def test_bad_arguments_are_named(options, message):
         AnnealedGradientNoise(torch.optim.SGD([nn.Parameter(torch.ones(1))]), **options)
     with pytest.raises(ValueError, match="step"):
         gradient_noise_std(-1)
+
+
+def test_a_noise_that_fades_at_once_is_zero():
+    assert gradient_noise_std(5, 1.0, 5000.0) == 0.0

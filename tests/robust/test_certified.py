@@ -118,3 +118,8 @@ def test_what_cannot_be_certified_is_named(rows):
     x, y = rows
     with pytest.raises(TypeError, match="Tanh"):
         CertifiedCrossEntropy(0.1)(nn.Sequential(nn.Linear(5, 4), nn.Tanh()).double(), x, y)
+
+
+def test_a_target_that_is_no_tensor_is_named(model, rows):
+    with pytest.raises(TypeError, match="target"):
+        CertifiedCrossEntropy(0.1)(model, rows[0], rows[1].numpy())

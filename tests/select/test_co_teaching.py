@@ -164,3 +164,13 @@ def test_says_what_is_wrong(batch, models):
     ):
         with pytest.raises(error, match=message):
             co_teaching_step(*spoiled(place, value))
+
+
+def test_what_the_models_cannot_take_is_named():
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    arguments = (models, optimizers, CrossEntropyLoss(), CoTeachingSelector())
+    with pytest.raises(ValueError, match="x must be what models take"):
+        co_teaching_step(*arguments, torch.ones(3, 5), torch.tensor([0, 1, 0]), 0)
+    with pytest.raises(ValueError, match=r"models must give what loss takes .*NaN"):
+        co_teaching_step(*arguments, torch.full((3, 2), torch.nan), torch.tensor([0, 1, 0]), 0)

@@ -261,7 +261,17 @@ class MixedClassifier(Part):
     def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n classes *rest"]:
         """The mixture's log-probabilities."""
         check_floating("x", x)
-        return mix_probabilities(self.standard(x), self.robust(x), self.alpha, self.std_scale, self.rob_scale)
+        standard, robust = (self._logits(name, x) for name in ("standard", "robust"))
+        check_same_shape(standard, robust, names=("standard's logits", "robust's logits"))
+        return mix_probabilities(standard, robust, self.alpha, self.std_scale, self.rob_scale)
+
+    def _logits(self, name: str, x: Tensor) -> Float[Tensor, "n classes *rest"]:
+        logits = getattr(self, name)(x)
+        check_floating(f"{name}'s logits", logits)
+        if logits.ndim < 2:
+            raise ValueError(f"{name} must give logits (n, C) or (n, C, d1, ...), it gave {tuple(logits.shape)}")
+        assert isinstance(logits, Tensor)
+        return logits
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:

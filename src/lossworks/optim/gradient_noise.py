@@ -1,5 +1,6 @@
 """Noise on the gradient that fades as training goes on."""
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def gradient_noise_std(step: int, eta: float = 0.3, gamma: float = 0.55) -> floa
     check_int("step", step, low=0)
     check_positive("eta", eta, allow_zero=True)
     check_positive("gamma", gamma, allow_zero=True)
-    return float((eta / float(1 + step) ** gamma) ** 0.5)
+    return float(eta) ** 0.5 * math.exp(-0.5 * float(gamma) * math.log1p(step))
 
 
 class AnnealedGradientNoise(Wrapper):

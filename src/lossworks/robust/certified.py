@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lossworks.certify.cross_entropy import SmoothedEpsilonSchedule, worst_logits
-from lossworks.checks import check_between, check_choice, check_positive
+from lossworks.checks import check_between, check_choice, check_positive, check_tensor
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
 
@@ -92,5 +92,6 @@ class CertifiedCrossEntropy(Objective):
 
     def _outputs(self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor) -> tuple[Tensor, None]:
         kappa = self.kappa if self.kappa_start or self.kappa_end else 0.0
+        check_tensor("target", target)
         target = self._classes(target)
         return worst_logits(model, x, target, self.radius, kappa=kappa, statistics=self.statistics), None

@@ -140,7 +140,7 @@ def co_teaching_step(
     losses = []
     for model in models:
         with torch.no_grad(), evaluating(model), evaluating(loss):
-            own, kept = loss.rows(model(x), target)
+            own, kept = _losses(model, loss, x, target)
         if own.ndim != 1:
             raise ValueError(f"target must give one loss a row, it gives losses of shape {tuple(own.shape)}")
         losses.append(own)
@@ -154,6 +154,19 @@ def co_teaching_step(
         optimizer.step()
         values.append(value.detach())
     return values[0], values[1]
+
+
+def _losses(model: nn.Module, loss: Loss, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The loss of each row, if model and loss take them."""
+    try:
+        output = model(x)
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"x must be what models take, which fails ({reason})") from error
+    try:
+        return loss.rows(output, target)
+    except ValueError as error:
+        raise ValueError(f"target and models must give what loss takes ({error})") from error
 
 
 def _check_pair(name: str, pair: Sequence[object], wanted: type) -> None:
