@@ -37,8 +37,10 @@ def test_the_worst_group_of_a_metric():
     assert metric == worst_group(METRICS["accuracy"]) == worst_group(metric)
     assert metric.of_groups
     probabilities, target = np.array([0.9, 0.2, 0.7, 0.6, 0.1]), np.array([1, 0, 0, 1, 0])
-    assert metric.worst(np.stack([1 - probabilities, probabilities], 1), target, np.array([4, 4, 7, 7, 4])) == 0.5
+    each = metric.by_group(np.stack([1 - probabilities, probabilities], 1), target, np.array([4, 4, 7, 7, 4]))
+    assert metric.worst_of(each.values()) == min(each[4], each[7]) == 0.5
     errors = find_metric("worst_group_mae", "real")
-    assert errors.worst(np.array([1.0, 2.0, 5.0]), np.zeros(3), np.array([0, 0, 1])) == 5.0
+    each = errors.by_group(np.array([1.0, 2.0, 5.0]), np.zeros(3), np.array([0, 0, 1]))
+    assert errors.worst_of(each.values()) == each[1] == 5.0
     with pytest.raises(ValueError, match=r"metric must be one of .*, got 'acuracy'"):
         find_metric("worst_group_acuracy", "binary")

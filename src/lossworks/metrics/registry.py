@@ -58,10 +58,6 @@ class Metric:
             int(g): float(self.function(prediction[group == g], target[group == g])) for g in np.unique(group).tolist()
         }
 
-    def worst(self, prediction: Any, target: Any, group: Any) -> float:
-        """The worst over the groups that have rows."""
-        return self.worst_of(self.by_group(prediction, target, group).values())
-
     def worst_of(self, values: Iterable[float]) -> float:
         """The worst of these values."""
         return (min if self.higher_is_better else max)(values)
