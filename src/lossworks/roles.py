@@ -560,6 +560,8 @@ def about_kept(
     """
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(losses):
         return ask(losses, columns)
+    if bool(kept.all()):
+        return ask(losses, columns).to(losses.dtype)
     rows = kept.nonzero().flatten()
     found = ask(losses[rows], {name: column[rows] for name, column in columns.items()})
     return torch.zeros_like(losses).index_copy(0, rows, found.to(losses.dtype))

@@ -55,19 +55,20 @@ class ChiSquareDRO(WorstCase):
         self.radius = check_positive("radius", radius, allow_zero=True)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        second = 1 + 2 * number_like(losses, self.radius)  # the mean of w's squares
-        n, top = len(losses), losses.max()
-        below = descending(losses).sub_(top)
+        second = 1.0 + 2.0 * number_like(losses, self.radius)  # the mean of w's squares
+        ordered, losses = descending(losses), losses.double()
+        n, top = float(len(losses)), ordered[0]  # a float, as the product with an int copies that as a tensor first
+        below = ordered - top
         sums, squares = below.cumsum(0), (below * below).cumsum(0)
         # At eta = the j-th largest loss the rows above it are active: sum (l - eta) and sum (l - eta)^2 over them.
-        first = torch.addcmul(sums, rank(n, losses), below, value=-1)
+        first = torch.addcmul(sums, rank(len(losses), losses), below, value=-1)
         spread = torch.addcmul(squares, below, sums + first, value=-1)
         active = (spread >= (second / n) * first * first).sum()
-        chosen = (active - 1)[None]
-        mean = sums.gather(0, chosen).squeeze(0) / active
-        variance = (squares.gather(0, chosen).squeeze(0) / active - mean.square()).relu()
-        slope = ((second * active / n - 1).relu() / variance.clamp(min=_LEAST)).sqrt()
-        slope = torch.where(variance > 0, slope, 1 / _LEAST)  # rows of one loss alone are active, and nothing below it
-        weights = (losses - (top + mean)).mul_(slope).add_(1).relu_()
+        last, active = (active - 1)[None], active.double()
+        mean = sums.gather(0, last)[0] / active
+        variance = (squares.gather(0, last)[0] / active - mean * mean).relu()
+        slope = ((second / n * active - 1.0).relu() / variance.clamp(min=_LEAST)).sqrt()
+        slope = torch.where(variance > 0.0, slope, 1.0 / _LEAST)  # rows of one loss are active, and nothing below it
+        weights = (losses - (top + mean)).mul_(slope).add_(1.0).relu_()
         weights = weights.div_(weights.mean())
-        return Solution(weights @ losses / n, weights, top + mean - 1 / slope)
+        return Solution(weights @ losses / n, weights, top + mean - slope.reciprocal())

@@ -64,9 +64,10 @@ class CVaR(WorstCase):
 
 
 def _plain(losses: Float[Tensor, " n"], alpha: Tensor) -> Solution:
+    ordered, losses = descending(losses), losses.double()
     rows = alpha * len(losses)
     edge = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
-    value_at_risk = descending(losses).gather(0, edge[None]).squeeze(0)
+    value_at_risk = ordered.gather(0, edge[None]).squeeze(0)
     above, tied = losses > value_at_risk, losses == value_at_risk
     share = (rows - above.sum()) / tied.sum()  # alpha n < 1 leaves all to the largest
     weights = (above + tied * share) / alpha
@@ -76,7 +77,7 @@ def _plain(losses: Float[Tensor, " n"], alpha: Tensor) -> Solution:
 
 def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Solution:
     """The k largest are at the cap and the rest is a softmax: the smallest k of which this holds."""
-    ordered = descending(losses)
+    ordered, losses = descending(losses), losses.double()
     capped = rank(len(losses), losses) - 1
     rest = (ordered / tau).flip(0).logcumsumexp(0).flip(0)
     free = len(losses) - capped / alpha

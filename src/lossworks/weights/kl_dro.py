@@ -66,6 +66,7 @@ class KLDRO(WorstCase):
         self.temperature = None if price is None else check_positive("temperature", price)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
+        losses = losses.double()
         top = losses.max()
         below = losses - top
         if self.temperature is not None:

@@ -1,5 +1,6 @@
 """The shared form of weights that look for the worst distribution over the rows."""
 
+import math
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class Solution(NamedTuple):
 
 
 class WorstCase(Weighting):
-    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, in float64.
+    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, which computes in float64.
 
     They couple the batch: see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
     """
@@ -39,8 +40,7 @@ class WorstCase(Weighting):
     def solve(self, losses: Float[Tensor, " n"]) -> Solution:
         """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
         check_losses(losses, empty=False)
-        found = self._solve(losses.detach().double())
-        return Solution(*(part.to(losses.dtype) for part in found))
+        return Solution(*(part.to(losses.dtype) for part in self._solve(losses.detach())))
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
         raise NotImplementedError(f"{type(self).__name__} must define _solve(losses) -> Solution")
@@ -55,7 +55,7 @@ class WorstCase(Weighting):
     ) -> Float[Tensor, " n"]:
         """The worst weights of these rows."""
         check_losses(losses)
-        return self.solve(losses).weights if len(losses) else losses.detach().clone()
+        return self._solve(losses.detach()).weights.to(losses.dtype) if len(losses) else losses.detach().clone()
 
 
 def check_losses(losses: Tensor, *, empty: bool = True) -> None:
@@ -63,7 +63,7 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
     check_floating("losses", losses)
     if losses.ndim != 1 or not (empty or len(losses)):
         raise ValueError(f"losses must have shape (n,){'' if empty else ' with n >= 1'}, got {tuple(losses.shape)}")
-    if readable(losses) and not bool(losses.detach().sum().isfinite()):  # one number tells for all
+    if readable(losses) and not math.isfinite(float(losses.detach().sum())):  # one number tells for all
         rows = (~losses.detach().isfinite()).nonzero().flatten()
         if len(rows):
             named = ", ".join(str(int(row)) for row in rows[:3])
@@ -72,17 +72,18 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
 
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From the largest to the smallest."""
+    """From the largest to the smallest, in float64."""
     if readable(losses):  # numpy's sort leaves out the order that nobody asked for: some fifty times faster
-        return torch.from_numpy(np.sort(losses.numpy(force=True))).to(losses.device).flip(0)
-    return losses.sort(descending=True).values
+        numbers = (losses if losses.dtype == torch.float32 else losses.double()).numpy(force=True)
+        return torch.from_numpy(np.sort(numbers)[::-1].astype(np.float64)).to(losses.device)
+    return losses.double().sort(descending=True).values
 
 
 def rank(number: int, like: Tensor) -> Float[Tensor, " n"]:
-    """1, 2, ..., n in this tensor's dtype and device."""
-    return torch.arange(1, number + 1, dtype=like.dtype, device=like.device)
+    """1, 2, ..., n in float64 on this tensor's device."""
+    return torch.arange(1, number + 1, dtype=torch.float64, device=like.device)
 
 
 def number_like(losses: Tensor, number: float | Tensor) -> Float[Tensor, ""]:
-    """The hyperparameter in the losses' dtype and on their device."""
-    return torch.as_tensor(number, dtype=losses.dtype, device=losses.device)
+    """The hyperparameter in float64 on the losses' device."""
+    return torch.as_tensor(number, dtype=torch.float64, device=losses.device)
