@@ -30,6 +30,7 @@ __all__ = [
     "check_ignore_index",
     "check_int",
     "check_positive",
+    "check_probabilities",
     "check_real",
     "check_rows",
     "check_same_shape",
@@ -143,11 +144,12 @@ def check_finite(name: str, value: Number) -> Number:
 
 
 def check_int(name: str, value: int, *, low: int, high: int | None = None) -> int:
-    """The structural hyperparameter as it came, if it is an ``int`` in ``[low, high]``."""
+    """The structural hyperparameter as it came, if it is an ``int`` in ``[low, high]``, at most one of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low or (high is not None and value > high):
+    if value < low or value > (2**63 - 1 if high is None else high):
         wanted = f">= {low}" if high is None else f"in [{low}, {high}]"
+        wanted = "an int of 64 bits" if high is None and value > low else wanted
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     return value
 
@@ -201,6 +203,14 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
 
 
+def check_probabilities(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is floating-point with all its numbers in [0, 1]."""
+    check_floating(name, tensor)
+    if readable(tensor) and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        low, high = (float(bound) for bound in tensor.detach().aminmax())
+        raise ValueError(f"{name} must be in [0, 1], got {low:g}..{high:g}")
+
+
 def check_real(name: str, tensor: Tensor) -> None:
     """Raise unless ``tensor`` is dense and holds real numbers or booleans that can be computed with."""
     check_tensor(name, tensor)
@@ -240,7 +250,7 @@ def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
         if not low >= 0 or not math.isfinite(float(sample_weight.detach().max())):
             row = int(((sample_weight < 0) | ~sample_weight.isfinite()).flatten().nonzero()[0])
             raise ValueError(
-                f"sample_weight must be finite and >= 0, got {float(sample_weight.flatten()[row]):g} at {row}"
+                f"sample_weight must be finite and >= 0, got {float(sample_weight.detach().flatten()[row]):g} at {row}"
             )
 
 

@@ -299,7 +299,8 @@ def public() -> dict[str, Any]:
 INTERNAL = (
     "lossworks.optim.wrapper.",
     *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "softmax")),
-    *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball."),
+    *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball.", "lossworks.weights.worst_case."),
+    "lossworks.federated.rounds.check_",
     *(
         f"lossworks.roles.{name}"
         for name in ("about_kept", "asked_once", "evaluating", "held_back", "remember_over_ranks")

@@ -20,11 +20,9 @@ CHECKED = ("value", "tensor", "output", "target", "sample_weight", "total")
 
 def prepared(path):
     """What some functions take and random values are not."""
+    asked, rows = parameters(FUNCTIONS[path]), torch.arange(6)
     if path.startswith("lossworks.fused.linear."):
-        rows = torch.arange(6)
         return {"hidden": torch.rand(6, 3), "weight": torch.rand(5, 3), "target": rows % 5, "loss": CrossEntropyLoss()}
-    if path.startswith("lossworks.diagnose.oracle."):
-        return {"model": torch.nn.Linear(3, 2), "oracle": torch.nn.Linear(3, 2), "budget": 3}
     if path == "lossworks.perturb.style.adversarial_style_step":
         layer = AdvStyle(2)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -34,9 +32,6 @@ def prepared(path):
             "x": torch.rand(4, 2, 3, 3),
             "optimizer": optimizer,
         }
-    if path in ("lossworks.diagnose.influence.influence_matrix", "lossworks.diagnose.influence.self_influence"):
-        rows = {"model": torch.nn.Linear(3, 2), "x": torch.rand(6, 3), "target": torch.arange(6) % 2}
-        return rows if path.endswith("self_influence") else rows | {"x_test": rows["x"], "target_test": rows["target"]}
     if path == "lossworks.select.co_teaching.co_teaching_step":
         models = [nn.Linear(3, 2), nn.Linear(3, 2)]
         return {
@@ -45,9 +40,24 @@ def prepared(path):
             "loss": CrossEntropyLoss(),
             "selector": CoTeachingSelector(),
             "x": torch.rand(6, 3),
-            "target": torch.arange(6) % 2,
+            "target": rows % 2,
         }
-    return {}
+    if path == "lossworks.diagnose.closed_loop.closed_loop_rollout":
+        return {"policy": lambda state: -state, "dynamics": torch.add}
+    if path.startswith("lossworks.federated."):
+        clients = [(torch.rand(4, 3), rows[:4] % 2), (torch.rand(6, 3), rows % 2)]
+        models = [nn.Linear(3, 2) for _ in clients]
+        fitting = {"model": nn.Linear(3, 2), "local_models": models, "clients": clients, "loss": CrossEntropyLoss()}
+        fitting |= {"local_steps": 2}
+        return {name: value for name, value in fitting.items() if name in asked}
+    if path == "lossworks.layers.multi_sample_dropout.multi_sample_dropout_loss":
+        return {"output": torch.rand(2, 6, 3), "target": rows % 3, "loss": CrossEntropyLoss()}
+    if not {"model", "x"} <= asked.keys():
+        return {}
+    fitting = {"model": nn.Linear(3, 2), "oracle": nn.Linear(3, 2), "budget": 3}
+    fitting |= {name: torch.rand(6, 3) for name in ("x", "x_test")}
+    fitting |= dict.fromkeys(("target", "target_test"), rows % 2)
+    return {name: value for name, value in fitting.items() if name in asked}
 
 
 @pytest.mark.parametrize("path", FUNCTIONS)

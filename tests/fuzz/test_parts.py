@@ -12,6 +12,7 @@ from torch import nn
 
 from lossworks import losses, penalties, perturb, weights
 from lossworks.calibrate.base import Calibrator
+from lossworks.certify import LipschitzRegressor
 from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.testing import build, example, from_data
 from lossworks.testing.inputs import CLASSES, ROWS
@@ -76,6 +77,8 @@ def call_of(part, seed):
         if seed % 2:
             return part.risk, {"output": output, **given}
         return part, {"model": nn.Identity(), "x": output, **given}
+    if isinstance(part, LipschitzRegressor):
+        return part.fit, {"x": torch.rand(ROWS, 3), "target": torch.rand(ROWS)}
     taken = inspect.signature(part.forward).parameters
     if "x" in taken:
         return part, {"x": torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(seed))}

@@ -13,7 +13,7 @@ from torch.func import vjp
 from torch.nn import functional as F
 
 from lossworks.certify.graph import NORMALISED, Graph, Step, graph_of
-from lossworks.checks import check_bool, check_choice, check_floating, check_positive, check_tensor
+from lossworks.checks import check_bool, check_choice, check_floating, check_int, check_positive, check_tensor
 from lossworks.roles import cite
 
 __all__ = ["Region", "crown_bounds", "interval_bounds", "margin_spec", "verified"]
@@ -25,6 +25,8 @@ NORMS = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 CHUNK = 2**24
 """How many coefficients of a relaxation are held at once."""
+MOST_CLASSES = 2**14
+"""All margins of a row are its classes squared: beyond, they fit no memory."""
 
 
 @dataclass(frozen=True)
@@ -430,8 +432,7 @@ def margin_spec(target: Int[Tensor, " n"], num_classes: int) -> Float[Tensor, "n
     check_tensor("target", target)
     if target.dtype != torch.int64 or target.ndim != 1:
         raise TypeError(f"target must be (n,) int64, got {target.dtype} {tuple(target.shape)}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes must be an int >= 2, got {num_classes!r}")
+    check_int("num_classes", num_classes, low=2, high=MOST_CLASSES)
     if target.numel() and not bool(((target >= 0) & (target < num_classes)).all()):
         raise ValueError(f"target must be in [0, {num_classes})")
     eye = torch.eye(num_classes, device=target.device)

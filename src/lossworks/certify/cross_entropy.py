@@ -82,7 +82,7 @@ def worst_logits(
     check_choice("statistics", statistics, ("running", "clean"))
     graph = graph_of(model)
     found = intervals(graph, Region.of(x, eps, box=box), cast(Statistics, statistics))
-    check_classes(found[-1][0], target)
+    _check_logits(found[-1][0], target)
     eye = torch.eye(found[-1][0].shape[1], dtype=found[-1][0].dtype, device=target.device)
     spec = eye[target][:, None] - eye
     margins, _ = combined(graph, spec, found)
@@ -90,6 +90,12 @@ def worst_logits(
         low, _ = crown_bounds(model, x, eps, box=box, spec=spec, method="crown-ibp", upper=False)
         margins = kappa * low + (1 - kappa) * margins
     return -margins
+
+
+def _check_logits(logits: Tensor, target: Tensor) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"model must give logits of shape (n, C), got {tuple(logits.shape)}")
+    check_classes(logits, target)
 
 
 @cite("xu2020autolirpa", helps=("attacks", "worst case", "many classes"))
@@ -133,7 +139,7 @@ def fused_certified_cross_entropy(
     """
     graph = graph_of(model)
     low, high = intervals(graph, Region.of(x, eps, box=box))[-1]
-    check_classes(low, target)
+    _check_logits(low, target)
     own = F.one_hot(target, low.shape[1]).bool()
     least = torch.where(own, 0.0, low - high.gather(1, target[:, None]))
     most = torch.where(own, 0.0, high - low.gather(1, target[:, None]))

@@ -5,7 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lossworks.certify.smoothing import ABSTAIN, Certificate
-from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable
+from lossworks.checks import (
+    check_between,
+    check_floating,
+    check_positive,
+    check_probabilities,
+    check_same_shape,
+)
 from lossworks.roles import Part, cite
 
 __all__ = ["MixedClassifier", "mix_probabilities", "mixed_lipschitz_radius", "mixed_smoothing_radius"]
@@ -68,11 +74,9 @@ def _shares(alpha: float | Tensor, logits: Tensor) -> Tensor:
     if not isinstance(alpha, Tensor) or alpha.ndim == 0:
         check_between("alpha", alpha, 0, 1)
         return torch.as_tensor(alpha, dtype=None if isinstance(alpha, Tensor) else logits.dtype, device=logits.device)
-    check_floating("alpha", alpha)
+    check_probabilities("alpha", alpha)
     if alpha.shape != logits.shape[:1]:
         raise ValueError(f"alpha must be a number or have shape ({len(logits)},), got {tuple(alpha.shape)}")
-    if readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
-        raise ValueError("alpha must be in [0, 1] in every row")
     return alpha.reshape(-1, *(1 for _ in logits.shape[1:]))
 
 
@@ -114,7 +118,7 @@ def mixed_lipschitz_radius(
     >>> mixed_lipschitz_radius(torch.tensor([[0.9, 0.1]]), alpha=0.8, lipschitz=0.5)
     tensor([0.5500])
     """
-    _check_probabilities("probabilities", probabilities)
+    check_probabilities("probabilities", probabilities)
     check_between("alpha", alpha, 0, 1)
     check_positive("lipschitz", lipschitz)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
@@ -163,11 +167,11 @@ def mixed_smoothing_radius(
     >>> mixed_smoothing_radius(torch.tensor([0.9772499]), None, alpha=1.0, sigma=0.5)
     tensor([1.0000], dtype=torch.float64)
     """
-    _check_probabilities("p_first", p_first)
+    check_probabilities("p_first", p_first)
     if p_second is None:
         p_second = 1 - p_first
     else:
-        _check_probabilities("p_second", p_second)
+        check_probabilities("p_second", p_second)
         check_same_shape(p_first, p_second, names=("p_first", "p_second"))
     check_between("alpha", alpha, 0, 1)
     check_positive("sigma", sigma)
@@ -189,12 +193,6 @@ def mixed_smoothing_radius(
         low, high = torch.where(kept, middle, low), torch.where(kept, high, middle)
     radius = torch.where(endless, torch.inf, sigma * low)
     return torch.where(p_first.double() - p_second.double() > gap, radius, 0)
-
-
-def _check_probabilities(name: str, value: Tensor) -> None:
-    check_floating(name, value)
-    if readable(value) and not bool(((value >= 0) & (value <= 1)).all()):
-        raise ValueError(f"{name} must be probabilities in [0, 1]")
 
 
 class MixedClassifier(Part):

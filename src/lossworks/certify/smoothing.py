@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_between, check_floating, check_generator, check_int, check_positive
+from lossworks.checks import (
+    check_between,
+    check_floating,
+    check_generator,
+    check_int,
+    check_positive,
+    check_probabilities,
+    check_tensor,
+)
 from lossworks.roles import cite
 
 __all__ = [
@@ -23,6 +31,8 @@ __all__ = [
 
 ABSTAIN = -1
 """The answer where nothing is certain enough."""
+_LONGEST = 2**14
+"""The longest side of an image whose pixels are counted out."""
 Classifier = Callable[[Float[Tensor, "n *features"]], Float[Tensor, "n classes"]]
 
 
@@ -61,8 +71,9 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
     >>> clopper_pearson_lower(torch.tensor([0, 100]), 100, 0.05)
     tensor([0.0000, 0.9705], dtype=torch.float64)
     """
-    if not isinstance(successes, Tensor) or successes.dtype != torch.int64:
-        raise TypeError("successes must be an int64 tensor")
+    check_tensor("successes", successes)
+    if successes.dtype != torch.int64:
+        raise TypeError(f"successes must be int64, got {successes.dtype}")
     check_int("trials", trials, low=1)
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
     if not bool(((successes >= 0) & (successes <= trials)).all()):
@@ -104,9 +115,7 @@ def dual_smoothing_radius(
     """
     check_positive("sigma", sigma)
     for name, value in (("p_left", p_left), ("p_right", p_right)):
-        check_floating(name, value)
-        if not bool(((value >= 0) & (value <= 1)).all()):
-            raise ValueError(f"{name} must be probabilities in [0, 1]")
+        check_probabilities(name, value)
     if p_left.shape != p_right.shape:
         raise ValueError(f"p_right must have p_left's shape {tuple(p_left.shape)}, got {tuple(p_right.shape)}")
     radius = sigma / 2**0.5 * (torch.special.ndtri(p_left) + torch.special.ndtri(p_right))
@@ -133,8 +142,8 @@ def checkerboard_split(height: int, width: int) -> Bool[Tensor, "height width"]:
     tensor([[ True, False],
             [False,  True]])
     """
-    check_int("height", height, low=1)
-    check_int("width", width, low=1)
+    check_int("height", height, low=1, high=_LONGEST)
+    check_int("width", width, low=1, high=_LONGEST)
     return (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
 
 

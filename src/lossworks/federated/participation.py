@@ -51,7 +51,7 @@ class ParticipationWeights(nn.Module):
 
     def __init__(self, num_clients: int, cutoff: int = 50) -> None:
         super().__init__()
-        check_int("num_clients", num_clients, low=1, high=2**31)
+        check_int("num_clients", num_clients, low=1, high=2**24)
         self.cutoff = check_int("cutoff", cutoff, low=1, high=2**53)
         for name in ("since", "total", "intervals"):
             self.register_buffer(name, torch.zeros(num_clients, dtype=torch.int64))

@@ -101,6 +101,7 @@ class TeacherReader(Reader):
     teacher: Layer
     temperature: float
     reverse: bool
+    logits = "student_hidden @ student_weight.T"
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`lossworks.fused.rows.Reader`."""

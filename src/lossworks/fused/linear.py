@@ -17,6 +17,7 @@ from lossworks.checks import (
     check_positive,
     check_sample_weight,
     check_tensor,
+    check_total,
     readable,
 )
 from lossworks.fused.chunks import chunk_size, slices
@@ -201,6 +202,8 @@ def reduced(
     plan: Plan, reader: Reader, layer: Layer, rows: Tensor | None, reduction: str, total: float | Tensor | None
 ) -> Tensor:
     """The sum or the mean of the losses, weighted by ``rows``; the mean divides by their sum, or by ``total``."""
+    if total is not None:
+        check_total(total)
     if traced():
         return weighted_reduction(each(plan, reader, layer), rows, reduction, total)
     if rows is None:
@@ -244,7 +247,7 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: Plan, reader: Reader, hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Tensor) -> Tensor:
-        return checked(run(plan, reader, (hidden, weight, bias))[0])
+        return checked(run(plan, reader, (hidden, weight, bias))[0], reader)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -278,7 +281,7 @@ class _Summed(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         asked = any(plan.wanted) or bool(hyper)
         losses, gradients = run(plan, reader, (hidden, weight, bias), coefficient if asked else None, unscaled=True)
-        return (checked(losses) * coefficient).sum(), losses, *gradients
+        return (checked(losses, reader) * coefficient).sum(), losses, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -352,13 +355,13 @@ def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1
     return Plan(size, compute, (h, w, b))
 
 
-def checked(losses: Tensor) -> Tensor:
+def checked(losses: Tensor, reader: Reader) -> Tensor:
     """The losses, if none is NaN; the sum of all is a cheaper question than each."""
     if readable(losses) and not bool(losses.sum().isfinite()):
         rows = losses.isnan().reshape(len(losses), -1).any(dim=1).nonzero().flatten()
         if rows.numel():
             more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""
-            raise ValueError(f"hidden @ weight.T has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")
+            raise ValueError(f"{reader.logits} has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")
     return losses
 
 

@@ -42,6 +42,8 @@ class Reader:
     """What the logits are multiplied with before they are read."""
     shift: Tensor | None = None
     """What is added to each class's logit then."""
+    logits: str = "hidden @ weight.T"
+    """What they are by the names of the caller's arguments."""
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """The losses of these rows; with a coefficient for each, their sum's gradient in place of the logits too."""

@@ -190,6 +190,6 @@ def best_prefix_length(accuracies: Float[Tensor, " features"], price: float | Te
     if accuracies.ndim != 1 or not len(accuracies):
         raise ValueError(f"accuracies must have shape (F,) with F >= 1, got {tuple(accuracies.shape)}")
     if readable(accuracies) and not bool(accuracies.isfinite().all()):
-        raise ValueError(f"accuracies must be finite, got {float(accuracies[~accuracies.isfinite()][0]):g}")
+        raise ValueError(f"accuracies must be finite, got {float(accuracies.detach()[~accuracies.isfinite()][0]):g}")
     own = accuracies.detach().double()
     return 1 + int((own - price * torch.arange(len(own), device=own.device)).argmax())

@@ -11,10 +11,10 @@ from lossworks.checks import (
     check_floating,
     check_ignore_index,
     check_positive,
+    check_probabilities,
     check_same_shape,
     check_sample_weight,
     check_tensor,
-    readable,
 )
 from lossworks.roles import BatchLoss, check_no_nan, cite
 
@@ -80,12 +80,8 @@ class ConfidenceWeightedCE(BatchLoss):
     def _confident(self, losses: Tensor, counts: Tensor, confidence: Tensor | None) -> Float[Tensor, ""]:
         if confidence is None:
             return _mean(losses, counts)
-        check_floating("confidence", confidence)
+        check_probabilities("confidence", confidence)
         check_same_shape(losses, confidence, names=("target", "confidence"))
-        if readable(confidence) and not bool(((confidence >= 0) & (confidence <= 1)).all()):
-            raise ValueError(
-                f"confidence must be in [0, 1], got {float(confidence.min()):g}..{float(confidence.max()):g}"
-            )
         return _mean(confidence.detach().to(losses.dtype) ** self.gamma * losses, counts)
 
     def _pixels(self, output: Tensor, target: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor]:

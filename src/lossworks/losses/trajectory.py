@@ -17,6 +17,7 @@ from lossworks.checks import (
     check_rows,
     check_same_shape,
     readable,
+    shown,
 )
 from lossworks.roles import Loss, cite
 
@@ -163,7 +164,7 @@ class TrajectoryLoss(Loss):
         if readable(window) and not float(window) > 0:
             raise ValueError(f"end must be above start, got {float(end):g} and {float(start):g}")
         if storage_dtype not in STORED:
-            raise TypeError(f"storage_dtype must be one of {', '.join(map(str, STORED))}, got {storage_dtype!r}")
+            raise TypeError(f"storage_dtype must be one of {', '.join(map(str, STORED))}, got {shown(storage_dtype)}")
         self.storage_dtype = storage_dtype
         self.history = torch.full((num_samples, lag_epochs + 1, num_classes), UNSEEN, dtype=storage_dtype)
         self.progress = torch.ones(())

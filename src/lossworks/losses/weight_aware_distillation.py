@@ -81,6 +81,6 @@ class WeightAwareDistillationLoss(BatchLoss):
             check_floating("weights", weights)
             check_same_shape(others, weights, names=("pseudo", "weights"))
             if readable(weights) and not bool((weights >= 0).all()):
-                raise ValueError(f"weights must be >= 0, got {float(weights.min()):g}")
+                raise ValueError(f"weights must be >= 0, got {float(weights.detach().min()):g}")
             others = others * weights.detach().to(others.dtype)
         return value + self.strength * weighted_reduction(others, None, "mean")

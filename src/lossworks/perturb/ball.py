@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_positive, readable
+from lossworks.checks import check_choice, check_floating, check_positive, readable, shown
 
 __all__ = ["Ball", "Bounds", "check_ball", "draw_normal", "row_norm"]
 
@@ -76,13 +76,13 @@ def check_ball(eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
     if bounds is None:
         return
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
-        raise ValueError(f"bounds must be a pair (low, high), got {bounds!r}")
+        raise ValueError(f"bounds must be a pair (low, high), got {shown(bounds)}")
     for bound in bounds:
         if not isinstance(bound, (int, float, Tensor)):
             raise TypeError(f"bounds must hold two numbers or tensors, got {type(bound).__name__} in it")
     low, high = (torch.as_tensor(bound) for bound in bounds)
     if readable(low) and readable(high) and not bool((low <= high).all()):
-        raise ValueError(f"bounds must have low <= high, got {bounds!r}")
+        raise ValueError(f"bounds must have low <= high, got {shown(bounds)}")
 
 
 def row_norm(x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *ones"]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_between, check_finite, check_floating, check_positive, readable
+from lossworks.checks import check_between, check_finite, check_positive, check_probabilities
 from lossworks.roles import cite
 
 __all__ = ["dynamic_confidence_threshold"]
@@ -44,7 +44,7 @@ def dynamic_confidence_threshold(
     >>> dynamic_confidence_threshold(torch.tensor([0.5, 0.9]), base=1.2, beta=4.0)
     tensor(0.8000)
     """
-    check_floating("confidence", confidence)
+    check_probabilities("confidence", confidence)
     check_positive("base", base)
     check_finite("beta", beta)
     check_between("low", low, 0, 1)
@@ -53,7 +53,5 @@ def dynamic_confidence_threshold(
         raise ValueError(f"high must be at least low = {low:g}, got {high:g}")
     if not confidence.numel():
         raise ValueError("confidence must have at least one entry, got none")
-    if readable(confidence) and not bool(((confidence >= 0) & (confidence <= 1)).all()):
-        raise ValueError(f"confidence must be in [0, 1], got {float(confidence.min()):g}..{float(confidence.max()):g}")
     mean = confidence.detach().mean(dtype=torch.promote_types(confidence.dtype, torch.float32))
     return (base * torch.sigmoid(beta * (mean - 0.5))).clamp(low, high)

@@ -68,7 +68,7 @@ class GroupDRO(Weighting):
         group_counts: Float[Tensor, " groups"] | None = None,
     ) -> None:
         super().__init__()
-        self.num_groups = check_int("num_groups", num_groups, low=1)
+        self.num_groups = check_int("num_groups", num_groups, low=1, high=2**24)
         self.step_size = step_size if _endless(step_size) else check_positive("step_size", step_size)
         self.adjustment = check_positive("adjustment", adjustment, allow_zero=True)
         if group_counts is not None:

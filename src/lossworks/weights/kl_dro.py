@@ -244,7 +244,7 @@ def kl_dro_weights(
     if base is not None:
         check_floating("base", base)
         check_same_shape(losses, base, names=("losses", "base"))
-        if readable(base) and not (bool((base >= 0).all()) and abs(float(base.sum()) - 1) < 1e-4):
-            raise ValueError(f"base must be shares >= 0 with the sum 1, got the sum {float(base.sum()):g}")
+        if readable(base) and not (bool((base >= 0).all()) and abs(float(base.detach().sum()) - 1) < 1e-4):
+            raise ValueError(f"base must be shares >= 0 with the sum 1, got the sum {float(base.detach().sum()):g}")
         scaled = scaled + base.log()
     return scaled.softmax(dim=0)

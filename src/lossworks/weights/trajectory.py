@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_int, check_positive, readable
+from lossworks.checks import check_bool, check_floating, check_int, check_positive, readable
 from lossworks.roles import cite
 
 __all__ = ["effective_sample_size", "trajectory_distance_weights"]
@@ -44,6 +44,7 @@ def trajectory_distance_weights(
     tensor([1.0000, 0.3679])
     """
     check_positive("strength", strength, allow_zero=True)
+    check_bool("normalize", normalize)
     check_int("chunk", chunk, low=1)
     for name, points in (("inputs", inputs), ("reference", reference)):
         check_floating(name, points)
@@ -53,9 +54,10 @@ def trajectory_distance_weights(
             raise ValueError(f"{name} must be finite, and has numbers that are not")
     if not len(reference) or inputs.shape[1] != reference.shape[1]:
         raise ValueError(f"reference must have shape (m, {inputs.shape[1]}) with m >= 1, got {tuple(reference.shape)}")
-    reference = reference.to(inputs)
+    points = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    reference = reference.to(points)
     exact = "donot_use_mm_for_euclid_dist"
-    distances = [torch.cdist(rows, reference, compute_mode=exact).amin(dim=1).square() for rows in inputs.split(chunk)]
+    distances = [torch.cdist(rows, reference, compute_mode=exact).amin(dim=1).square() for rows in points.split(chunk)]
     scaled = -strength * torch.cat(distances)
     return (scaled.softmax(dim=0) * len(scaled) if normalize else scaled.exp()).to(inputs.dtype)
 
