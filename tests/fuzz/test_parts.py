@@ -55,6 +55,8 @@ def call_of(part, seed):
         weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed))
         more = {"sample_weight": weight} if seed % 2 else {}
         more |= {"total": torch.tensor(7.0)} if seed % 5 == 0 else {}
+        if isinstance(part, losses.MixingLoss) and seed % 7:
+            more |= {"gamma": torch.linspace(-3, 3, len(output)), "attacked": torch.arange(len(output)) % 2}
         return part, {"output": output, "target": target, **extra, **more}
     if isinstance(part, BatchLoss):
         output, target, _ = example(losses.CrossEntropyLoss(), seed=seed)

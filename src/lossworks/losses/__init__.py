@@ -26,6 +26,7 @@ from lossworks.losses.ldr import AdaptiveLDRLoss, LDRLoss, ldr_label_weights, no
 from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
 from lossworks.losses.margin_control import MarginControlLoss
 from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
+from lossworks.losses.mixing import MixingLoss
 from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
 from lossworks.losses.nt_xent import infonce_loss, nt_xent_loss
 from lossworks.losses.poly import PolyLoss
@@ -76,6 +77,7 @@ __all__ = [
     "LogitAdjustedLoss",
     "MarginControlLoss",
     "MeanAbsoluteErrorLoss",
+    "MixingLoss",
     "MultiLabelAsymmetricLoss",
     "NormalizedCrossEntropyLoss",
     "OneVsRestEnsLoss",
