@@ -12,6 +12,8 @@ from lossworks.certify.lipschitz import (
     lipschitz_constraint_projection,
 )
 from lossworks.certify.mixed import (
+    AdaptiveMixedClassifier,
+    AdaptiveMixture,
     MixedClassifier,
     mix_probabilities,
     mixed_lipschitz_radius,
@@ -35,6 +37,8 @@ from lossworks.certify.smoothing import (
 from lossworks.certify.warmup import IBPWarmupRegularizer, ibp_init_
 
 __all__ = [
+    "AdaptiveMixedClassifier",
+    "AdaptiveMixture",
     "Certificate",
     "DualRandomizedSmoothing",
     "EMAAndScales",

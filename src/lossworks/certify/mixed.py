@@ -1,5 +1,7 @@
 """A standard and a robust model as one, with what is certified of their mixture."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,10 +13,19 @@ from lossworks.checks import (
     check_positive,
     check_probabilities,
     check_same_shape,
+    readable,
 )
+from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
 from lossworks.roles import Part, cite
 
-__all__ = ["MixedClassifier", "mix_probabilities", "mixed_lipschitz_radius", "mixed_smoothing_radius"]
+__all__ = [
+    "AdaptiveMixedClassifier",
+    "AdaptiveMixture",
+    "MixedClassifier",
+    "mix_probabilities",
+    "mixed_lipschitz_radius",
+    "mixed_smoothing_radius",
+]
 
 _HALVINGS = 60
 
@@ -195,7 +206,45 @@ def mixed_smoothing_radius(
     return torch.where(p_first.double() - p_second.double() > gap, radius, 0)
 
 
-class MixedClassifier(Part):
+class _Pair(Part):
+    """A standard and a robust model of the same classes, to be mixed."""
+
+    def __init__(
+        self, standard: nn.Module, robust: nn.Module, std_scale: float | Tensor, rob_scale: float | Tensor
+    ) -> None:
+        super().__init__()
+        for name, model in (("standard", standard), ("robust", robust)):
+            _check_module(name, model)
+        self.standard, self.robust = standard, robust
+        self.std_scale = check_positive("std_scale", std_scale)
+        self.rob_scale = check_positive("rob_scale", rob_scale)
+
+    def _mixed(self, x: Tensor, alpha: float | Tensor) -> Float[Tensor, "n classes *rest"]:
+        standard, robust = (self._logits(name, x) for name in ("standard", "robust"))
+        check_same_shape(standard, robust, names=("standard's logits", "robust's logits"))
+        return mix_probabilities(standard, robust, alpha, self.std_scale, self.rob_scale)
+
+    def _logits(self, name: str, x: Tensor) -> Float[Tensor, "n classes *rest"]:
+        logits = getattr(self, name)(x)
+        check_floating(f"{name}'s logits", logits)
+        if logits.ndim < 2:
+            raise ValueError(f"{name} must give logits (n, C) or (n, C, d1, ...), it gave {tuple(logits.shape)}")
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def _certified(self, x: Tensor, alpha: float | Tensor, lipschitz: float | Tensor) -> Certificate:
+        check_floating("x", x)
+        probabilities = (self.rob_scale * self._logits("robust", x)).softmax(dim=1)
+        radius = mixed_lipschitz_radius(probabilities, alpha, lipschitz)
+        return Certificate(torch.where(radius > 0, probabilities.argmax(dim=1), ABSTAIN), radius)
+
+
+def _check_module(name: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} must be a module, got {type(model).__name__}")
+
+
+class MixedClassifier(_Pair):
     r"""A standard model and a robust one as one classifier, accurate as the first and nearly as robust as the second.
 
     .. math:: \log\big[(1 - \alpha)\, \mathrm{softmax}(s_g\, g(x)) + \alpha\, \mathrm{softmax}(s_h\, h(x))\big]
@@ -247,29 +296,13 @@ class MixedClassifier(Part):
         std_scale: float | Tensor = 1.0,
         rob_scale: float | Tensor = 1.0,
     ) -> None:
-        super().__init__()
-        for name, model in (("standard", standard), ("robust", robust)):
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"{name} must be a module, got {type(model).__name__}")
-        self.standard, self.robust = standard, robust
+        super().__init__(standard, robust, std_scale, rob_scale)
         self.alpha = check_between("alpha", alpha, 0, 1)
-        self.std_scale = check_positive("std_scale", std_scale)
-        self.rob_scale = check_positive("rob_scale", rob_scale)
 
     def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n classes *rest"]:
         """The mixture's log-probabilities."""
         check_floating("x", x)
-        standard, robust = (self._logits(name, x) for name in ("standard", "robust"))
-        check_same_shape(standard, robust, names=("standard's logits", "robust's logits"))
-        return mix_probabilities(standard, robust, self.alpha, self.std_scale, self.rob_scale)
-
-    def _logits(self, name: str, x: Tensor) -> Float[Tensor, "n classes *rest"]:
-        logits = getattr(self, name)(x)
-        check_floating(f"{name}'s logits", logits)
-        if logits.ndim < 2:
-            raise ValueError(f"{name} must give logits (n, C) or (n, C, d1, ...), it gave {tuple(logits.shape)}")
-        assert isinstance(logits, Tensor)
-        return logits
+        return self._mixed(x, self.alpha)
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
@@ -279,7 +312,184 @@ class MixedClassifier(Part):
             x: The inputs.
             lipschitz: Of each class probability of the robust model, after its scale.
         """
+        return self._certified(x, self.alpha, lipschitz)
+
+
+class AdaptiveMixture(NamedTuple):
+    """What an adaptive mixture says of its rows, and by how much it asked which model.
+
+    Args:
+        log_probabilities: ``(n, C)`` or ``(n, C, d1, ...)``.
+        gamma: ``(n,)``, high where the robust model is preferred: what :class:`lossworks.losses.MixingLoss` teaches.
+    """
+
+    log_probabilities: Float[Tensor, "n classes *rest"]
+    gamma: Float[Tensor, " n"]
+
+
+class AdaptiveMixedClassifier(_Pair):
+    r"""A standard model and a robust one as one classifier, and a network that says which of them to ask about a row.
+
+    .. math::
+        \log\big[(1 - \alpha(x))\, \mathrm{softmax}(s_g\, g(x)) + \alpha(x)\, \mathrm{softmax}(s_h\, h(x))\big],
+        \qquad \alpha(x) = \mathrm{sigmoid}(\gamma(x))
+
+    The mixer's numbers are normalised over the rows by a batch normalisation without weights, which makes them
+    :math:`\gamma`: on average half of the rows ask either model. In training mode they are first cut off at ``clip``
+    standard deviations from their mean, so that no few rows decide what is normal. In evaluation mode
+    :math:`\gamma` is by the running statistics, and :math:`\alpha` has its range:
+
+    .. math:: \alpha(x) = \alpha_{low} + (\alpha_{high} - \alpha_{low})\, \mathrm{sigmoid}(\gamma(x))
+
+    **What is certified.** Where h's two highest probabilities are m apart, the mixture answers as h does if
+    :math:`\alpha m > 1 - \alpha`, whatever g says. That is hardest for the least share, and no input gets less than
+    :math:`\alpha_{low}`. So what is certified of a :class:`MixedClassifier` with :math:`\alpha_{low}` holds here in
+    evaluation mode, whatever g and the mixer say and however fast they change: :meth:`certify`,
+    :func:`mixed_lipschitz_radius` and :func:`mixed_smoothing_radius`. The share that a row itself gets certifies
+    nothing: an attack may lower it.
+
+    **Training.** Only the mixer learns, by :class:`lossworks.losses.MixingLoss` of :meth:`mix`, on clean rows and on
+    attacks on the mixture itself: give the optimizer ``mixer.parameters()``. Both models stay in evaluation mode.
+
+    In training mode a row's value depends on its batch: one that is split over ranks is exact by ``process_group=`` of
+    :meth:`mix`, which normalises all ranks' rows and leaves them the same running statistics. Micro-batches are each
+    normalised alone, which is another batch's :math:`\gamma` and other running statistics. In evaluation mode each row
+    stands alone.
+
+    Args:
+        standard: g, from x to logits.
+        robust: h, from x to logits of the same classes.
+        mixer: From x to a number a row, ``(n,)`` or ``(n, 1)``, high where h is to be asked.
+        alpha_low: :math:`\alpha_{low}`, in [0, alpha_high]; below 1/2 nothing is certified.
+        alpha_high: :math:`\alpha_{high}`, in [0, 1].
+        std_scale: :math:`s_g`, > 0.
+        rob_scale: :math:`s_h`, > 0.
+        clip: Where the mixer's numbers are cut off in training, in standard deviations, > 0.
+        momentum: What a batch counts in the running statistics, in (0, 1].
+
+    Shape:
+        - x: what the three take; returns log-probabilities ``(n, C)`` or ``(n, C, d1, ...)``. In training mode n >= 2.
+        - ``norm.running_mean``, ``norm.running_var``: ``(1,)`` float64, ``norm.num_batches_tracked``: ``()`` int64,
+          buffers.
+
+    Raises:
+        ValueError: numbers out of range, logits that don't match, a mixer that does not give one finite number a row,
+            fewer than 2 rows in training mode.
+        TypeError: a model that is no module.
+
+    Use it where a fixed share costs too much of either accuracy. Attack it by gradients through the mixer too: one
+    that was trained on other attacks is fooled as well as any network. Choose the range and the scales on validation
+    data; a narrow range far above 1/2 keeps most of the robustness.
+
+    Papers: bai2024adaptive
+
+    >>> mixed = AdaptiveMixedClassifier(nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 1)).eval()
+    >>> round(mixed(torch.ones(1, 3)).exp().sum().item(), 5)
+    1.0
+    """
+
+    papers = ("bai2024adaptive",)
+    helps = ("attacks",)
+    couples_batch = True
+    settings = (
+        {
+            "standard": nn.Identity(),
+            "robust": nn.Tanh(),
+            "mixer": nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1)),
+        },
+        {
+            "standard": nn.Tanh(),
+            "robust": nn.Identity(),
+            "mixer": nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)),
+            "alpha_low": 0.5,
+            "alpha_high": 1.0,
+            "rob_scale": 2.0,
+            "clip": 1.5,
+            "momentum": 0.1,
+        },
+    )
+
+    def __init__(
+        self,
+        standard: nn.Module,
+        robust: nn.Module,
+        mixer: nn.Module,
+        alpha_low: float | Tensor = 0.8,
+        alpha_high: float | Tensor = 0.95,
+        std_scale: float | Tensor = 1.0,
+        rob_scale: float | Tensor = 1.0,
+        *,
+        clip: float | Tensor = 0.6,
+        momentum: float = 0.01,
+    ) -> None:
+        super().__init__(standard, robust, std_scale, rob_scale)
+        _check_module("mixer", mixer)
+        self.mixer = mixer
+        self.alpha_low = check_between("alpha_low", alpha_low, 0, 1)
+        self.alpha_high = check_between("alpha_high", alpha_high, 0, 1)
+        low, high = (torch.as_tensor(share).detach() for share in (alpha_low, alpha_high))
+        if readable(low) and readable(high) and bool(low > high):
+            raise ValueError(f"alpha_low must be at most alpha_high = {float(high):g}, got {float(low):g}")
+        self.clip = check_positive("clip", clip)
+        self.momentum = check_between("momentum", momentum, 0, 1, open_low=True)
+        self.norm = nn.BatchNorm1d(1, momentum=self.momentum, affine=False, dtype=torch.float64)
+        self.train()
+
+    def train(self, mode: bool = True) -> "AdaptiveMixedClassifier":
+        """The mode of the mixer and its normalisation; both models stay in evaluation mode."""
+        super().train(mode)
+        self.standard.eval()
+        self.robust.eval()
+        return self
+
+    def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n classes *rest"]:
+        """The mixture's log-probabilities."""
+        return self.mix(x).log_probabilities
+
+    def mix(self, x: Float[Tensor, "n *features"], *, process_group: ProcessGroup | None = None) -> AdaptiveMixture:
+        r"""The mixture's log-probabilities and :math:`\gamma`; changes the running statistics in training mode.
+
+        Args:
+            x: The inputs.
+            process_group: The ranks that hold the other rows of one batch; all of them call this.
+        """
         check_floating("x", x)
-        probabilities = (self.rob_scale * self.robust(x)).softmax(dim=1)
-        radius = mixed_lipschitz_radius(probabilities, self.alpha, lipschitz)
-        return Certificate(torch.where(radius > 0, probabilities.argmax(dim=1), ABSTAIN), radius)
+        gamma = self._gamma(x, process_group)
+        share = gamma.sigmoid()
+        if not self.training:
+            share = self.alpha_low + (self.alpha_high - self.alpha_low) * share
+        return AdaptiveMixture(self._mixed(x, share), gamma)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
+        """The answer in evaluation mode that no change within a radius can change, and that radius, by the least share.
+
+        Args:
+            x: The inputs.
+            lipschitz: Of each class probability of the robust model, after its scale.
+        """
+        return self._certified(x, self.alpha_low, lipschitz)
+
+    def _gamma(self, x: Tensor, process_group: ProcessGroup | None) -> Float[Tensor, " n"]:
+        raw = self.mixer(x)
+        check_floating("mixer's output", raw)
+        if x.ndim == 0 or raw.shape not in ((len(x),), (len(x), 1)):
+            raise ValueError(f"mixer must give one number a row, (n,) or (n, 1), it gave {tuple(raw.shape)}")
+        if readable(raw) and not bool(raw.isfinite().all()):
+            raise ValueError("mixer must give finite numbers, it gave NaN or infinite ones")
+        assert self.norm.running_mean is not None
+        raw = raw.reshape(-1, 1).to(self.norm.running_mean.dtype)
+        if not self.training:
+            return self.norm(raw)[:, 0]
+        if process_group is None:
+            return self._normalised(raw)[:, 0]
+        counts = row_counts(len(raw), process_group, raw.device)
+        return own_rows(self._normalised(gather_rows(raw, process_group, counts)), process_group, counts)[:, 0]
+
+    def _normalised(self, raw: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
+        """By the batch's own statistics, after it was cut off."""
+        if len(raw) < 2:
+            raise ValueError(f"x must have at least 2 rows in training mode, got {len(raw)}")
+        mean, reach = raw.detach().mean(), self.clip * raw.detach().std()
+        normalised: Tensor = self.norm(raw.clamp(mean - reach, mean + reach))
+        return normalised

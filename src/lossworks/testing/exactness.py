@@ -678,10 +678,12 @@ SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")
 def said_of_splits(part: nn.Module | Recipe) -> str:
     """The sentences of a part's docstring about what a split does to it, if it is not exact by itself everywhere."""
     described = part.wrapper if isinstance(part, Recipe) else type(part)
-    if isinstance(part, nn.Module) and (
-        isinstance(part, Calibrator) or not (_stochastic(part) or _remembers(part) or _sees_the_whole(part))
-    ):
+    if isinstance(part, Calibrator):
         return ""
+    if isinstance(part, nn.Module):
+        couples = _sees_the_whole(part) or getattr(part, "couples_batch", False)
+        if not (_stochastic(part) or _remembers(part) or couples):
+            return ""
     purpose = (inspect.getdoc(described) or "").split("Args:")[0]
     text = " ".join(re.sub(r"\.\. math::\n(?: +.*\n|\n)+", "", purpose).split())
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z:`])", text)
