@@ -219,10 +219,12 @@ class _Pair(Part):
         self.std_scale = check_positive("std_scale", std_scale)
         self.rob_scale = check_positive("rob_scale", rob_scale)
 
-    def _mixed(self, x: Tensor, alpha: float | Tensor) -> Float[Tensor, "n classes *rest"]:
-        standard, robust = (self._logits(name, x) for name in ("standard", "robust"))
+    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of the two says."""
+        check_floating("x", x)
+        standard, robust = self._logits("standard", x), self._logits("robust", x)
         check_same_shape(standard, robust, names=("standard's logits", "robust's logits"))
-        return mix_probabilities(standard, robust, alpha, self.std_scale, self.rob_scale)
+        return standard, robust
 
     def _logits(self, name: str, x: Tensor) -> Float[Tensor, "n classes *rest"]:
         logits = getattr(self, name)(x)
@@ -301,8 +303,7 @@ class MixedClassifier(_Pair):
 
     def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n classes *rest"]:
         """The mixture's log-probabilities."""
-        check_floating("x", x)
-        return self._mixed(x, self.alpha)
+        return mix_probabilities(*self._both(x), self.alpha, self.std_scale, self.rob_scale)
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
@@ -453,12 +454,12 @@ class AdaptiveMixedClassifier(_Pair):
             x: The inputs.
             process_group: The ranks that hold the other rows of one batch; all of them call this.
         """
-        check_floating("x", x)
+        both = self._both(x)
         gamma = self._gamma(x, process_group)
         share = gamma.sigmoid()
         if not self.training:
             share = self.alpha_low + (self.alpha_high - self.alpha_low) * share
-        return AdaptiveMixture(self._mixed(x, share), gamma)
+        return AdaptiveMixture(mix_probabilities(*both, share, self.std_scale, self.rob_scale), gamma)
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
@@ -473,7 +474,7 @@ class AdaptiveMixedClassifier(_Pair):
     def _gamma(self, x: Tensor, process_group: ProcessGroup | None) -> Float[Tensor, " n"]:
         raw = self.mixer(x)
         check_floating("mixer's output", raw)
-        if x.ndim == 0 or raw.shape not in ((len(x),), (len(x), 1)):
+        if raw.shape not in ((len(x),), (len(x), 1)):
             raise ValueError(f"mixer must give one number a row, (n,) or (n, 1), it gave {tuple(raw.shape)}")
         if readable(raw) and not bool(raw.isfinite().all()):
             raise ValueError("mixer must give finite numbers, it gave NaN or infinite ones")
