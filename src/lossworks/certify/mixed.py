@@ -361,7 +361,7 @@ class AdaptiveMixedClassifier(_Pair):
         standard: g, from x to logits.
         robust: h, from x to logits of the same classes.
         mixer: From x to a number a row, ``(n,)`` or ``(n, 1)``, high where h is to be asked.
-        alpha_low: :math:`\alpha_{low}`, in [0, alpha_high]; below 1/2 nothing is certified.
+        alpha_low: :math:`\alpha_{low}`, in [0, alpha_high]; up to 1/2 nothing is certified.
         alpha_high: :math:`\alpha_{high}`, in [0, 1].
         std_scale: :math:`s_g`, > 0.
         rob_scale: :math:`s_h`, > 0.
