@@ -13,10 +13,14 @@ from lossworks.checks import (
     check_finite,
     check_int,
     check_positive,
+    check_probabilities,
+    check_sample_weight,
     nearest,
     readable,
 )
+from lossworks.layers import best_prefix_length
 from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss, LogisticLoss
+from lossworks.weights import kl_dro_weights
 
 LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
 
@@ -37,6 +41,12 @@ LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
         (lambda: check_int("k", 2.0, low=1), TypeError, "k must be an int, got float"),
         (lambda: check_int("k", 0, low=1), ValueError, "k must be >= 1, got 0"),
         (lambda: check_int("k", 9, low=1, high=8), ValueError, r"k must be in \[1, 8\], got 9"),
+        (lambda: check_int("k", 2**63, low=1), ValueError, r"k must be below 2\*\*63, got an int of 64 bits"),
+        (
+            lambda: check_probabilities("p", torch.tensor([0.5, 1.5])),
+            ValueError,
+            r"in \[0, 1\], got 0.5..1.5",
+        ),
         (lambda: check_choice("how", "maen", ("mean", "sum")), ValueError, "did you mean 'mean'"),
         (lambda: CrossEntropyLoss()(LOGITS, torch.tensor([0, 1, 4])), ValueError, r"in \[0, 4\), got 4 in row 2"),
         (lambda: CrossEntropyLoss()(LOGITS, TARGET.int()), TypeError, "target must be int64 classes, got torch.int32"),
@@ -92,3 +102,23 @@ def test_nearest_is_silent_when_nothing_is_near():
 def test_numbers_that_cannot_be_computed_with_are_no_answer():
     with pytest.raises(TypeError, match=r"target must hold real numbers, got torch\.float8_e4m3fn"):
         check_binary(torch.ones(2).to(torch.float8_e4m3fn))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda wrong: check_sample_weight(wrong, wrong.shape),
+        lambda wrong: check_probabilities("wrong", wrong),
+        lambda wrong: best_prefix_length(wrong, 0.1),
+        lambda wrong: kl_dro_weights(torch.ones(2), 1.0, base=wrong),
+    ],
+)
+def test_what_is_said_of_a_tensor_with_a_gradient_does_not_warn(call):
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with pytest.raises(ValueError, match="inf"):
+            call(torch.tensor([0.5, math.inf], requires_grad=True))
+    finally:
+        torch.set_warn_always(always)

@@ -149,7 +149,7 @@ def check_int(name: str, value: int, *, low: int, high: int | None = None) -> in
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low or value > (2**63 - 1 if high is None else high):
         wanted = f">= {low}" if high is None else f"in [{low}, {high}]"
-        wanted = "an int of 64 bits" if high is None and value > low else wanted
+        wanted = "below 2**63" if high is None and value > low else wanted
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     return value
 

@@ -344,6 +344,8 @@ def test_bad_arguments_are_named(options, message):
 def test_bad_margins_are_named():
     with pytest.raises(ValueError, match="num_classes"):
         margin_spec(torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="num_classes"):
+        margin_spec(torch.tensor([0]), 2**31)
     with pytest.raises(ValueError, match="target must be in"):
         margin_spec(torch.tensor([3]), 3)
     with pytest.raises(TypeError, match="target"):

@@ -88,6 +88,10 @@ def test_the_schedule_is_smooth_and_ends_at_the_radius():
         (lambda m: certified_cross_entropy(m, torch.ones(2, 5).double(), torch.tensor([0, 1]), -0.1), "eps"),
         (lambda m: certified_cross_entropy(m, torch.ones(2, 5).double(), torch.tensor([0, 1]), 0.1, kappa=2), "kappa"),
         (lambda m: fused_certified_cross_entropy(m, torch.ones(2, 5).double(), torch.tensor([0.0]), 0.1), "target"),
+        (
+            lambda _: certified_cross_entropy(nn.ReLU(), torch.ones(2, 5, 1), torch.tensor([0, 1]), 0.1),
+            "model must give",
+        ),
         (lambda _: SmoothedEpsilonSchedule(-1.0), "eps_max"),
         (lambda _: SmoothedEpsilonSchedule(0.1, start=0.5, end=0.4), "end"),
         (lambda _: SmoothedEpsilonSchedule(0.1, middle=0), "middle"),

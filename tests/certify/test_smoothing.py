@@ -127,7 +127,9 @@ def test_no_rows_have_no_certificates():
         (lambda m: dual_smoothing_radius(torch.tensor([0.5]), torch.tensor([0.5, 0.5]), 1.0), "p_right"),
         (lambda m: clopper_pearson_lower(torch.tensor([5]), 4), "successes"),
         (lambda m: clopper_pearson_lower(torch.tensor([1.0]), 4), "successes"),
+        (lambda m: clopper_pearson_lower(torch.tensor([1]).to_sparse(), 4), "successes must be a dense tensor"),
         (lambda m: checkerboard_split(0, 3), "height"),
+        (lambda m: checkerboard_split(3, 2**31), "width"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -72,6 +72,7 @@ def test_the_aggregate_is_the_weighted_sum_over_all_clients(generator):
     ("make", "message"),
     [
         (lambda: ParticipationWeights(0), "num_clients"),
+        (lambda: ParticipationWeights(2**31), "num_clients"),
         (lambda: ParticipationWeights(2, 0), "cutoff"),
         (lambda: ParticipationWeights(2)(torch.ones(2)), "present must be bool"),
         (lambda: ParticipationWeights(2)(torch.ones(3, dtype=torch.bool)), r"present must have shape \(2,\)"),

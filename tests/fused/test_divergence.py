@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
@@ -75,6 +77,7 @@ def test_sequences_keep_their_shape_and_compile(pair):
         ({"teacher_hidden": torch.ones(ROWS + 1, TAUGHT)}, "teacher_hidden"),
         ({"teacher_weight": torch.ones(CLASSES + 1, TAUGHT)}, "teacher_weight"),
         ({"student_weight": torch.ones(CLASSES, D + 1)}, "student_hidden"),
+        ({"student_bias": torch.full((CLASSES,), math.nan)}, "student_hidden @ student_weight.T has NaN"),
         ({"sample_weight": torch.ones(ROWS + 1)}, "sample_weight"),
     ],
 )

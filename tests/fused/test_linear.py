@@ -450,6 +450,8 @@ def test_extreme_logits_stay_finite():
         ({"sample_weight": torch.ones(ROWS + 1)}, ValueError, "sample_weight"),
         ({"weights": CrossEntropyLoss()}, TypeError, "weights"),
         ({"reduction": "average"}, ValueError, "reduction"),
+        ({"total": torch.ones(2)}, ValueError, "total"),
+        ({"total": ""}, TypeError, "total"),
         ({"chunk": 0}, ValueError, "chunk"),
         ({"loss": AdaptiveLDRLoss(ROWS)}, ValueError, "index"),
         ({"loss": AdaptiveLDRLoss(3), "index": torch.arange(ROWS)}, ValueError, "index"),

@@ -38,8 +38,17 @@ def test_a_rigid_motion_of_both_changes_nothing(points, generator):
     assert_close(moved, trajectory_distance_weights(inputs, reference))
 
 
+def test_half_precision_is_measured_in_float32(points):
+    inputs, reference = points
+    weights = trajectory_distance_weights(inputs.half(), reference.half())
+    assert weights.dtype == torch.float16
+    assert_close(weights, trajectory_distance_weights(inputs.half().float(), reference.half().float()).half())
+
+
 def test_bad_arguments_are_named(points):
     inputs, reference = points
+    with pytest.raises(TypeError, match="normalize"):
+        trajectory_distance_weights(inputs, reference, normalize=torch.tensor([]))
     with pytest.raises(ValueError, match="strength"):
         trajectory_distance_weights(inputs, reference, -1.0)
     with pytest.raises(ValueError, match="reference must have shape"):
