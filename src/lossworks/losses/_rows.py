@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _BLOCK = 2**17  # numbers: half a megabyte in float32, with a few results of steps beside it
+_LARGEST_POWER = 16
 
 
 def surprise_and_total(
@@ -38,6 +39,20 @@ def in_blocks(
         for into, result in zip(whole, results, strict=True):
             into[start : start + step] = result
     return whole
+
+
+def whole_number(number: float) -> int | None:
+    """The whole number that this is, if it is a small one to a few rounding errors."""
+    nearest = round(number)
+    return nearest if 0 <= nearest <= _LARGEST_POWER and abs(number - nearest) <= 1e-14 * number else None
+
+
+def whole_power(x: Tensor, exponent: int) -> Tensor:
+    """``x ** exponent`` for an exponent >= 1 by squaring: torch's own takes logarithm and exponential from 4 on."""
+    if exponent == 1:
+        return x
+    half = whole_power(x, exponent // 2)
+    return half * half * x if exponent % 2 else half * half
 
 
 class _Surprise(torch.autograd.Function):

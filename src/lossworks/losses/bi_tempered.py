@@ -1,5 +1,6 @@
 """Bi-tempered logistic loss: a bounded loss on a heavy-tailed softmax."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -7,8 +8,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from lossworks.checks import check_between, check_int
-from lossworks.losses._rows import in_blocks
+from lossworks.checks import check_between, check_int, readable
+from lossworks.losses._rows import in_blocks, whole_number, whole_power
 from lossworks.roles import Loss
 
 
@@ -34,7 +35,7 @@ class BiTemperedLoss(Loss):
             from where no gradient leads back, so it is refused.)
         label_smoothing: The share of the label that is spread over all classes, as torch does it, in [0, 1]. The
             authors' code spreads over the other classes: its value is ours times :math:`(C - 1) / C`.
-        iterations: Newton steps before the last, >= 1.
+        iterations: Newton steps before the last, at most, >= 1: they end where more would change nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -108,14 +109,15 @@ class BiTemperedLoss(Loss):
         label, rest, cooling = target[:, None], 1 - self.t1, 1 - self.t2
         logits = output - output.amax(dim=1, keepdim=True)
         gap = logits.sub_(_levels(logits, cooling, self.iterations + 1)[0])
-        log_p = _tempered(torch.log1p, gap, cooling)
-        powered, own = log_p.mul(1 + rest).exp_(), log_p.gather(1, label)
+        own = _tempered(torch.log1p, gap.gather(1, label), cooling)
+        ratio = (1 + cooling * gap).reciprocal_()
+        powered = _power(gap, ratio, cooling, 1 + rest)
         value = (powered.sum(dim=1) - 1) / (1 + rest) - _tempered(torch.expm1, own, rest).squeeze(1)
-        ratio = gap.mul(cooling).add_(1).reciprocal_()
-        gradient = powered.scatter_add_(1, label, -torch.exp(rest * own)).mul_(ratio)
-        escort = log_p.exp_().mul_(ratio)  # how the level moves with each logit, up to a factor
+        gradient = powered.scatter_add(1, label, -torch.exp(rest * own)).mul_(ratio)
+        # How the level moves with each logit, up to a factor.
+        escort = powered if 1 + rest == self.t2 else _power(gap, ratio, cooling, self.t2)
         share = gradient.sum(dim=1, keepdim=True) / escort.sum(dim=1, keepdim=True)
-        return value, gradient.sub_(escort.mul_(share))
+        return value, gradient.addcmul_(escort, -share)
 
     def _smooths(self) -> bool:
         return isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0
@@ -135,28 +137,44 @@ class BiTemperedLoss(Loss):
 
 
 def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[Tensor]:
-    """The normaliser of each row, nearly, from so many steps."""
-    level = torch.zeros_like(logits[..., :1])
+    """The normaliser of each row, nearly, from at most so many steps, with the largest of its logits at 0.
+
+    It starts from a lower bound, by Jensen's inequality that of as many logits at their mean, so where all are equal
+    it is there. A step of size s in units of ``1 - cooling level`` leaves an error of at most ``t2 / 2 s^2`` in them
+    and so in the logarithm of each probability.
+    """
+    apart = _tempered(torch.expm1, logits.new_tensor(-math.log(logits.shape[-1])), cooling)
+    alike = logits.mean(dim=-1, keepdim=True) - apart
+    level = alike.clamp(min=0)
+    enough = torch.finfo(logits.dtype).eps ** 0.5
     for _ in range(iterations):
-        if isinstance(cooling, Tensor) or not cooling:
-            level = _newton(level, logits, cooling)
-            continue
-        bent = (logits - level).mul_(cooling)
-        p = bent.log1p().div_(cooling).exp_()
-        total = p.sum(dim=-1, keepdim=True)
-        slope = p.div_(bent.add_(1)).sum(dim=-1, keepdim=True)
-        level = level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
+        before, level = level, _newton(level, logits, cooling)
+        step = (level - before) / (1 - cooling * level)
+        if readable(step) and bool((step.abs() <= enough).all()):
+            break
     return (level,)
 
 
 def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
     """One step towards the normaliser, on ``total^cooling``: concave in it, and linear where all logits are equal."""
     gap = logits - level
-    p = _tempered(torch.log1p, gap, cooling).exp()
+    ratio = 1 / (1 + cooling * gap)
+    p = _power(gap, ratio, cooling)
     total = p.sum(dim=-1, keepdim=True)
-    # The slope is the sum of p^t2, and p^(t2 - 1) is 1 / (1 + cooling gap).
-    slope = (p / (1 + cooling * gap)).detach().sum(dim=-1, keepdim=True)
+    slope = torch.linalg.vecdot(p.detach(), ratio.detach()).unsqueeze(-1)  # the sum of p^t2
     return level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
+
+
+def _power(gap: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | Tensor = 1.0) -> Tensor:
+    """``exp_t2(gap)^power``, from ``exp_t2(gap)^(t2 - 1)``, the ratio, where by multiplication: at whole powers of it.
+
+    Such are the paper's temperatures.
+    """
+    if not isinstance(cooling, Tensor) and not isinstance(power, Tensor) and cooling:
+        exponent = whole_number(-power / cooling)
+        if exponent:
+            return whole_power(ratio, exponent)
+    return (power * _tempered(torch.log1p, gap, cooling)).exp()
 
 
 def _tempered(function: Callable[[Tensor], Tensor], x: Tensor, rate: float | Tensor) -> Tensor:
