@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.layers import best_prefix_length
-from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss, LogisticLoss
+from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HuberLoss, LDRLoss, LogisticLoss
+from lossworks.metrics import borda_ranking
+from lossworks.perturb import PGD
 from lossworks.weights import kl_dro_weights
 
 LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
@@ -52,6 +55,10 @@ LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
         (lambda: CrossEntropyLoss()(LOGITS, TARGET.int()), TypeError, "target must be int64 classes, got torch.int32"),
         (lambda: LDRLoss()(LOGITS, torch.zeros(3, 4)), TypeError, "LDRLoss takes int64 classes as target"),
         (lambda: CrossEntropyLoss()(LOGITS[0], TARGET), ValueError, "output must have shape"),
+        (lambda: CrossEntropyLoss()(torch.zeros(2, 0, 3), torch.zeros(2, 3).long()), ValueError, r"target must be in"),
+        (lambda: GeneralRobustLoss(learn=torch.tensor([])), TypeError, "learn must be True or False"),
+        (lambda: PGD(0.1, random_start=torch.tensor([])), TypeError, "random_start must be True or False"),
+        (lambda: borda_ranking(np.ones((2, 2)), 1), TypeError, "higher_is_better must be True or False"),
         (lambda: HuberLoss()(torch.zeros(3), torch.zeros(3, 1)), ValueError, "target must have the shape of output"),
         (lambda: LogisticLoss()(torch.zeros(2), torch.tensor([0.0, 0.5])), ValueError, "0 or 1, got 0.5 at 1"),
         (

@@ -452,7 +452,7 @@ class Loss(Part):
         if output.ndim < 2:
             raise ValueError(f"output must have shape (n, C) or (n, C, d1, ...), got {tuple(output.shape)}")
         shape = output.shape[:1] + output.shape[2:]
-        flat = output.movedim(1, -1).reshape(-1, output.shape[1])
+        flat = output.movedim(1, -1).flatten(0, -2)
         if target.is_floating_point():
             if not self.soft_targets:
                 raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")

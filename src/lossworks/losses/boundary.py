@@ -93,7 +93,7 @@ class ConfidenceWeightedCE(BatchLoss):
                 f"output must be (n, C, ...) and target (n, ...), got {tuple(output.shape)} and {tuple(target.shape)}"
             )
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-        flat = output.movedim(1, -1).reshape(-1, output.shape[1])
+        flat = output.movedim(1, -1).flatten(0, -2)
         check_classes(flat, target.flatten(), ignore_index=self.ignore_index)
         kept = target != self.ignore_index
         losses = F.cross_entropy(flat, torch.where(kept, target, 0).flatten(), reduction="none").reshape(target.shape)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_classes, check_int, check_positive
+from lossworks.checks import check_bool, check_classes, check_int, check_positive
 from lossworks.roles import Loss, SoftmaxForm, cite
 
 _SERIES_BELOW, _SERIES_TERMS = 1e-2, 7  # the first term left out is 1e-14 / 8!, under float64's resolution
@@ -132,6 +132,7 @@ def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, ti
             return min(1.0, (tau - 1) * num_classes ** (tau - 1) * gap)
         except OverflowError:
             return float(gap > 0)
+    check_bool("tight", tight)
     if not tight:
         scale = 2**tau * (2 - tau) if tau < 1 else 2 * num_classes ** (tau - 1)
         return min(1.0, math.sqrt(scale * gap))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossworks.checks import check_between, check_positive
+from lossworks.checks import check_between, check_bool, check_positive
 from lossworks.roles import Loss
 
 _STEP = 0.1
@@ -70,6 +70,7 @@ class GeneralRobustLoss(Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
+        check_bool("learn", learn)
         low = 0.0 if learn else -math.inf
         alpha = check_between("alpha", alpha, low, 2, open_low=learn, open_high=learn)
         scale = check_positive("scale", scale)

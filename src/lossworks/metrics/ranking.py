@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from lossworks.checks import check_choice, check_sequence
+from lossworks.checks import check_bool, check_choice, check_sequence
 from lossworks.metrics.arrays import Array, Floats, as_floats
 from lossworks.roles import cite
 
@@ -158,6 +158,7 @@ def _borda(
 
 
 def _table(name: str, scores: Array, higher_is_better: bool) -> Floats:
+    check_bool("higher_is_better", higher_is_better)
     table = as_floats(name, scores)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"{name} must have shape (S, T), one row a system and one column a task, got {table.shape}")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_int, check_positive, check_sequence, shown
+from lossworks.checks import check_bool, check_floating, check_int, check_positive, check_sequence, shown
 from lossworks.perturb.ball import Ball, Bounds, check_ball
 from lossworks.roles import Perturbation
 
@@ -86,7 +86,7 @@ class PGD(Perturbation):
         self.steps = check_int("steps", steps, low=1)
         self.step_size = None if step_size is None else check_positive("step_size", step_size)
         self.restarts = check_int("restarts", restarts, low=1)
-        self.random_start = random_start
+        self.random_start = check_bool("random_start", random_start)
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
         self.low, self.high = (-math.inf, math.inf) if bounds is None else bounds

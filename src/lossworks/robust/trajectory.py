@@ -104,4 +104,4 @@ class _Price(Part):
 
 def _rows(output: Tensor) -> Float[Tensor, "n classes"]:
     """The logits of a map's places as rows."""
-    return output.movedim(1, -1).reshape(-1, output.shape[1])
+    return output.movedim(1, -1).flatten(0, -2)
