@@ -29,6 +29,23 @@ def published_radius(p_first, p_second, alpha, sigma):
     return sigma / 2 * max(0.0, norm.ppf(p_first / (1 + mu)) - norm.ppf((p_second + mu) / (1 + mu)))
 
 
+def check_certificate(mixed, x, lipschitz, generator):
+    """No attack changes an answer within its radius, and one far beyond it does."""
+    found = mixed.certify(x, lipschitz)
+    sure = found.answer != ABSTAIN
+    assert 10 < int(sure.sum()) < 60
+    x, answer, radius = x[sure], found.answer[sure], found.radius[sure, None]
+
+    def beaten(share):
+        """How many answers change within this share of each row's radius, which is the ball's unit."""
+        attack = PGD(share, steps=30, norm="l2", generator=generator)
+        worst = attack(lambda z: cross_entropy(mixed(x + radius * z), answer, reduction="none"), torch.zeros_like(x))
+        return int((mixed(x + radius * worst).argmax(dim=1) != answer).sum())
+
+    assert beaten(0.999) == 0
+    assert beaten(8.0) > 0
+
+
 @pytest.fixture
 def logits(generator):
     return 3 * torch.randn(2, 20, 4, generator=generator, dtype=torch.float64)
@@ -133,19 +150,7 @@ def test_no_attack_on_the_mixture_succeeds_within_the_lipschitz_radius(generator
         parameter.data *= 8
     mixed = MixedClassifier(standard, robust, 0.75, rob_scale=4.0)
     x = 2 * torch.randn(60, 6, generator=generator, dtype=torch.float64)
-    found = mixed.certify(x, lipschitz)
-    sure = found.answer != ABSTAIN
-    assert 10 < int(sure.sum()) < 60
-    x, answer, radius = x[sure], found.answer[sure], found.radius[sure, None]
-
-    def beaten(share):
-        """How many answers change within this share of each row's radius, which is the ball's unit."""
-        attack = PGD(share, steps=30, norm="l2", generator=generator)
-        worst = attack(lambda z: cross_entropy(mixed(x + radius * z), answer, reduction="none"), torch.zeros_like(x))
-        return int((mixed(x + radius * worst).argmax(dim=1) != answer).sum())
-
-    assert beaten(0.999) == 0
-    assert beaten(8.0) > 0
+    check_certificate(mixed, x, lipschitz, generator)
 
 
 @pytest.mark.parametrize("alpha", [0.55, 0.7, 0.9, 1.0])
@@ -381,18 +386,7 @@ def test_no_attack_through_the_mixer_succeeds_within_the_radius_of_the_least_sha
     x = 2 * torch.randn(60, 6, generator=generator, dtype=torch.float64)
     mixed(x)
     mixed.eval()
-    found = mixed.certify(x, lipschitz)
-    sure = found.answer != ABSTAIN
-    assert 10 < int(sure.sum()) < 60
-    x, answer, radius = x[sure], found.answer[sure], found.radius[sure, None]
-
-    def beaten(share):
-        attack = PGD(share, steps=30, norm="l2", generator=generator)
-        worst = attack(lambda z: cross_entropy(mixed(x + radius * z), answer, reduction="none"), torch.zeros_like(x))
-        return int((mixed(x + radius * worst).argmax(dim=1) != answer).sum())
-
-    assert beaten(0.999) == 0
-    assert beaten(8.0) > 0
+    check_certificate(mixed, x, lipschitz, generator)
 
 
 def test_both_models_stay_in_evaluation_mode_and_only_the_mixer_changes(generator):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _BLOCK = 2**17  # numbers: half a megabyte in float32, with a few results of steps beside it
-_LARGEST_POWER = 16
+_LARGEST_POWER = 16  # up to it a power is taken by multiplication
 
 
 def surprise_and_total(
