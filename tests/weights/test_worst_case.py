@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.testing import assert_close
 
+import lossworks as lw
 from lossworks.weights import ChiSquareDRO, CVaR, GroupDRO
 
 ROWS = 30
@@ -57,6 +58,43 @@ def test_chi_square_runs_from_the_mean_to_the_worst_row(losses):
         assert_close(ChiSquareDRO(radius).solve(losses).value, losses.max())
     variance = losses.var(correction=0)
     assert_close(ChiSquareDRO(1e-6).solve(losses).value, losses.mean() + (2e-6 * variance).sqrt(), rtol=1e-9, atol=0)
+
+
+def many_losses(kind, generator):
+    draws = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    return {
+        "exponential": -draws.log(),
+        "even": draws,
+        "every sixteenth is large": draws + 5 * (torch.arange(len(draws)) % 16 == 0),
+        "ties at the top": draws.clamp(max=0.999),
+        "each far above the next": 2.0 ** -torch.arange(200, dtype=torch.float64),
+        "each far below the last": -(2.0 ** torch.arange(200, dtype=torch.float64)),
+    }[kind]
+
+
+KINDS = (
+    *("exponential", "even", "every sixteenth is large", "ties at the top"),
+    *("each far above the next", "each far below the last"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("radius", [1e-3, 0.5, 7.0, 60.0])
+def test_chi_square_equals_its_dual_over_one_threshold(kind, radius, generator):
+    losses = many_losses(kind, generator)
+    value, weights, threshold = ChiSquareDRO(radius).solve(losses)
+
+    def dual(eta):
+        return eta + math.sqrt((1 + 2 * radius) * float((losses - eta).relu().square().mean()))
+
+    scale = float(losses.max() - losses.min())
+    assert_close(value.item(), dual(float(threshold)), rtol=0, atol=1e-11 * scale)
+    for nearby in (1e-4, 1e-2, 1.0):
+        assert value <= min(dual(float(threshold) + nearby * step) for step in (-scale, scale)) + 1e-12 * scale
+    assert_close(weights.mean().item(), 1.0)
+    assert 0.5 * float((weights - 1).square().mean()) <= radius * (1 + 1e-8)
+    with lw.checks(False):  # unseen values are sorted
+        assert_close(ChiSquareDRO(radius).solve(losses).weights, weights, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1 / 3, 0.5, 0.93, 1.0])

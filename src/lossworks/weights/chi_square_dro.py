@@ -1,15 +1,21 @@
 """The worst distribution within a chi-square ball around the data's own."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_positive
+from lossworks.checks import check_positive, readable
 from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, rank
 
 __all__ = ["ChiSquareDRO"]
 
 _LEAST = 1e-300
+_STEPS = 30
+"""How often the active rows are narrowed before sorting finds them: five times do mostly, far outliers need more."""
+_MANY, _EVERY = 16_384, 16
+"""From so many rows on, a sample of every so manieth says where to begin."""
 
 
 class ChiSquareDRO(WorstCase):
@@ -21,8 +27,8 @@ class ChiSquareDRO(WorstCase):
         \qquad w_i \propto (\ell_i - \eta)_+
 
     For a small radius the value is :math:`\bar\ell + \sqrt{2 \rho \mathrm{Var}(\ell)}`; from
-    :math:`\rho = (n - 1)/2` on it is the worst row's loss, and ``radius=0`` is the mean. Solved exactly, by sorting;
-    the dual variable is :math:`\eta`, below which rows count nothing (:math:`-\infty` at ``radius=0``), with
+    :math:`\rho = (n - 1)/2` on it is the worst row's loss, and ``radius=0`` is the mean. Solved exactly; the
+    dual variable is :math:`\eta`, below which rows count nothing (:math:`-\infty` at ``radius=0``), with
     :math:`\text{value} = \eta + \sqrt{1 + 2\rho}\, \sqrt{\tfrac1n \sum_i (\ell_i - \eta)_+^2}`.
 
     The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
@@ -55,20 +61,66 @@ class ChiSquareDRO(WorstCase):
         self.radius = check_positive("radius", radius, allow_zero=True)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        second = 1.0 + 2.0 * number_like(losses, self.radius)  # the mean of w's squares
-        ordered, losses = descending(losses), losses.double()
-        n, top = float(len(losses)), ordered[0]  # a float, as the product with an int copies that as a tensor first
-        below = ordered - top
-        sums, squares = below.cumsum(0), (below * below).cumsum(0)
-        # At eta = the j-th largest loss the rows above it are active: sum (l - eta) and sum (l - eta)^2 over them.
-        first = torch.addcmul(sums, rank(len(losses), losses), below, value=-1)
-        spread = torch.addcmul(squares, below, sums + first, value=-1)
-        active = (spread >= (second / n) * first * first).sum()
-        last, active = (active - 1)[None], active.double()
-        mean = sums.gather(0, last)[0] / active
-        variance = (squares.gather(0, last)[0] / active - mean * mean).relu()
-        slope = ((second / n * active - 1.0).relu() / variance.clamp(min=_LEAST)).sqrt()
-        slope = torch.where(variance > 0.0, slope, 1.0 / _LEAST)  # rows of one loss are active, and nothing below it
-        weights = (losses - (top + mean)).mul_(slope).add_(1.0).relu_()
-        weights = weights.div_(weights.mean())
-        return Solution(weights @ losses / n, weights, top + mean - slope.reciprocal())
+        found = _by_narrowing(losses, 1.0 + 2.0 * float(self.radius)) if readable(losses) else None
+        return _by_sorting(losses, number_like(losses, self.radius)) if found is None else found
+
+
+def _by_narrowing(losses: Float[Tensor, " n"], second: float) -> Solution | None:
+    losses = losses.double()
+    top = losses.max()
+    below = losses - top
+    sampled = _narrowed(below[::_EVERY].contiguous(), second) if len(below) > _MANY else None
+    found = (_narrowed(below, second, sampled[0]) if sampled else None) or _narrowed(below, second)
+    if found is None:
+        return None
+    edge, excess = found
+    weights = excess.div_(excess.mean())
+    return Solution(weights @ losses / float(len(losses)), weights, top + edge)
+
+
+def _narrowed(
+    below: Float[Tensor, " n"], second: float, edge: float = -math.inf
+) -> tuple[float, Float[Tensor, " n"]] | None:
+    """The edge and how far each row is above it, the edge being in closed form once the rows above it are known.
+
+    From a set of rows comes an edge and from that the next set, until the two agree. Rows below the edge that count as
+    active add to the spread, so from all rows on each edge lies at or below the true one and the set only narrows.
+    None where that takes too many steps, or rounding hides which rows share the largest loss.
+    """
+    rows, excess = 0, torch.empty_like(below)
+    for _ in range(_STEPS):
+        if edge == -math.inf:
+            origin, active = float(below.mean()), len(below)
+            torch.sub(below, origin, out=excess)
+        else:
+            origin = edge
+            active = int(torch.sub(below, origin, out=excess).relu_().sign().sum())  # as floats, faster than counting
+        if active == rows:
+            return edge, excess
+        surplus = second / len(below) * active - 1.0
+        if surplus <= 0.0:
+            return None
+        rows, average = active, float(excess.sum()) / active
+        variance = max(float(excess @ excess) / rows - average * average, 0.0)
+        edge = origin + average - math.sqrt(variance / surplus)
+    return None
+
+
+def _by_sorting(losses: Float[Tensor, " n"], radius: Tensor) -> Solution:
+    second = 1.0 + 2.0 * radius  # the mean of w's squares
+    ordered, losses = descending(losses), losses.double()
+    n, top = float(len(losses)), ordered[0]  # a float, as the product with an int copies that as a tensor first
+    below = ordered - top
+    sums, squares = below.cumsum(0), (below * below).cumsum(0)
+    # At eta = the j-th largest loss the rows above it are active: sum (l - eta) and sum (l - eta)^2 over them.
+    first = torch.addcmul(sums, rank(len(losses), losses), below, value=-1)
+    spread = torch.addcmul(squares, below, sums + first, value=-1)
+    active = (spread >= (second / n) * first * first).sum()
+    last, active = (active - 1)[None], active.double()
+    mean = sums.gather(0, last)[0] / active
+    variance = (squares.gather(0, last)[0] / active - mean * mean).relu()
+    slope = ((second / n * active - 1.0).relu() / variance.clamp(min=_LEAST)).sqrt()
+    slope = torch.where(variance > 0.0, slope, 1.0 / _LEAST)  # rows of one loss are active, and nothing below it
+    weights = (losses - (top + mean)).mul_(slope).add_(1.0).relu_()
+    weights = weights.div_(weights.mean())
+    return Solution(weights @ losses / n, weights, top + mean - slope.reciprocal())

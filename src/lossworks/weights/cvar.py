@@ -1,11 +1,14 @@
 """The mean of the worst share of the rows, plain and smoothed."""
 
+import math
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_between, check_positive
-from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, rank
+from lossworks.checks import check_between, check_positive, readable
+from lossworks.weights.worst_case import Solution, WorstCase, descending, in_numpy, number_like, rank
 
 __all__ = ["CVaR"]
 
@@ -21,7 +24,7 @@ class CVaR(WorstCase):
     edge its fraction, shared by rows of one loss) and the rest 0; the dual variable is the value at risk t, with
     :math:`\text{value} = t + \tfrac{1}{\alpha n} \sum_i (\ell_i - t)_+`. With :math:`\tau > 0` the weights are
     :math:`w_i = \min(1/\alpha, e^{(\ell_i - \eta)/\tau})`, which change smoothly as the losses do; the dual variable is
-    :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. Solved exactly, by sorting.
+    :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. Solved exactly.
 
     The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
     with ``process_group=`` and by its ``micro_batches``.
@@ -55,24 +58,31 @@ class CVaR(WorstCase):
         self.smoothing = check_positive("smoothing", smoothing, allow_zero=True)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        alpha, tau = (number_like(losses, number) for number in (self.alpha, self.smoothing))
-        plain = _plain(losses, alpha)
+        plain = _plain(losses, float(self.alpha) if readable(losses) else number_like(losses, self.alpha))
         if not isinstance(self.smoothing, Tensor) and self.smoothing == 0:
             return plain
+        alpha, tau = (number_like(losses, number) for number in (self.alpha, self.smoothing))
         smooth = _smoothed(losses, alpha, torch.where(tau > 0, tau, torch.ones_like(tau)))
         return Solution(*(torch.where(tau > 0, s, p) for s, p in zip(smooth, plain, strict=True)))
 
 
-def _plain(losses: Float[Tensor, " n"], alpha: Tensor) -> Solution:
-    ordered, losses = descending(losses), losses.double()
+def _plain(losses: Float[Tensor, " n"], alpha: float | Tensor) -> Solution:
     rows = alpha * len(losses)
-    edge = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
-    value_at_risk = ordered.gather(0, edge[None]).squeeze(0)
-    above, tied = losses > value_at_risk, losses == value_at_risk
+    value_at_risk = _last_of(losses, rows)
+    losses = losses.double()
+    above, tied = (losses > value_at_risk).double(), (losses == value_at_risk).double()
     share = (rows - above.sum()) / tied.sum()  # alpha n < 1 leaves all to the largest
     weights = (above + tied * share) / alpha
-    value = value_at_risk + (losses - value_at_risk).relu().mean() / alpha
-    return Solution(value, weights, value_at_risk)
+    return Solution(weights @ losses / len(losses), weights, value_at_risk)
+
+
+def _last_of(losses: Float[Tensor, " n"], rows: float | Tensor) -> Float[Tensor, ""]:
+    """The least of so many largest losses, a part of one counting as one, in float64."""
+    if isinstance(rows, Tensor):
+        place = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
+        return descending(losses).gather(0, place[None]).squeeze(0)
+    rising = len(losses) - min(max(math.ceil(rows), 1), len(losses))
+    return losses.new_tensor(np.partition(in_numpy(losses), rising)[rising], dtype=torch.float64)
 
 
 def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Solution:

@@ -71,9 +71,9 @@ class KLDRO(WorstCase):
         below = losses - top
         if self.temperature is not None:
             temperature = number_like(losses, self.temperature)
-            scaled = below / temperature
-            value = top + temperature * (scaled.logsumexp(dim=0) - math.log(len(losses)))
-            return Solution(value, scaled.softmax(dim=0) * len(losses), temperature)
+            weights = (below / temperature).exp()
+            mean = weights.mean()  # at least 1/n, as the largest of them is 1
+            return Solution(top + temperature * mean.log(), weights / mean, temperature)
         assert self.radius is not None
         rate, sharp = _rate(below, number_like(losses, self.radius))
         weights = (below * rate).softmax(dim=0) * len(losses)
