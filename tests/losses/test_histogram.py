@@ -14,11 +14,12 @@ def values(generator):
     return 4 * torch.rand(40, dtype=torch.float64, generator=generator) - 2
 
 
+@pytest.mark.parametrize("bins", [10, 150])
 @pytest.mark.parametrize("ratio", [0.3, 0.75, 2.0])
-def test_hl_gauss_target_is_a_truncated_normal_binned(ratio):
+def test_hl_gauss_target_is_a_truncated_normal_binned(ratio, bins):
     values = torch.tensor([-2.0, -1.99, 0.1234, 1.5, 2.0], dtype=torch.float64)
-    ours = HLGaussLoss(-2.0, 2.0, 10, ratio).target_probabilities(values)
-    sigma, edges = ratio * 0.4, torch.linspace(-2, 2, 11, dtype=torch.float64).numpy()
+    ours = HLGaussLoss(-2.0, 2.0, bins, ratio).target_probabilities(values)
+    sigma, edges = ratio * 4 / bins, torch.linspace(-2, 2, bins + 1, dtype=torch.float64).numpy()
     for value, row in zip(values.tolist(), ours, strict=True):
         normal = truncnorm((-2 - value) / sigma, (2 - value) / sigma, loc=value, scale=sigma)
         assert_close(row, torch.from_numpy(normal.cdf(edges)).diff(), rtol=0, atol=1e-12)

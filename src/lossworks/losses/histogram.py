@@ -1,15 +1,12 @@
 """Real targets by classification: the value as a distribution over bins, trained by cross-entropy."""
 
 import math
-from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_finite, check_floating, check_int, check_positive, readable
-from lossworks.losses._rows import in_blocks
 from lossworks.roles import Loss, check_no_nan
 
 MOST_BINS = 1_000_000
@@ -33,7 +30,12 @@ class _BinnedLoss(Loss):
 
     def target_probabilities(self, values: Float[Tensor, " n"]) -> Float[Tensor, "n bins"]:
         """The distributions that stand for the values, which are first clamped to [v_min, v_max]."""
-        raise NotImplementedError(f"{type(self).__name__} must define target_probabilities(values) -> (n, num_bins)")
+        bins, weights = self._near(values)
+        return weights.new_zeros((*values.shape, self.num_bins)).scatter(-1, bins, weights)
+
+    def _near(self, values: Float[Tensor, " n"]) -> tuple[Int[Tensor, "n near"], Float[Tensor, "n near"]]:
+        """The bins that can have some of a value's weight, neighbours, and how much they have."""
+        raise NotImplementedError(f"{type(self).__name__} must define _near(values) -> bins (n, k), weights (n, k)")
 
     def centres(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " bins"]:
         """The value that each bin stands for."""
@@ -71,7 +73,8 @@ class _BinnedLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n bins"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return F.cross_entropy(output, self.target_probabilities(target.detach()), reduction="none")
+        bins, weights = self._near(target.detach())
+        return -(weights * output.log_softmax(dim=1).gather(1, bins)).sum(dim=1)
 
     def _in_bins(self, values: Tensor, count: int) -> Tensor:
         """The values on a scale where v_min is 0 and v_max is ``count``."""
@@ -137,22 +140,26 @@ class HLGaussLoss(_BinnedLoss):
         super().__init__(v_min, v_max, num_bins, reduction=reduction)
         self.sigma_ratio = check_positive("sigma_ratio", sigma_ratio)
 
-    def target_probabilities(self, values: Float[Tensor, " n"]) -> Float[Tensor, "n bins"]:
-        """The normal distributions' masses in the bins; the values are first clamped to [v_min, v_max]."""
-        scale = 1 / (math.sqrt(2) * self.sigma_ratio)
-        edges = scale * torch.arange(self.num_bins + 1, dtype=values.dtype, device=values.device)
-        positions = scale * self._in_bins(values, self.num_bins)
-        (probabilities,) = in_blocks(partial(_normal_masses, edges), positions.unsqueeze(-1), size=len(edges))
-        return probabilities
+    def _near(self, values: Float[Tensor, " n"]) -> tuple[Int[Tensor, "n near"], Float[Tensor, "n near"]]:
+        spread = math.sqrt(2) * self.sigma_ratio
+        position = self._in_bins(values, self.num_bins).unsqueeze(-1)
+        reach = self._reach(values.dtype)
+        count = min(2 * math.ceil(reach) + 2, self.num_bins) if reach < self.num_bins else self.num_bins
+        first = (position - reach).floor().long().clamp(0, self.num_bins - count)
+        edges = first + torch.arange(count + 1, device=values.device)
+        mass = ((edges - position) / spread).erf().diff(dim=-1).clamp_min(0)
+        return edges[..., :-1], mass / mass.sum(dim=-1, keepdim=True)
+
+    def _reach(self, dtype: torch.dtype) -> float:
+        """How many bins from a value its distribution has all its mass, to rounding; unknown under a transform."""
+        if isinstance(self.sigma_ratio, Tensor) and not readable(self.sigma_ratio):
+            return math.inf
+        # Beyond this many spreads the error function is 1 to half a unit of the last place.
+        return math.sqrt(-2 * math.log(torch.finfo(dtype).eps)) * float(self.sigma_ratio)
 
     def centres(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " bins"]:
         """The middles of the bins."""
         return self._on_grid(torch.arange(self.num_bins, dtype=dtype, device=device) + 0.5, self.num_bins)
-
-
-def _normal_masses(edges: Float[Tensor, " edges"], positions: Float[Tensor, "n 1"]) -> tuple[Float[Tensor, "n bins"]]:
-    mass = (edges - positions).erf_().diff(dim=-1).clamp_min_(0)
-    return (mass.div_(mass.sum(dim=-1, keepdim=True)),)
 
 
 class TwoHotLoss(_BinnedLoss):
@@ -192,10 +199,11 @@ class TwoHotLoss(_BinnedLoss):
     helps = ("real targets by classification", "outliers")
     settings = ({"num_bins": 51},)
 
-    def target_probabilities(self, values: Float[Tensor, " n"]) -> Float[Tensor, "n bins"]:
-        """The weights of the two grid points beside each value, which is first clamped to [v_min, v_max]."""
-        grid = torch.arange(self.num_bins, dtype=values.dtype, device=values.device)
-        return (1 - (grid - self._in_bins(values, self.num_bins - 1).unsqueeze(-1)).abs()).relu()
+    def _near(self, values: Float[Tensor, " n"]) -> tuple[Int[Tensor, "n near"], Float[Tensor, "n near"]]:
+        position = self._in_bins(values, self.num_bins - 1)
+        lower = position.floor().long().clamp(0, self.num_bins - 2)
+        upper_share = position - lower
+        return torch.stack([lower, lower + 1], dim=-1), torch.stack([1 - upper_share, upper_share], dim=-1)
 
     def centres(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " bins"]:
         """The grid points."""
