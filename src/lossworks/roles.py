@@ -297,10 +297,13 @@ class Loss(Part):
         """How the loss reads a row of so many logits with a class as target, if it is by their softmax alone."""
         return None
 
-    def value_and_logit_gradient(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+    def value_and_logit_gradient(
+        self, output: Tensor, target: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Each row's loss for a class as target and its gradient in the row's logits, if it has a closed form.
 
-        Not recorded by autograd, so not asked for where a hyperparameter learns.
+        Not recorded by autograd, so not asked for where a hyperparameter learns. A loss with a memory is given the
+        rows' own, see :meth:`recall`.
         """
         return None
 

@@ -20,6 +20,12 @@ def test_two_matrices_a_chunk_take_half_the_rows():
     assert 2 * chunk_size(4096, 64_000, 4, copies=2) <= chunk_size(4096, 64_000, 4)
 
 
+def test_results_of_blocks_are_counted():
+    plain, read = (chunk_size(1024, 64_000, 4, in_blocks=in_blocks) for in_blocks in (False, True))
+    block = next(blocks(torch.empty(1024, 64_000)))  # never written, so it takes no memory
+    assert read < plain <= read + 16 * block.stop + 16
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_the_slices_are_all_rows_once(size):
     taken = [row for part in slices(7, size) for row in range(7)[part]]

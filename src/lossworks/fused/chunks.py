@@ -1,5 +1,6 @@
 """How the rows are cut: chunks that fit a memory budget, and within them blocks that fit the processor's cache."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -13,20 +14,40 @@ _SMALLEST, _LARGEST = 2**22, 2**28
 """Bytes of a chunk, whatever its share: below, the matrix products lose more time than there is memory to save."""
 _MULTIPLE = 16
 """Rows of a chunk come in multiples of this, which the matrix products like."""
-_BLOCK = 2**17
-"""Numbers of a block: half a megabyte in float32, with a few results of steps beside it."""
+_BLOCK = 2**16
+"""Numbers of a block, for each thread: a quarter of a megabyte in float32, with a few results of steps beside it."""
+_RESULTS = 8
+"""As many results of steps, of a block's size, can be there at once."""
+_LARGEST_MAPPED = 2**25 - 2**13
+"""Bytes: the GNU allocator learns from pieces up to 32 MB, with their own bookkeeping."""
 _TILE = 2**22
 """Bytes of a tile of the weight: a product with few rows is bound by how often it is read and packed."""
 
 
-def chunk_size(rows: int, classes: int, itemsize: int, chunk: int | None = None, *, copies: int = 1) -> int:
+@functools.cache
+def keep_freed_pages() -> None:
+    """Have blocks' results made in pages that are at hand, once in a process.
+
+    A block's results are some megabytes, made and freed again and again. The GNU allocator gives more than twice the
+    largest piece that was ever mapped and freed back to the system, and fresh pages for each block would cost more
+    than what is computed in them. Freeing the largest piece that it goes by, without a touch, raises that.
+    """
+    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8)
+
+
+def chunk_size(
+    rows: int, classes: int, itemsize: int, chunk: int | None = None, *, copies: int = 1, in_blocks: bool = False
+) -> int:
     """Rows of a chunk: as asked for, or as many as the budget allows.
 
-    ``copies`` is how many matrices of the chunk's size are held at once.
+    ``copies`` is how many matrices of the chunk's size are held at once; ``in_blocks``, whether it is read in blocks
+    whose steps have results.
     """
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
     budget = min(max(rows * classes * itemsize // _SHARE, _SMALLEST), _LARGEST)
+    if in_blocks:
+        budget = max(budget - _RESULTS * _block_rows(classes) * classes * itemsize, _SMALLEST)
     size = max(budget // max(classes * itemsize * copies, 1), 1)
     if size >= rows:
         return max(rows, 1)
@@ -44,7 +65,11 @@ def blocks(matrix: Tensor) -> Iterator[slice]:
     rows, classes = matrix.shape
     if matrix.device.type != "cpu":
         return slices(rows, max(rows, 1))
-    return slices(rows, max(_BLOCK // max(classes, 1), 1) * torch.get_num_threads())
+    return slices(rows, _block_rows(classes))
+
+
+def _block_rows(classes: int) -> int:
+    return max(_BLOCK // max(classes, 1), 1) * torch.get_num_threads()
 
 
 def tiles(weight: Tensor) -> Iterator[slice]:

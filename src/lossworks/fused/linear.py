@@ -95,7 +95,7 @@ def linear_loss(
     check_ignore_index(ignore_index)
     layer = check_layer(hidden, weight, bias)
     reader, shape = loss_reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
-    plan = plan_for(layer, reader, chunk, copies=1 if reader.form is not None else 2)
+    plan = plan_for(layer, reader, chunk, in_blocks=reader.form is None)
     return reduced_rows(
         plan, reader, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
     )
@@ -342,14 +342,19 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str
     return hidden.flatten(0, -2), weight, bias
 
 
-def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1) -> Plan:
-    """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by who asks for one."""
+def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1, in_blocks: bool = False) -> Plan:
+    """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by who asks for one.
+
+    A chunk that is read ``in_blocks`` is one block on a GPU, with a copy as its result.
+    """
     hidden, weight, bias = layer
     device = hidden.device.type
     half = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
     compute = torch.get_autocast_dtype(device) if half else hidden.dtype
     itemsize = 4 if compute in HALF else compute.itemsize
-    size = chunk_size(len(hidden), len(weight), itemsize, chunk, copies=copies)
+    on_cpu = device == "cpu"
+    copies += in_blocks and not on_cpu
+    size = chunk_size(len(hidden), len(weight), itemsize, chunk, copies=copies, in_blocks=in_blocks and on_cpu)
     grad = torch.is_grad_enabled()
     h, w, b = (grad and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
     return Plan(size, compute, (h, w, b))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import checks
-from lossworks.fused.chunks import blocks, slices, tiles
+from lossworks.fused.chunks import blocks, keep_freed_pages, slices, tiles
 from lossworks.fused.softmax import kernels_apply
 from lossworks.roles import Loss, SoftmaxForm
 
@@ -92,7 +92,7 @@ class LossReader(Reader):
                 with checks(False):  # the caller has looked at the targets, and looks at the losses
                     losses[block] = self._losses(logits[block], part, extra)
                 continue
-            closed = self._closed(logits[block], part)
+            closed = self._closed(logits[block], part, extra.get("memory"))
             if closed is not None:
                 losses[block], slope = closed
                 torch.mul(slope, coefficient[block, None], out=logits[block])
@@ -137,11 +137,11 @@ class LossReader(Reader):
         losses = self.loss.per_sample(logits, target, **extra)
         return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
 
-    def _closed(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
+    def _closed(self, logits: Tensor, rows: slice, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Losses and slopes of rows whose targets are classes, from a loss that has both."""
-        if self.kept is None or self.hyper or self.index is not None:
+        if self.kept is None or self.hyper:
             return None
-        found = self.loss.value_and_logit_gradient(logits, self.target[rows])
+        found = self.loss.value_and_logit_gradient(logits, self.target[rows], memory)
         if found is None:
             return None
         kept, (losses, slope) = self.kept[rows], found
@@ -237,6 +237,7 @@ def run(
     The gradients are those in hidden, weight, bias and the reader's ``hyper``, None where not asked for. Those of
     float16 tensors stay in ``plan.dtype`` where they are ``unscaled``: what a loss scaler would lift could be lost.
     """
+    keep_freed_pages()
     with torch.autocast(layer[0].device.type, enabled=False):
         if type(reader) is LossReader and reader.form is not None and kernels_apply(layer[0], plan.compute):
             from lossworks.fused.gpu import run_with_kernels

@@ -41,6 +41,19 @@ def in_blocks(
     return whole
 
 
+def with_entropy(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], price: float | Tensor
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+    """Each row's cross-entropy plus its prediction's entropy at a price, and the gradient; without autograd."""
+    log_p = output.log_softmax(dim=1)
+    p = log_p.exp()
+    own = -log_p.gather(1, target[:, None])
+    part = log_p.mul_(p).mul_(price)
+    entropy = -part.sum(dim=1, keepdim=True)
+    gradient = p.mul_(1 - entropy).sub_(part).scatter_add_(1, target[:, None], -torch.ones_like(own))
+    return (own + entropy).squeeze(1), gradient
+
+
 def whole_number(number: float) -> int | None:
     """The whole number that this is, if it is a small one to a few rounding errors."""
     nearest = round(number)

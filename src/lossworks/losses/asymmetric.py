@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lossworks.checks import check_between, check_positive
-from lossworks.losses._rows import in_blocks
+from lossworks.losses._rows import in_blocks, whole_number, whole_power
 from lossworks.roles import Loss
 
 
@@ -38,6 +38,8 @@ class _Asymmetric(Loss):
 
 def _price_and_slope(score: Tensor, gamma: float | Tensor, clip: float | Tensor) -> tuple[Tensor, Tensor]:
     """``-q^gamma log(1 - q)`` and its derivative in the score, where ``q = max(sigmoid(score) - clip, 0)``."""
+    if not isinstance(gamma, Tensor) and not isinstance(clip, Tensor) and (whole := whole_number(gamma)):
+        return _at_whole_gamma(score, whole, clip)
     tiny = torch.finfo(score.dtype).tiny
     p = score.sigmoid()
     q, rest = (p - clip).clamp_min(0), (1 - p + clip).clamp(tiny, 1)
@@ -46,6 +48,22 @@ def _price_and_slope(score: Tensor, gamma: float | Tensor, clip: float | Tensor)
     # 1 - clip / rest is (1 - p) / (1 - q), also where there is no clip and both underflow.
     slope = p * q.sign() * (focus * (1 - clip / rest) + gamma * (1 - p) * price / q.clamp_min(tiny))
     return price, slope
+
+
+def _at_whole_gamma(score: Tensor, gamma: int, clip: float) -> tuple[Tensor, Tensor]:
+    """The same by multiplication. Where q is 0, so is all that a power of it leaves of the slope."""
+    p = score.sigmoid()
+    other = 1 - p
+    q = (p - clip).clamp_min(0) if clip else p
+    rest = (other + clip).clamp(torch.finfo(score.dtype).tiny, 1)
+    share = _log_rest(score, rest, clip).neg()
+    if gamma > 1:
+        share = share * whole_power(q, gamma - 1)
+    price = share * q
+    focus = whole_power(q, gamma)
+    if clip:
+        focus = focus * (1 - clip / rest)
+    return price, (gamma * share * other + focus) * p
 
 
 def _log_rest(score: Tensor, rest: Tensor, clip: float | Tensor) -> Tensor:
@@ -135,7 +153,7 @@ class AsymmetricLoss(_Asymmetric):
 
     @torch.no_grad()
     def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         """Each row's loss and its gradient in closed form."""
         label = target[:, None]

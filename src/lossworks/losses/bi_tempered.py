@@ -101,7 +101,7 @@ class BiTemperedLoss(Loss):
 
     @torch.no_grad()
     def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
         """Each row's loss and its gradient in closed form, for hyperparameters that are floats and no smoothing."""
         if any(isinstance(held, Tensor) for held in (self.t1, self.t2)) or self._smooths():

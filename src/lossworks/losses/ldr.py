@@ -61,8 +61,8 @@ def _scores_and_size(
         return output, torch.ones_like(output[:, :1])
     softened = check_choice("normalize", normalize, NORMALIZE) == "softplus_mean"
     scores = softplus(output) if softened else output
-    sizes = scores if softened else scores.abs()
-    return scores, sizes.sum(dim=1, keepdim=True) / scores.shape[1] + _SMALLEST_MEAN
+    total = scores.sum(dim=1, keepdim=True) if softened else torch.linalg.vector_norm(scores, 1, dim=1, keepdim=True)
+    return scores, total / scores.shape[1] + _SMALLEST_MEAN
 
 
 @cite("zhu2023ldr", helps=("noisy labels",))
@@ -160,6 +160,13 @@ class LDRLoss(Loss):
             return None
         lam = self.lam
         return SoftmaxForm(lambda own: lam * (own - math.log(num_classes)), scale=1 / lam, handicap=-self.margin / lam)
+
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+        """Each row's loss and its gradient in closed form."""
+        return _ldr_and_slope(output, self.normalize, target, self.lam, self.margin)
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities at the loss's own temperature: exact at the optimum where ``margin`` is 0."""
@@ -267,6 +274,16 @@ class AdaptiveLDRLoss(Loss):
                 self.remember("lam", index, memory)
         return self._value(scores, size, target, memory)
 
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Float[Tensor, " n"] | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
+        """Each row's loss and its gradient in closed form, at the rows' remembered ``lam``."""
+        if memory is None:
+            return None
+        value, slope = _ldr_and_slope(output, self.normalize, target, memory, self.margin)
+        return value - self._held(memory, output.shape[1]), slope
+
     def recall(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
@@ -288,8 +305,11 @@ class AdaptiveLDRLoss(Loss):
         return self._exact(scores, size, target)
 
     def _value(self, scores: Tensor, size: Tensor, target: Tensor, lam: Tensor) -> Tensor:
-        stiffness = self.alpha * math.log(scores.shape[1]) / (2 * self.lam0)
-        return _ldr(scores, size, target, lam, self.margin) - stiffness * (lam - self.lam0).square()
+        return _ldr(scores, size, target, lam, self.margin) - self._held(lam, scores.shape[1])
+
+    def _held(self, lam: Tensor, num_classes: int) -> Tensor:
+        """What it costs to be away from ``lam0``."""
+        return self.alpha * math.log(num_classes) / (2 * self.lam0) * (lam - self.lam0).square()
 
     def _one_step(self, scores: Tensor, size: Tensor, lam: Tensor) -> Tensor:
         """The stationary lam for the spread that the remembered lam gives."""
@@ -320,8 +340,8 @@ class AdaptiveLDRLoss(Loss):
 def _divergence(logits: Float[Tensor, "n classes"]) -> tuple[Float[Tensor, " n"]]:
     """How far the smoothed softmax of each row is from uniform; without a gradient."""
     num_classes = logits.shape[1]
-    spread = logits.softmax(dim=1).add_(_SMOOTHING).div_(1 + num_classes * _SMOOTHING)
-    return (math.log(num_classes) + spread.log().mul_(spread).sum(dim=1),)
+    spread, total = logits.softmax(dim=1).add_(_SMOOTHING), 1 + num_classes * _SMOOTHING
+    return (math.log(num_classes / total) + torch.linalg.vecdot(spread, spread.log()) / total,)
 
 
 def _scaled(
@@ -350,3 +370,25 @@ def _ldr(
     """LDR as lam times a cross-entropy at temperature lam, as sum_k exp(d_k / lam) is 1 over the target's softmax."""
     log_ratio = cross_entropy(_scaled(scores, size, target, lam, margin), target, reduction="none")
     return lam * (log_ratio - math.log(scores.shape[1]))
+
+
+def _ldr_and_slope(
+    output: Float[Tensor, "n classes"],
+    normalize: str | None,
+    target: Int[Tensor, " n"],
+    lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
+    margin: float | Tensor,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+    """LDR and its gradient in the outputs, which move each row's size as well as its scores; without autograd."""
+    scores, size = _scores_and_size(output, normalize)
+    label, num_classes = target[:, None], output.shape[1]
+    log_q = _scaled(scores, size, target, lam, margin).log_softmax(dim=1)
+    value = lam * (-log_q.gather(1, label).squeeze(1) - math.log(num_classes))
+    slope = log_q.exp_()
+    pull = (torch.linalg.vecdot(slope, scores)[:, None] - scores.gather(1, label)) / (num_classes * size * size)
+    slope = slope.mul_(1 / size).scatter_add_(1, label, -1 / size)
+    if normalize == "l1_mean":
+        slope.addcmul_(scores.sign(), -pull)
+    elif normalize is not None:
+        slope.sub_(pull).mul_(output.sigmoid())
+    return value, slope

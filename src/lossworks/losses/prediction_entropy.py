@@ -1,10 +1,12 @@
 """Cross-entropy with a price on the entropy of what is predicted."""
 
-from jaxtyping import Float, Shaped
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_positive
+from lossworks.losses._rows import with_entropy
 from lossworks.roles import Loss
 
 __all__ = ["PredictionEntropyPenalty"]
@@ -63,3 +65,10 @@ class PredictionEntropyPenalty(Loss):
         log_p = output.log_softmax(dim=1)
         entropy = -(log_p.exp() * log_p).sum(dim=1)
         return cross_entropy(output, target, reduction="none") + self.lam * entropy
+
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+        """Each row's loss and its gradient in closed form."""
+        return with_entropy(output, target, self.lam)

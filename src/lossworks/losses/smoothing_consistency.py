@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossworks.checks import check_classes, check_floating, check_positive, check_tensor
+from lossworks.losses._rows import with_entropy
 from lossworks.roles import Loss, check_no_nan
 
 __all__ = ["SmoothingConsistencyLoss"]
@@ -86,6 +87,13 @@ class SmoothingConsistencyLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of rows that come as one copy each."""
         return self._of_copies(output[:, None], target)
+
+    @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+        """Each row's loss and its gradient in closed form: a single copy has no disagreement."""
+        return with_entropy(output, target, self.eta)
 
     def _of_copies(self, output: Float[Tensor, "n m classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         log_p = output.log_softmax(dim=2)
