@@ -155,7 +155,7 @@ class HLGaussLoss(_BinnedLoss):
         if isinstance(self.sigma_ratio, Tensor) and not readable(self.sigma_ratio):
             return math.inf
         # Beyond this many spreads the error function is 1 to half a unit of the last place.
-        return math.sqrt(-2 * math.log(torch.finfo(dtype).eps)) * float(self.sigma_ratio)
+        return math.sqrt(-2 * math.log(torch.finfo(dtype).eps)) * float(torch.as_tensor(self.sigma_ratio).detach())
 
     def centres(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " bins"]:
         """The middles of the bins."""
