@@ -31,10 +31,10 @@ PEERS = {"classes": F.cross_entropy, "binary": F.binary_cross_entropy_with_logit
 
 
 def losses() -> Iterator[tuple[str, Loss]]:
-    """Every loss of the catalog at its default setting, with further rows where another argument changes the work."""
+    """The catalog's losses whose kind has a peer, at their defaults and where another argument changes the work."""
     facts = from_data(num_samples=ROWS, num_classes=CLASSES)
     for name, entry in parts().items():
-        if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss)):
+        if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind in PEERS):
             continue
         arguments = {**{need: facts[need] for need in entry.part.needs}, **entry.part.settings[0]}
         yield name, entry.part(**arguments)

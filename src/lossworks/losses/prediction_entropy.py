@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_positive
 from lossworks.losses._rows import with_entropy
@@ -64,7 +63,8 @@ class PredictionEntropyPenalty(Loss):
         """One value a row."""
         log_p = output.log_softmax(dim=1)
         entropy = -(log_p.exp() * log_p).sum(dim=1)
-        return cross_entropy(output, target, reduction="none") + self.lam * entropy
+        own = (target * log_p).sum(dim=1) if target.is_floating_point() else log_p.gather(1, target[:, None]).squeeze(1)
+        return self.lam * entropy - own
 
     @torch.no_grad()
     def value_and_logit_gradient(

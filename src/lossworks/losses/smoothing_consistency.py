@@ -86,7 +86,9 @@ class SmoothingConsistencyLoss(Loss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of rows that come as one copy each."""
-        return self._of_copies(output[:, None], target)
+        log_p = output.log_softmax(dim=1)
+        entropy = -(log_p.exp() * log_p).sum(dim=1)
+        return self.eta * entropy - log_p.gather(1, target[:, None]).squeeze(1)
 
     @torch.no_grad()
     def value_and_logit_gradient(
