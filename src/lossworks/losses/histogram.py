@@ -114,8 +114,8 @@ class HLGaussLoss(_BinnedLoss):
         TypeError: a target that isn't floating-point.
 
     Use it when the target is noisy with heavy tails, or when squared error trains a large network badly; not where
-    values outside the range must be predicted. The target's own distribution makes it cost some two times
-    cross-entropy on as many classes.
+    values outside the range must be predicted. With few bins the target's own distribution makes it
+    cost some two times cross-entropy on as many classes, with many no more than it.
 
     Papers: farebrother2024hlgauss, imani2018histogram
 
