@@ -60,6 +60,15 @@ def test_chi_square_runs_from_the_mean_to_the_worst_row(losses):
     assert_close(ChiSquareDRO(1e-6).solve(losses).value, losses.mean() + (2e-6 * variance).sqrt(), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("weighting", [ChiSquareDRO, CVaR])
+def test_a_hyperparameter_may_learn_or_be_stacked(weighting, losses):
+    numbers = torch.tensor([0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    one_by_one = torch.stack([weighting(float(number))(losses) for number in numbers.detach()])
+    assert_close(torch.stack([weighting(number)(losses) for number in numbers]), one_by_one)
+    stacked = torch.func.vmap(lambda number: weighting(number)(losses))(numbers.detach())
+    assert_close(stacked, one_by_one)
+
+
 def many_losses(kind, generator):
     draws = torch.rand(20_000, generator=generator, dtype=torch.float64)
     return {

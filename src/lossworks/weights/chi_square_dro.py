@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_positive, readable
-from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, rank
+from lossworks.checks import check_positive
+from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, number_of, rank
 
 __all__ = ["ChiSquareDRO"]
 
@@ -15,7 +15,7 @@ _LEAST = 1e-300
 _STEPS = 30
 """How often the active rows are narrowed before sorting finds them: five times do mostly, far outliers need more."""
 _MANY, _EVERY = 16_384, 16
-"""From so many rows on, a sample of every so manieth says where to begin."""
+"""From so many rows on, the edge of a sample, one row of so many, is where the search begins."""
 
 
 class ChiSquareDRO(WorstCase):
@@ -61,7 +61,8 @@ class ChiSquareDRO(WorstCase):
         self.radius = check_positive("radius", radius, allow_zero=True)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        found = _by_narrowing(losses, 1.0 + 2.0 * float(self.radius)) if readable(losses) else None
+        radius = number_of(losses, self.radius)
+        found = None if isinstance(radius, Tensor) else _by_narrowing(losses, 1.0 + 2.0 * radius)
         return _by_sorting(losses, number_like(losses, self.radius)) if found is None else found
 
 

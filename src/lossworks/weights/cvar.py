@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_between, check_positive, readable
-from lossworks.weights.worst_case import Solution, WorstCase, descending, in_numpy, number_like, rank
+from lossworks.checks import check_between, check_positive
+from lossworks.weights.worst_case import Solution, WorstCase, descending, in_numpy, number_like, number_of, rank
 
 __all__ = ["CVaR"]
 
@@ -58,7 +58,7 @@ class CVaR(WorstCase):
         self.smoothing = check_positive("smoothing", smoothing, allow_zero=True)
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        plain = _plain(losses, float(self.alpha) if readable(losses) else number_like(losses, self.alpha))
+        plain = _plain(losses, number_of(losses, self.alpha))
         if not isinstance(self.smoothing, Tensor) and self.smoothing == 0:
             return plain
         alpha, tau = (number_like(losses, number) for number in (self.alpha, self.smoothing))

@@ -84,6 +84,13 @@ def in_numpy(losses: Float[Tensor, " n"]) -> NDArray[np.floating]:
     return (losses if losses.dtype == torch.float32 else losses.double()).numpy(force=True)
 
 
+def number_of(losses: Float[Tensor, " n"], number: float | Tensor) -> float | Float[Tensor, ""]:
+    """The hyperparameter as a float where it and the losses may be looked at, else as :func:`number_like`."""
+    if not readable(losses) or (isinstance(number, Tensor) and not readable(number)):
+        return number_like(losses, number)
+    return float(number.detach() if isinstance(number, Tensor) else number)
+
+
 def rank(number: int, like: Tensor) -> Float[Tensor, " n"]:
     """1, 2, ..., n in float64 on this tensor's device."""
     return torch.arange(1, number + 1, dtype=torch.float64, device=like.device)
