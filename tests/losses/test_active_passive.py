@@ -142,7 +142,19 @@ def test_pair_refuses_what_is_not_a_loss_on_classes():
         ActivePassiveLoss("nce", "gce")
 
 
-@pytest.mark.parametrize("make", [lambda: AsymmetricUnhingedLoss(a=1.0), lambda: AsymmetricUnhingedLoss(p=0.0)])
+@pytest.mark.parametrize("loss", [AsymmetricUnhingedLoss, AsymmetricGeneralizedCrossEntropyLoss])
+def test_whole_settings_are_read_as_floats(loss, batch):
+    assert_close(loss(5, 32)(*batch), loss(5.0, 32.0)(*batch))  # 4 ** 32 does not fit 64 bits
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AsymmetricUnhingedLoss(a=1.0),
+        lambda: AsymmetricUnhingedLoss(p=0.0),
+        lambda: AsymmetricUnhingedLoss(a=5.0, p=1000.0),
+    ],
+)
 def test_asymmetric_unhinged_refuses_bad_shapes(make):
     with pytest.raises(ValueError, match=r"(a|p) must be"):
         make()

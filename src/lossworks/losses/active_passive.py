@@ -150,10 +150,12 @@ class AsymmetricUnhingedLoss(_SurpriseLoss):
         super().__init__(reduction, ignore_index=ignore_index)
         self.a = check_between("a", a, 1, math.inf, open_low=True, open_high=True)
         self.p = check_positive("p", p)
+        if not isinstance(a, Tensor) and not isinstance(p, Tensor) and p * math.log(a - 1) > LARGEST_LOG:
+            raise ValueError(f"p must be so small that (a - 1) ** p is a float, got {p:g} with a = {a:g}")
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
-        span = self.a - 1
+        span = self.a - 1.0
         return span**self.p * torch.expm1(self.p * torch.log1p(-torch.expm1(-own) / span)) / self.p
 
 
@@ -202,7 +204,7 @@ class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
-        top = self.a + 1
+        top = self.a + 1.0  # of whole numbers the power could be one beyond 64 bits
         return -(top**self.q) * torch.expm1(self.q * torch.log((self.a + torch.exp(-own)) / top)) / self.q
 
 
