@@ -237,6 +237,8 @@ def test_verified_accuracy_is_never_above_that_under_attack(generator):
         assert bool(right[sure].all())
     assert bool(verified(model, x, target, 0.0).all())
     assert verified(model, x[:0], target[:0], 0.1).shape == (0,)
+    with pytest.raises(ValueError, match="target must have shape"):
+        verified(model, x, target[:0], 0.1)
 
 
 class Traced(nn.Module):

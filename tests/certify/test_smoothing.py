@@ -87,6 +87,7 @@ def test_the_dual_radius_is_symmetric_and_never_below_zero():
     p, q = torch.tensor([0.9, 0.3, 0.0, 1.0]), torch.tensor([0.6, 0.4, 0.9, 0.0])
     assert_close(dual_smoothing_radius(p, q, 1.0), dual_smoothing_radius(q, p, 1.0))
     assert bool((dual_smoothing_radius(p, q, 1.0) >= 0).all())
+    assert_close(dual_smoothing_radius(p.half(), q, 1.0), dual_smoothing_radius(p.half().float(), q, 1.0))
     assert_close(dual_smoothing_radius(p[:1], p[:1], 0.5), 0.5 * math.sqrt(2) * torch.special.ndtri(p[:1]))
 
 
@@ -128,6 +129,7 @@ def test_no_rows_have_no_certificates():
         (lambda m: clopper_pearson_lower(torch.tensor([5]), 4), "successes"),
         (lambda m: clopper_pearson_lower(torch.tensor([1.0]), 4), "successes"),
         (lambda m: clopper_pearson_lower(torch.tensor([1]).to_sparse(), 4), "successes must be a dense tensor"),
+        (lambda m: clopper_pearson_lower(torch.tensor([2]), 5, 1e-300), "alpha must be in"),
         (lambda m: checkerboard_split(0, 3), "height"),
         (lambda m: checkerboard_split(3, 2**31), "width"),
     ],

@@ -484,6 +484,8 @@ def verified(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     Region.of(x, eps, norm, box)  # says what does not fit
+    if target.shape != x.shape[:1]:
+        raise ValueError(f"target must have shape ({len(x)},), one class a row of x, got {tuple(target.shape)}")
     model, x = copy.deepcopy(model).double(), x.double()
     if box is not None:
         box = [bound.double() for bound in box]

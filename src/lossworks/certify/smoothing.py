@@ -31,6 +31,8 @@ __all__ = [
 
 ABSTAIN = -1
 """The answer where nothing is certain enough."""
+LEAST_ALPHA = 1e-50
+"""Of a smaller chance the quantile of a beta distribution is not found."""
 _LONGEST = 2**14
 """The longest side of an image whose pixels are counted out."""
 Classifier = Callable[[Float[Tensor, "n *features"]], Float[Tensor, "n classes"]]
@@ -57,7 +59,7 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
     Args:
         successes: k, in [0, trials].
         trials: n, >= 1.
-        alpha: The chance to be wrong, in (0, 1).
+        alpha: The chance to be wrong, in [1e-50, 1): for smaller ones the quantile is not found.
 
     Shape:
         - successes: ``(n,)`` int64; returns ``(n,)`` float64.
@@ -75,7 +77,7 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
     if successes.dtype != torch.int64:
         raise TypeError(f"successes must be int64, got {successes.dtype}")
     check_int("trials", trials, low=1)
-    check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
+    check_between("alpha", alpha, LEAST_ALPHA, 1, open_high=True)
     if not bool(((successes >= 0) & (successes <= trials)).all()):
         raise ValueError(f"successes must be in [0, {trials}]")
     from scipy.stats import beta
@@ -103,7 +105,7 @@ def dual_smoothing_radius(
         sigma: The noise, in input units, > 0.
 
     Shape:
-        - ``(n,)`` each; returns ``(n,)``, 0 where nothing is certified.
+        - ``(n,)`` each; returns ``(n,)``, 0 where nothing is certified; half precision is computed in float32.
 
     Raises:
         ValueError: ``sigma <= 0``, shapes that differ, a probability outside [0, 1].
@@ -118,7 +120,8 @@ def dual_smoothing_radius(
         check_probabilities(name, value)
     if p_left.shape != p_right.shape:
         raise ValueError(f"p_right must have p_left's shape {tuple(p_left.shape)}, got {tuple(p_right.shape)}")
-    radius = sigma / 2**0.5 * (torch.special.ndtri(p_left) + torch.special.ndtri(p_right))
+    left, right = (torch.special.ndtri(p.to(torch.promote_types(p.dtype, torch.float32))) for p in (p_left, p_right))
+    radius = sigma / 2**0.5 * (left + right)
     return radius.nan_to_num(nan=0.0, posinf=torch.inf, neginf=0.0).clamp(min=0)
 
 
@@ -331,4 +334,4 @@ def _check(x: Tensor, n0: int, n: int, alpha: float) -> None:
         raise ValueError(f"x must have shape (n, ...) with features, got {tuple(x.shape)}")
     check_int("n0", n0, low=1)
     check_int("n", n, low=1)
-    check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
+    check_between("alpha", alpha, LEAST_ALPHA, 1, open_high=True)
