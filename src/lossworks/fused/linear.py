@@ -49,7 +49,8 @@ def linear_loss(
 
     Equal to ``loss(hidden @ weight.T + bias, target)``, for every loss that reads logits row by row (``rowwise``). The
     logits exist for one chunk of rows at a time; a loss with a :class:`lossworks.roles.SoftmaxForm` has its gradient in
-    closed form, the others go through autograd on blocks of rows that fit the processor's cache. The mean and the sum
+    closed form, the others are read in blocks of rows that fit the processor's cache, by their own closed form
+    (:meth:`lossworks.roles.Loss.value_and_logit_gradient`) or by autograd. The mean and the sum
     have their gradients computed beside their values, where one is asked for; ``"none"`` computes each chunk's logits
     again in the backward pass, since only that knows what each row's loss is worth.
 

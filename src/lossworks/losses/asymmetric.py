@@ -38,32 +38,17 @@ class _Asymmetric(Loss):
 
 def _price_and_slope(score: Tensor, gamma: float | Tensor, clip: float | Tensor) -> tuple[Tensor, Tensor]:
     """``-q^gamma log(1 - q)`` and its derivative in the score, where ``q = max(sigmoid(score) - clip, 0)``."""
-    if not isinstance(gamma, Tensor) and not isinstance(clip, Tensor) and (whole := whole_number(gamma)):
-        return _at_whole_gamma(score, whole, clip)
     tiny = torch.finfo(score.dtype).tiny
     p = score.sigmoid()
-    q, rest = (p - clip).clamp_min(0), (1 - p + clip).clamp(tiny, 1)
-    focus = torch.exp(gamma * q.clamp_min(tiny).log())
-    price = -focus * _log_rest(score, rest, clip)
-    # 1 - clip / rest is (1 - p) / (1 - q), also where there is no clip and both underflow.
-    slope = p * q.sign() * (focus * (1 - clip / rest) + gamma * (1 - p) * price / q.clamp_min(tiny))
-    return price, slope
-
-
-def _at_whole_gamma(score: Tensor, gamma: int, clip: float) -> tuple[Tensor, Tensor]:
-    """The same by multiplication. Where q is 0, so is all that a power of it leaves of the slope."""
-    p = score.sigmoid()
     other = 1 - p
-    q = (p - clip).clamp_min(0) if clip else p
-    rest = (other + clip).clamp(torch.finfo(score.dtype).tiny, 1)
-    share = _log_rest(score, rest, clip).neg()
-    if gamma > 1:
-        share = share * whole_power(q, gamma - 1)
-    price = share * q
-    focus = whole_power(q, gamma)
-    if clip:
-        focus = focus * (1 - clip / rest)
-    return price, (gamma * share * other + focus) * p
+    q, rest = (p - clip).clamp_min(0), (other + clip).clamp(tiny, 1)
+    cost = -_log_rest(score, rest, clip)
+    whole = None if isinstance(gamma, Tensor) else whole_number(gamma)
+    focus = whole_power(q, whole) if whole else torch.exp(gamma * q.clamp_min(tiny).log())
+    price = focus * cost
+    # 1 - clip / rest is (1 - p) / (1 - q), also where there is no clip and both underflow.
+    slope = p * q.sign() * (focus * (1 - clip / rest) + gamma * other * price / q.clamp_min(tiny))
+    return price, slope
 
 
 def _log_rest(score: Tensor, rest: Tensor, clip: float | Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class LDRLoss(Loss):
         lam: How much the spread q is held near uniform, in logit units, > 0. Small trusts the label, large doubts it.
         margin: By how much the target should win, in logit units, >= 0.
         normalize: What :func:`normalize_scores` does to the scores first; the authors use ``"softplus_mean"`` with
-            ``lam=10``; with it and the backward pass through it the loss costs some five times cross-entropy.
+            ``lam=10``; with it and the backward pass through it the loss costs some four times cross-entropy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
