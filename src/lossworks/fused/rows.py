@@ -94,8 +94,9 @@ class LossReader(Reader):
                 continue
             closed = self._closed(logits[block], part, extra.get("memory"))
             if closed is not None:
-                losses[block], slope = closed
-                torch.mul(slope, coefficient[block, None], out=logits[block])
+                some, slope = closed
+                losses[block] = self.where_kept(some, part)
+                torch.mul(slope, self.where_kept(coefficient[block], part)[:, None], out=logits[block])
                 continue
             with torch.enable_grad(), checks(False):
                 leaf = logits[block].detach().requires_grad_()
@@ -134,18 +135,13 @@ class LossReader(Reader):
         target = self.target[rows]
         if self.loss.kind != "classes":
             return self.loss.rows(logits, target)[0]
-        losses = self.loss.per_sample(logits, target, **extra)
-        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
+        return self.where_kept(self.loss.per_sample(logits, target, **extra), rows)
 
     def _closed(self, logits: Tensor, rows: slice, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Losses and slopes of rows whose targets are classes, from a loss that has both."""
         if self.kept is None or self.hyper:
             return None
-        found = self.loss.value_and_logit_gradient(logits, self.target[rows], memory)
-        if found is None:
-            return None
-        kept, (losses, slope) = self.kept[rows], found
-        return torch.where(kept, losses, 0), slope.mul_(kept[:, None])
+        return self.loss.value_and_logit_gradient(logits, self.target[rows], memory)
 
     def _in_closed_form(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
@@ -174,9 +170,9 @@ class LossReader(Reader):
         logits.scatter_add_(1, label, -of_own[:, None])
         return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
 
-    def where_kept(self, losses: Tensor, rows: slice) -> Tensor:
-        """The losses, 0 where a row is ignored."""
-        return losses if self.kept is None else torch.where(self.kept[rows], losses, 0)
+    def where_kept(self, numbers: Tensor, rows: slice) -> Tensor:
+        """The rows' numbers, 0 where a row is ignored."""
+        return numbers if self.kept is None else torch.where(self.kept[rows], numbers, 0)
 
 
 def _softmax(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:

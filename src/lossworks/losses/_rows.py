@@ -29,7 +29,7 @@ def in_blocks(
     ``size`` is how many numbers the steps make of a row, if not as many as it has.
     """
     count = len(rows)
-    step = max(1, _BLOCK // max(rows[:1].numel() if size is None else size, 1))
+    step = max(torch.get_num_threads(), _BLOCK // max(rows[:1].numel() if size is None else size, 1))
     if count <= step or rows.device.type != "cpu" or torch.compiler.is_compiling():
         return function(rows)
     whole: tuple[Tensor, ...] = ()
@@ -39,6 +39,16 @@ def in_blocks(
         for into, result in zip(whole, results, strict=True):
             into[start : start + step] = result
     return whole
+
+
+def softmax_and_surprise(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
+    """Each row's softmax and the cross-entropy of its label, with one exponential for both; without autograd."""
+    probability = output.softmax(dim=1)
+    behind = output.amax(dim=1) - output.gather(1, target[:, None]).squeeze(1)
+    # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
+    return probability, behind - probability.amax(dim=1).log()
 
 
 def with_entropy(

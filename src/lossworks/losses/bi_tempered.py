@@ -110,14 +110,17 @@ class BiTemperedLoss(Loss):
         logits = output - output.amax(dim=1, keepdim=True)
         gap = logits.sub_(_levels(logits, cooling, self.iterations + 1)[0])
         own = _tempered(torch.log1p, gap.gather(1, label), cooling)
-        ratio = (1 + cooling * gap).reciprocal_()
+        ratio = _ratio(gap, cooling)
         powered = _power(gap, ratio, cooling, 1 + rest)
-        value = (powered.sum(dim=1) - 1) / (1 + rest) - _tempered(torch.expm1, own, rest).squeeze(1)
-        gradient = powered.scatter_add(1, label, -torch.exp(rest * own)).mul_(ratio)
+        mass = powered.sum(dim=1, keepdim=True)
+        value = ((mass - 1) / (1 + rest) - _tempered(torch.expm1, own, rest)).squeeze(1)
+        pull = torch.exp(rest * own) * ratio.gather(1, label)
         # How the level moves with each logit, up to a factor.
-        escort = powered if 1 + rest == self.t2 else _power(gap, ratio, cooling, self.t2)
-        share = gradient.sum(dim=1, keepdim=True) / escort.sum(dim=1, keepdim=True)
-        return value, gradient.addcmul_(escort, -share)
+        alike = 1 + rest == self.t2
+        escort = powered if alike else _power(gap, ratio, cooling, self.t2)
+        gradient = ratio * powered
+        share = (gradient.sum(dim=1, keepdim=True) - pull) / (mass if alike else escort.sum(dim=1, keepdim=True))
+        return value, gradient.addcmul_(escort, -share).scatter_add_(1, label, -pull)
 
     def _smooths(self) -> bool:
         return isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0
@@ -158,11 +161,16 @@ def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[T
 def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
     """One step towards the normaliser, on ``total^cooling``: concave in it, and linear where all logits are equal."""
     gap = logits - level
-    ratio = 1 / (1 + cooling * gap)
+    ratio = _ratio(gap, cooling)
     p = _power(gap, ratio, cooling)
     total = p.sum(dim=-1, keepdim=True)
     slope = torch.linalg.vecdot(p.detach(), ratio.detach()).unsqueeze(-1)  # the sum of p^t2
     return level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
+
+
+def _ratio(gap: Tensor, cooling: float | Tensor) -> Tensor:
+    """``exp_t2(gap)^(t2 - 1)``."""
+    return 1 / (1 + cooling * gap) if isinstance(cooling, Tensor) else torch.rsub(gap, 1, alpha=-cooling).reciprocal()
 
 
 def _power(gap: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | Tensor = 1.0) -> Tensor:

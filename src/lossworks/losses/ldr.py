@@ -18,7 +18,7 @@ from lossworks.checks import (
     check_positive,
     check_rows,
 )
-from lossworks.losses._rows import in_blocks
+from lossworks.losses._rows import in_blocks, softmax_and_surprise
 from lossworks.roles import Loss, SoftmaxForm, cite
 
 NORMALIZE = ("softplus_mean", "l1_mean")
@@ -61,8 +61,8 @@ def _scores_and_size(
         return output, torch.ones_like(output[:, :1])
     softened = check_choice("normalize", normalize, NORMALIZE) == "softplus_mean"
     scores = softplus(output) if softened else output
-    total = scores.sum(dim=1, keepdim=True) if softened else torch.linalg.vector_norm(scores, 1, dim=1, keepdim=True)
-    return scores, total / scores.shape[1] + _SMALLEST_MEAN
+    magnitude = scores if softened else scores.abs()
+    return scores, magnitude.mean(dim=1, keepdim=True) + _SMALLEST_MEAN
 
 
 @cite("zhu2023ldr", helps=("noisy labels",))
@@ -382,9 +382,8 @@ def _ldr_and_slope(
     """LDR and its gradient in the outputs, which move each row's size as well as its scores; without autograd."""
     scores, size = _scores_and_size(output, normalize)
     label, num_classes = target[:, None], output.shape[1]
-    log_q = _scaled(scores, size, target, lam, margin).log_softmax(dim=1)
-    value = lam * (-log_q.gather(1, label).squeeze(1) - math.log(num_classes))
-    slope = log_q.exp_()
+    slope, surprise = softmax_and_surprise(_scaled(scores, size, target, lam, margin), target)
+    value = lam * (surprise - math.log(num_classes))
     pull = (torch.linalg.vecdot(slope, scores)[:, None] - scores.gather(1, label)) / (num_classes * size * size)
     slope = slope.mul_(1 / size).scatter_add_(1, label, -1 / size)
     if normalize == "l1_mean":
