@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -232,12 +232,11 @@ class FactoredSphericalHead(Part):
         target, kept = self._checked(hidden, target)
         exact = hidden.double()
         rows = self._rows(self.V[target])
-        scores = exact @ self.gram
-        statistics = torch.stack([(rows * exact).sum(1), exact @ self.weight_sum, (scores * exact).sum(1)], dim=1)
+        statistics, through = _Statistics.apply(exact, rows, self.weight_sum, self.gram)
         if torch.is_grad_enabled():
             if not statistics.requires_grad:
                 statistics.requires_grad_()
-            made_at, known = int(self.steps), (exact.detach(), target, rows, scores.detach())
+            made_at, known = int(self.steps), (exact.detach(), target, rows, through)
             statistics.register_hook(lambda slopes: self._keep(made_at, _Pending(*known, slopes.detach())))
         own, summed, squared = statistics.unbind(dim=1)
         losses = self.spherical(own, summed, squared, self.num_classes)
@@ -261,41 +260,38 @@ class FactoredSphericalHead(Part):
         none = self.gram[:0]
         pending = pending or [_Pending(none, self.steps.new_empty(0), none, none, none.new_empty(0, 3))]
         hidden, target, weights, through, slopes = (torch.cat(column) for column in zip(*pending, strict=True))
-        own, summed, squared = (slopes * lr).unbind(dim=1)
-        classes, place = target.unique(return_inverse=True)
-        anyone = torch.empty_like(classes).scatter_(0, place, torch.arange(len(place), device=place.device))
-        rows = weights[anyone]
-        scaled = 2 * squared[:, None] * hidden  # M = kept - hidden' scaled
-        common = hidden.T @ summed
-        moves = hidden.new_zeros(len(classes), self.in_features).index_add_(0, place, own[:, None] * hidden)
-        left = kept * rows - (rows @ hidden.T) @ scaled - common
-
-        # W' W after the dense part of the step and after the rows' own, as one symmetric product.
-        price = squared[:, None] * (2 * kept * through - (through @ hidden.T) @ scaled)
+        moving = slopes[:, :2] * lr  # of the target score and of the sum
+        own, doubled = moving[:, 0], 2 * lr * slopes[:, 2]
+        scaled = doubled[:, None] * hidden  # M = kept - hidden' scaled
+        moved, common = moving.T @ hidden
         moved_sum = kept * self.weight_sum - (hidden @ self.weight_sum) @ scaled
-        ends = torch.cat([hidden, common[None], moves])
-        others = torch.cat([price, (moved_sum - self.num_classes / 2 * common)[None], left - moves / 2])
-        half = ends.T @ others
+
+        # W' W after the step is less half and its transpose: all that changes in W is of the rows' hidden.
+        bent, drawn = doubled[:, None] / 2 * through, own[:, None] * weights
+        together = bent + drawn
+        alike = (target[:, None] == target) * (own[:, None] * own / 2)
+        price = torch.addmm(together + bent, together @ scaled.T + alike, hidden, beta=kept, alpha=-1)
+        price.addmm_(moving, torch.stack([-common, moved_sum - self.num_classes / 2 * common]))
+        half = hidden.T @ price
         self.gram.mul_(kept**2).sub_(half).sub_(half.T)
-        self.weight_sum.copy_(moved_sum - self.num_classes * common - moves.sum(0))
+        self.weight_sum.copy_(moved_sum - self.num_classes * common - moved)
 
         # U <- U M and its inverse by Woodbury's formula, in which hidden U^-1 of the step's end comes for nothing.
         self.omega.copy_(kept * self.omega - (hidden @ self.omega) @ scaled - common)
         turned = hidden @ self.U.T
-        self.U.mul_(kept).sub_(turned.T @ scaled)
+        self.U.addmm_(turned.T, scaled, beta=kept, alpha=-1)
         inner = torch.eye(len(hidden), dtype=hidden.dtype, device=hidden.device) - (hidden @ scaled.T) / kept
         solved = torch.linalg.solve_ex(inner, hidden @ self.U_inverse)[0] / kept
-        self.U_inverse.add_(scaled.T @ solved).div_(kept)
+        self.U_inverse.addmm_(scaled.T, solved).div_(kept)
         self.steps += 1
         if int(self.steps) % _INVERTED_EVERY == 0:
             self._invert()
         condition = float(self.U.norm() * self.U_inverse.norm()) / self.in_features
         if condition <= self.largest_condition:
-            moves = torch.zeros_like(moves).index_add_(0, place, own[:, None] * solved)
-            self.V.index_add_(0, classes, moves.to(self.V.dtype), alpha=-1)
+            self.V.index_add_(0, target, (own[:, None] * solved).to(self.V.dtype), alpha=-1)
         else:  # or NaN, where U has no inverse
             self._fold()
-            self.V.index_add_(0, classes, moves.to(self.V.dtype), alpha=-1)
+            self.V.index_add_(0, target, (own[:, None] * hidden).to(self.V.dtype), alpha=-1)
             self.recompute()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -349,7 +345,7 @@ class FactoredSphericalHead(Part):
 
     def _rows(self, factors: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:
         """Rows of W from rows of V."""
-        return factors.double() @ self.U + self.omega
+        return torch.addmm(self.omega, factors.double(), self.U)
 
     def _turned(self, hidden: Tensor) -> tuple[Float[Tensor, "n features"], Float[Tensor, " n"]]:
         """What V is multiplied with, and what comes on top for every class."""
@@ -383,6 +379,29 @@ class FactoredSphericalHead(Part):
                 row = int(wrong.nonzero()[0])
                 raise ValueError(f"target must be in [0, {self.num_classes}), got {int(target[row])} in row {row}")
         return target, kept
+
+
+class _Statistics(torch.autograd.Function):
+    """Each row's target score, sum of scores and sum of squared scores, and ``Q h``, half the gradient of the last."""
+
+    @staticmethod
+    def forward(
+        hidden: Tensor, rows: Tensor, weight_sum: Tensor, gram: Tensor
+    ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n features"]]:
+        through = hidden @ gram
+        return torch.stack([(rows * hidden).sum(1), hidden @ weight_sum, (through * hidden).sum(1)], dim=1), through
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, rows, weight_sum, gram, through = ctx.saved_tensors
+        through = hidden @ gram if torch.is_grad_enabled() else through
+        own, summed, squared = upstream[:, :, None].unbind(dim=1)
+        return torch.addcmul(own * rows + summed * weight_sum, squared, through, value=2), None, None, None
 
 
 def _from_statistics(loss: ZLoss | str | FromStatistics) -> FromStatistics:
