@@ -1,17 +1,22 @@
 """How far the nearest error is: at first order, over the size of an attack, and by what law."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_sequence
+from lossworks.diagnose.drawing import axes
 from lossworks.objective import _resting
 from lossworks.perturb import FGSM
 from lossworks.roles import Perturbation, cite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["PowerLaw", "adversarial_error_curve", "fit_power_law", "linear_adversarial_radius"]
 
@@ -24,6 +29,18 @@ class PowerLaw(NamedTuple):
     exponent: float
     prefactor: float
     r2: float
+
+    def plot(self, eps: Float[Tensor, " e"], error: Float[Tensor, " e"], ax: "Axes | None" = None) -> "Axes":
+        """The law beside measured errors, both axes logarithmic; errors of 0 have no place there."""
+        sizes, errors = (values.numpy() for values in _curve(eps, error))
+        ax = axes(ax)
+        ax.plot(sizes[errors > 0], errors[errors > 0], "o", label="measured")
+        across = np.sort(sizes)
+        law = f"{self.prefactor:.2g} · size^{self.exponent:.2f}, R² {self.r2:.3f}"
+        ax.plot(across, self.prefactor * across**self.exponent, label=law)
+        ax.set(xscale="log", yscale="log", xlabel="size of the attack", ylabel="share of rows in error")
+        ax.legend()
+        return ax
 
 
 @cite("cubuk2017intriguing", helps=("attacks",))
@@ -175,17 +192,7 @@ def fit_power_law(
     >>> round(law.exponent, 4), round(law.prefactor, 4), round(law.r2, 4)
     (1.0, 0.1, 1.0)
     """
-    for name, values in (("eps", eps), ("error", error)):
-        check_floating(name, values)
-        if values.ndim != 1:
-            raise ValueError(f"{name} must have shape (e,), got {tuple(values.shape)}")
-    if eps.shape != error.shape:
-        raise ValueError(f"error must have the shape of eps, got {tuple(error.shape)} beside {tuple(eps.shape)}")
-    sizes, errors = eps.detach().cpu().double(), error.detach().cpu().double()
-    if not bool(((sizes > 0) & sizes.isfinite()).all()):
-        raise ValueError("eps must be finite and > 0 everywhere")
-    if not bool(((errors >= 0) & errors.isfinite()).all()):
-        raise ValueError("error must be finite and >= 0 everywhere")
+    sizes, errors = _curve(eps, error)
     kept = errors > 0
     if window is not None:
         low, high = _interval(window)
@@ -199,6 +206,22 @@ def fit_power_law(
     left, total = ((up_spread - exponent * across_spread).square().sum(), up_spread.square().sum())
     prefactor = float((up.mean() - exponent * across.mean()).exp())
     return PowerLaw(exponent, prefactor, float(1 - left / total) if float(total) > 0 else 1.0)
+
+
+def _curve(eps: Tensor, error: Tensor) -> tuple[Float[Tensor, " e"], Float[Tensor, " e"]]:
+    """The sizes of an attack and the errors at them in float64, if they are such."""
+    for name, values in (("eps", eps), ("error", error)):
+        check_floating(name, values)
+        if values.ndim != 1:
+            raise ValueError(f"{name} must have shape (e,), got {tuple(values.shape)}")
+    if eps.shape != error.shape:
+        raise ValueError(f"error must have the shape of eps, got {tuple(error.shape)} beside {tuple(eps.shape)}")
+    sizes, errors = eps.detach().cpu().double(), error.detach().cpu().double()
+    if not bool(((sizes > 0) & sizes.isfinite()).all()):
+        raise ValueError("eps must be finite and > 0 everywhere")
+    if not bool(((errors >= 0) & errors.isfinite()).all()):
+        raise ValueError("error must be finite and >= 0 everywhere")
+    return sizes, errors
 
 
 def _centred(values: Float[Tensor, " e"]) -> Float[Tensor, " e"]:

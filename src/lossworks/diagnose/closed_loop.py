@@ -1,14 +1,18 @@
 """What a policy does to a system that it controls."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_floating, check_int
+from lossworks.diagnose.drawing import axes
 from lossworks.roles import cite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Rollout", "closed_loop_rollout"]
 
@@ -18,6 +22,17 @@ class Rollout(NamedTuple):
 
     states: Float[Tensor, "steps1 n d"]
     inputs: Float[Tensor, "steps n m"]
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Each state's mean over the runs, in a band from the least to the greatest."""
+        ax = axes(ax)
+        steps = range(len(self.states))
+        for number, state in enumerate(self.states.double().numpy(force=True).transpose(2, 0, 1)):
+            (line,) = ax.plot(steps, state.mean(axis=1), label=f"state {number}")
+            ax.fill_between(steps, state.min(axis=1), state.max(axis=1), color=line.get_color(), alpha=0.2, linewidth=0)
+        ax.set(xlabel="step", ylabel="state")
+        ax.legend()
+        return ax
 
 
 @cite("makdah2021lipschitz", helps=("attacks",))

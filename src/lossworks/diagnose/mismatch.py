@@ -1,7 +1,7 @@
 """Whether what a model is trained for goes with what it is used for."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_int, check_same_shape
+from lossworks.diagnose.drawing import axes
 from lossworks.roles import cite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Correlation", "ObjectiveMismatchReport", "objective_mismatch"]
 
@@ -47,6 +51,17 @@ class ObjectiveMismatchReport:
     spearman: Correlation
     kendall: Correlation
     models: int
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """The coefficients with their intervals, on the whole range from -1 to 1."""
+        ax = axes(ax)
+        names = ("kendall", "spearman", "pearson")
+        found: list[Correlation] = [getattr(self, name) for name in names]
+        ax.axvline(0.0, color="0.7", linewidth=1)
+        ax.hlines(names, [each.low for each in found], [each.high for each in found])
+        ax.plot([each.value for each in found], names, "o")
+        ax.set(xlim=(-1.05, 1.05), ylim=(-0.5, 2.5), xlabel=f"correlation over {self.models} models")
+        return ax
 
 
 @cite("lambert2020mismatch", helps=("shift",))

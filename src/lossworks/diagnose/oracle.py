@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,13 @@ from lossworks.checks import (
     shown,
 )
 from lossworks.diagnose.adversarial import _logits
+from lossworks.diagnose.drawing import axes
 from lossworks.objective import _resting
 from lossworks.perturb.ball import Bounds, check_ball
 from lossworks.roles import cite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["FoundationModelRobustness", "OracleAttack", "foundation_model_robustness", "oracle_constrained_attack"]
 
@@ -39,6 +43,14 @@ class OracleAttack(NamedTuple):
     x: Float[Tensor, "n *features"]
     steps: Int[Tensor, " n"]
 
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """How many rows the oracle went along with for so many steps."""
+        ax = axes(ax)
+        rows = self.steps.cpu().bincount().numpy()
+        ax.bar(range(len(rows)), rows)
+        ax.set(xlabel="steps that the oracle went along with", ylabel="rows")
+        return ax
+
 
 class FoundationModelRobustness(NamedTuple):
     """The score, and what it is made of.
@@ -54,6 +66,13 @@ class FoundationModelRobustness(NamedTuple):
     standard: float
     perturbed: float
     left_out: int
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Both accuracies."""
+        ax = axes(ax)
+        ax.bar_label(ax.barh(["as changed", "as they are"], [self.perturbed, self.standard]), fmt="%.3f", padding=3)
+        ax.set(xlim=(0, 1.15), xlabel="accuracy on the oracle's rows", title=f"robustness {self.fmr:.3f}")
+        return ax
 
 
 @cite("zhang2024fmr", helps=("attacks", "shift"))
