@@ -11,12 +11,11 @@ from lossworks.testing import check_exactness
 from lossworks.testing.exactness import (
     COLUMNS,
     catalog_parts,
-    said_of_splits,
     why_not_exact,
 )
 from lossworks.testing.inputs import Recipe
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix
-from lossworks.testing.page import catalog_page
+from lossworks.testing.page import catalog_page, said_of_splits
 
 PAGE = Path(__file__).parents[1] / "docs" / "exactness.md"
 SPLITS = ("2 processes", "3 processes", "micro-batches")

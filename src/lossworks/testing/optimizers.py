@@ -12,24 +12,21 @@ from lossworks.losses import CrossEntropyLoss, SquaredLoss
 from lossworks.objective import Objective
 from lossworks.optim import IGNITE, RSGS
 from lossworks.optim.wrapper import Wrapper
-from lossworks.testing.exactness import (
-    COLUMNS,
-    TOLERANCES,
-    Batch,
-    Cell,
-    Step,
-    Way,
-    _batches,
-    _differences,
-    _micro,
-    _Model,
-    _over_ranks,
-    _saved_and_loaded,
-    _titled,
-    _whole,
-)
+from lossworks.testing.exactness import COLUMNS, TOLERANCES, Cell, titled
 from lossworks.testing.inputs import CLASSES, Recipe
 from lossworks.testing.ranks import Ranks
+from lossworks.testing.ways import (
+    Batch,
+    Model,
+    Step,
+    Way,
+    batches_of,
+    differences,
+    in_micro_batches,
+    over_ranks,
+    saved_and_loaded,
+    whole_batch,
+)
 
 __all__ = ["catalog_optimizers", "optimizer_matrix"]
 
@@ -55,19 +52,19 @@ def optimizer_matrix(recipes: Mapping[str, Sequence[Recipe]], ranks: Sequence[Ra
     jobs = [(name, recipe, dtype) for name, some in recipes.items() for recipe in some for dtype in TOLERANCES]
     spread = [job for job in jobs if not job[1].wrapper.asks_rows]
     for group in ranks:
-        group.send(_on_a_rank, spread)
+        group.send(on_a_rank, spread)
     wrong: list[str] = []
     truths: dict[int, list[Step]] = {}
     try:
         with torch.random.fork_rng(devices=[]):
             for number, (name, recipe, dtype) in enumerate(jobs):
-                truths[number] = _train(recipe, dtype, _whole)
-                again = _train(recipe, dtype, _whole, stop_after=2)
-                wrong += _differences(f"{_titled(name, dtype)} after a stop", again, truths[number], 0.0)
+                truths[number] = trained(recipe, dtype, whole_batch)
+                again = trained(recipe, dtype, whole_batch, stop_after=2)
+                wrong += differences(f"{titled(name, dtype)} after a stop", again, truths[number], 0.0)
                 if not recipe.wrapper.asks_rows:
-                    parts = _train(recipe, dtype, _micro)
-                    where = f"{_titled(name, dtype)} in micro-batches"
-                    wrong += _differences(where, parts, truths[number], TOLERANCES[dtype])
+                    parts = trained(recipe, dtype, in_micro_batches)
+                    where = f"{titled(name, dtype)} in micro-batches"
+                    wrong += differences(where, parts, truths[number], TOLERANCES[dtype])
     finally:
         answers = [group.receive() for group in ranks]
     whole = [truths[number] for number, job in enumerate(jobs) if not job[1].wrapper.asks_rows]
@@ -75,8 +72,8 @@ def optimizer_matrix(recipes: Mapping[str, Sequence[Recipe]], ranks: Sequence[Ra
         for rank, done in enumerate(each):
             for (name, _, dtype), truth, ways in zip(spread, whole, done, strict=True):
                 for way, steps in zip(("", ", in micro-batches"), ways, strict=True):
-                    where = f"{_titled(name, dtype)} on rank {rank} of {group.size}{way}"
-                    wrong += _differences(where, steps, truth, TOLERANCES[dtype])
+                    where = f"{titled(name, dtype)} on rank {rank} of {group.size}{way}"
+                    wrong += differences(where, steps, truth, TOLERANCES[dtype])
     assert not wrong, "not exact:\n" + "\n".join(wrong)
     return {name: {column: _cell(some[0].wrapper, column) for column in COLUMNS} for name, some in recipes.items()}
 
@@ -91,26 +88,26 @@ def _cell(wrapper: type[Wrapper], column: str) -> Cell:
     return Cell(True)
 
 
-def _on_a_rank(jobs: Sequence[tuple[str, Recipe, torch.dtype]]) -> list[list[list[Step]]]:
+def on_a_rank(jobs: Sequence[tuple[str, Recipe, torch.dtype]]) -> list[list[list[Step]]]:
     """What every job gives on this rank, with its rows whole and in micro-batches."""
-    ways = [functools.partial(_over_ranks, micro=micro) for micro in (False, True)]
-    return [[_train(recipe, dtype, way) for way in ways] for _, recipe, dtype in jobs]
+    ways = [functools.partial(over_ranks, micro=micro) for micro in (False, True)]
+    return [[trained(recipe, dtype, way) for way in ways] for _, recipe, dtype in jobs]
 
 
-def _train(recipe: Recipe, dtype: torch.dtype, way: Way, *, stop_after: int | None = None) -> list[Step]:
+def trained(recipe: Recipe, dtype: torch.dtype, way: Way, *, stop_after: int | None = None) -> list[Step]:
     """Value and weights of each step; at a stop all is saved and loaded into fresh objects."""
     of_numbers = issubclass(recipe.wrapper, IGNITE)
     objective = Objective(SquaredLoss() if of_numbers else CrossEntropyLoss())
 
     def fresh() -> tuple[nn.Module, Wrapper]:
-        model = _Model(1 if of_numbers else CLASSES, of_numbers, dtype, None)
+        model = Model(1 if of_numbers else CLASSES, of_numbers, dtype, None)
         return model, recipe.build(SGD(model.parameters(), lr=0.05, momentum=0.5), model)
 
     model, optimizer = fresh()
     steps = []
-    for number, batch in enumerate(2 * _batches(objective, dtype, repeats=False, ignored=True)):
+    for number, batch in enumerate(2 * batches_of(objective, dtype, repeats=False, ignored=True)):
         if number == stop_after:
-            states = _saved_and_loaded([model.state_dict(), optimizer.state_dict()])
+            states = saved_and_loaded([model.state_dict(), optimizer.state_dict()])
             model, optimizer = fresh()
             model.load_state_dict(states[0])
             optimizer.load_state_dict(states[1])

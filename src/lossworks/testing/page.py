@@ -1,12 +1,21 @@
 """The page of the site on exactness, of all that the catalog has."""
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 
-from lossworks.testing.exactness import catalog_parts, exactness_matrix, exactness_page
+from torch import nn
+
+from lossworks.calibrate.base import Calibrator
+from lossworks.objective import Objective
+from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
+from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, exactness_matrix
+from lossworks.testing.inputs import Recipe
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix
 from lossworks.testing.ranks import Ranks
+from lossworks.testing.ways import is_layer, is_stochastic, remembers, sees_the_whole
 
-__all__ = ["catalog_page"]
+__all__ = ["catalog_page", "said_of_splits"]
 
 
 def catalog_page(ranks: Sequence[Ranks]) -> str:
@@ -17,4 +26,83 @@ def catalog_page(ranks: Sequence[Ranks]) -> str:
     """
     parts, optimizers = catalog_parts(), catalog_optimizers()
     matrix = exactness_matrix(parts, ranks) | optimizer_matrix(optimizers, ranks)
-    return exactness_page(matrix, {**parts, **optimizers})
+    return _drawn(matrix, {**parts, **optimizers})
+
+
+def _drawn(matrix: Mapping[str, Mapping[str, Cell]], parts: Mapping[str, Sequence[nn.Module | Recipe]]) -> str:
+    """The matrix as a page of the site."""
+    notes: dict[str, int] = {}
+    tables: dict[str, list[str]] = {}
+    roles = list(dict.fromkeys(_role(settings[0]) for settings in parts.values()))
+    for name in sorted(matrix, key=lambda name: roles.index(_role(parts[name][0]))):
+        row, part, cells = matrix[name], parts[name][0], []
+        for column in COLUMNS:
+            cell = row[column]
+            number = f"[{notes.setdefault(cell.note, len(notes) + 1)}]" if cell.note else ""
+            cells.append(f"exact {number}".strip() if cell.exact else number)
+        tables.setdefault(_role(part), []).append(f"| `{name}` | {len(parts[name])} | {' | '.join(cells)} |")
+    lines = ["# Exactness", INTRODUCTION]
+    for role, rows in tables.items():
+        head = [f"| {role} | settings | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+        lines.append("\n".join([*head, *rows]))
+    lines.append("## Notes")
+    lines.append("\n".join(f"{number}. {note[0].upper()}{note[1:]}." for note, number in notes.items()))
+    lines.append("## What the docstrings say")
+    lines.append("Of each part that a split changes, or that must see the whole batch:")
+    lines.append("\n".join(f"- `{name}`: {said}" for name in matrix if (said := said_of_splits(parts[name][0]))))
+    return "\n\n".join(lines) + "\n"
+
+
+INTRODUCTION = """
+A training run gives the same numbers however its work is split. Every part of the catalog, in every setting that it
+declares, trains a small model for some steps in each of these ways, and value, gradients and buffers of every step are
+compared with those of one process that was given each batch whole: *exact* is a difference of at most 1e-9 in float64
+and 1e-5 in float32, and none at all for *resume*. The batches are the awkward kind: rows that come twice, rows that are
+ignored, sample weights, uneven and empty shares, ranks without a row of some class. Of an optimizer the weights after
+each step are compared in place of gradients and buffers. A number refers to what must be known; alone, to why the part
+is by nature not exact there, or has no place there.
+
+- **2 and 3 processes**: real ones, over gloo, each with its rows and `process_group=`, whole and in micro-batches.
+- **micro-batches**: gradient accumulation by `Objective.micro_batches`, and by `total=` where the rows stand alone.
+- **chunks**: the last layer and the loss a chunk of rows at a time, so that the outputs are never there as a whole.
+- **vmap**: three models stacked under `torch.func.vmap`, against each alone.
+- **resume**: stopped in the middle of several steps with an optimizer, saved, loaded into fresh objects, gone on with.
+
+Hold a part of your own to it with `lossworks.testing.check_exactness(part)`. The tests fail when this page isn't what
+they measure; `python -m lossworks.testing --write docs/exactness.md` draws it anew.
+""".strip()
+
+
+def _role(part: nn.Module | Recipe) -> str:
+    if isinstance(part, Recipe):
+        return "optimizer"
+    roles = {
+        Loss: "loss",
+        BatchLoss: "loss",
+        Weighting: "weighting",
+        Perturbation: "perturbation",
+        Penalty: "penalty",
+        Objective: "objective",
+        Calibrator: "calibrator",
+    }
+    found = next((name for role, name in roles.items() if isinstance(part, role)), None)
+    return found or ("layer" if is_layer(part) else "risk")
+
+
+SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")
+
+
+def said_of_splits(part: nn.Module | Recipe) -> str:
+    """The sentences of a part's docstring about what a split does to it, if it is not exact by itself everywhere."""
+    described = part.wrapper if isinstance(part, Recipe) else type(part)
+    if isinstance(part, Calibrator):
+        return ""
+    if isinstance(part, nn.Module):
+        couples = sees_the_whole(part) or getattr(part, "couples_batch", False)
+        if not (is_stochastic(part) or remembers(part) or couples):
+            return ""
+    purpose = (inspect.getdoc(described) or "").split("Args:")[0]
+    text = " ".join(re.sub(r"\.\. math::\n(?: +.*\n|\n)+", "", purpose).split())
+    sentences = re.split(r"(?<=\.)\s+(?=[A-Z:`])", text)
+    said = " ".join(sentence for sentence in sentences if SAYS_SO.search(sentence))
+    return re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", said).replace("``", "`")
