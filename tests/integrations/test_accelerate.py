@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from common import CLASSES, OBJECTIVES, by_hand, flat, network
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-import lossworks as lw
 from lossworks.integrations.accelerate import backward, windows
-from lossworks.losses import CrossEntropyLoss
-from lossworks.penalties import WeightMagnitude
-from lossworks.weights import KLDRO, SampleWeights
 
-ROWS, CLASSES = 29, 3
+ROWS = 29
 # Rows of each micro-batch of each step, a list for each of two processes; one process takes them one after another.
 STEPS = [([5, 1, 2], [1, 3, 2]), ([2, 4], [3, 1]), ([1], [4])]
 
@@ -33,33 +29,6 @@ def data(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         torch.where(torch.arange(ROWS) % 7 == 3, -100, target),
         torch.rand(ROWS, generator=generator).to(dtype),
     )
-
-
-def network(dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).to(dtype)
-
-
-ROW_VALUES = torch.linspace(0.2, 3, ROWS).double()
-OBJECTIVES = {
-    "plain": lambda: lw.Objective(CrossEntropyLoss()),
-    "fixed weights": lambda: lw.Objective(CrossEntropyLoss(), SampleWeights(ROW_VALUES)),
-    "coupled": lambda: lw.Objective(CrossEntropyLoss(), KLDRO()),
-    "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]),
-}
-
-
-def by_hand(name: str, model: nn.Module, x, target, index, own) -> torch.Tensor:
-    """The objective on a whole batch, written out."""
-    kept = target != -100
-    own = own[kept]
-    losses = F.cross_entropy(model(x[kept]), target[kept], reduction="none")
-    weights = {
-        "fixed weights": (ROW_VALUES / ROW_VALUES.mean()).to(x.dtype)[index[kept]],
-        "coupled": losses.detach().softmax(0) * len(losses),
-    }.get(name, torch.ones_like(losses))
-    price = 0.1 * sum(p.square().sum() for p in model.parameters() if p.ndim > 1) / 2 if name == "penalty" else 0.0
-    return (own * weights * losses).sum() / own.sum() + price
 
 
 def steps() -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
@@ -77,10 +46,6 @@ def steps() -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
 
 def _spans(start: int, sizes: list[int]) -> list[tuple[int, int]]:
     return [(start + sum(sizes[:at]), size) for at, size in enumerate(sizes)]
-
-
-def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def part(rows: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:

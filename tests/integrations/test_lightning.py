@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import CLASSES, OBJECTIVES, by_hand, flat, network
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 import lossworks as lw
-from lossworks.losses import CrossEntropyLoss
-from lossworks.penalties import WeightMagnitude
-from lossworks.weights import KLDRO, SampleWeights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the import of a trainer says is not ours to judge
@@ -25,35 +22,13 @@ with warnings.catch_warnings():
 
     from lossworks.integrations.lightning import ExactAccumulation, step_loss
 
-ROWS, CLASSES, SIZE, ACCUMULATE = 31, 3, 4, 3  # eight batches, the last of three rows; steps of three, three and two
-ROW_VALUES = torch.linspace(0.2, 3, ROWS).double()
+ROWS, SIZE, ACCUMULATE = 31, 4, 3  # eight batches, the last of three rows; steps of three, three and two
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning"),
 ]
-
-
-OBJECTIVES = {
-    "plain": lambda: lw.Objective(CrossEntropyLoss()),
-    "fixed weights": lambda: lw.Objective(CrossEntropyLoss(), SampleWeights(ROW_VALUES)),
-    "coupled": lambda: lw.Objective(CrossEntropyLoss(), KLDRO()),
-    "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]),
-}
-
-
-def by_hand(name: str, net: nn.Module, x, target, index, own) -> torch.Tensor:
-    """The objective on a whole batch, written out."""
-    kept = target != -100
-    own = own[kept]
-    losses = F.cross_entropy(net(x[kept]), target[kept], reduction="none")
-    weights = {
-        "fixed weights": (ROW_VALUES / ROW_VALUES.mean()).to(x.dtype)[index[kept]],
-        "coupled": losses.detach().softmax(0) * len(losses),
-    }.get(name, torch.ones_like(losses))
-    price = 0.1 * sum(p.square().sum() for p in net.parameters() if p.ndim > 1) / 2 if name == "penalty" else 0.0
-    return (own * weights * losses).sum() / (own.sum() if len(own) else 1) + price
 
 
 def rows(dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, ...]]:
@@ -64,11 +39,6 @@ def rows(dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, ...]]:
     target = torch.where(ignored, -100, target)
     own = torch.rand(ROWS, generator=generator, dtype=torch.float64).to(dtype)
     return list(zip(x, target, torch.arange(ROWS), own, strict=True))
-
-
-def network(dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).to(dtype)
 
 
 def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
@@ -139,10 +109,6 @@ def fit(
     )
     trainer.fit(module, loader() if batches is None else batches)
     return flat(module.net)
-
-
-def flat(net: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
 def truth(name: str, *, accumulate: int = ACCUMULATE, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -25,19 +25,6 @@ class Shifted(Perturbation):
         return x + 0.1 * self.calls
 
 
-class Wide(nn.Module):
-    """A model that gives its hidden layer beside its output."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.body, self.head = nn.Linear(4, 6).double(), nn.Linear(6, 3).double()
-
-    def forward(self, x):
-        hidden = self.body(x).tanh()
-        return self.head(hidden), hidden
-
-
 @pytest.fixture
 def batch(generator):
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
@@ -50,18 +37,18 @@ def terms(model, x, target, strength):
     return sup, strength * (one - other).square().mean(dim=1)
 
 
-def test_is_its_equation_over_two_steps(batch):
+def test_is_its_equation_over_two_steps(batch, wide):
     x, target, index = batch
-    model, objective = Wide(), AdaWAC(8, lr_w=0.7, strength=3.0, augment=Shifted())
-    sup, reg = terms(model, x, target, 3.0)
+    objective = AdaWAC(8, lr_w=0.7, strength=3.0, augment=Shifted())
+    sup, reg = terms(wide, x, target, 3.0)
     for step in (1, 2):
         objective.perturb.calls = 0
         beta = torch.sigmoid(step * 0.7 * (sup - reg)).detach()
-        value = objective(model, x, target, index=index)
+        value = objective(wide, x, target, index=index)
         wanted = (beta * sup + (1 - beta) * reg).mean()
         assert_close(value, wanted)
-        got = torch.autograd.grad(value, list(model.parameters()))
-        assert_close(got, torch.autograd.grad(wanted, list(model.parameters()), retain_graph=True))
+        got = torch.autograd.grad(value, list(wide.parameters()))
+        assert_close(got, torch.autograd.grad(wanted, list(wide.parameters()), retain_graph=True))
     assert_close(objective.loss.logit[index], 2 * 0.7 * (sup - reg).detach())
     assert objective.loss.logit[[2, 4, 6]].tolist() == [0, 0, 0]
 
@@ -132,12 +119,12 @@ def test_the_objective_and_the_update_take_the_same_steps(generator):
         assert_close(objective.step(torch.arange(6), sup, reg), weights)
 
 
-def test_nothing_moves_outside_training_and_nothing_is_remembered_of_unnumbered_rows(batch):
+def test_nothing_moves_outside_training_and_nothing_is_remembered_of_unnumbered_rows(batch, wide):
     x, target, index = batch
     objective = AdaWAC(8, augment=Shifted()).eval()
-    objective(Wide(), x, target, index=index)
+    objective(wide, x, target, index=index)
     assert not objective.loss.logit.any()
-    objective.train()(Wide(), x, target, index=torch.full_like(index, -1))
+    objective.train()(wide, x, target, index=torch.full_like(index, -1))
     assert not objective.loss.logit.any()
 
 
@@ -163,13 +150,13 @@ def test_says_what_is_wrong_with_its_parts(arguments, message):
         AdaWAC(**{"num_samples": 3, **arguments})
 
 
-def test_says_what_is_wrong_with_a_batch(batch):
+def test_says_what_is_wrong_with_a_batch(batch, wide):
     x, target, index = batch
     objective = AdaWAC(8, augment=GaussianNoise(0.1))
     with pytest.raises(ValueError, match="give it index="):
-        objective(Wide(), x, target)
+        objective(wide, x, target)
     with pytest.raises(ValueError, match=r"index must be in \[0, 8\)"):
-        objective(Wide(), x, target, index=index + 1)
+        objective(wide, x, target, index=index + 1)
     with pytest.raises(TypeError, match="model must give a tensor or a pair"):
         objective(lambda rows: (rows,) * 3, x, target, index=index)
     with pytest.raises(TypeError, match="output must be of two views"):

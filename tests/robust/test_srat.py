@@ -14,17 +14,6 @@ from lossworks.weights import effective_number_weights
 COUNTS = torch.tensor([40.0, 10.0, 2.0], dtype=torch.float64)
 
 
-class Wide(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.body, self.head = nn.Linear(4, 6).double(), nn.Linear(6, 3).double()
-
-    def forward(self, x):
-        hidden = self.body(x).tanh()
-        return self.head(hidden), hidden
-
-
 @pytest.fixture
 def batch(generator):
     return torch.randn(7, 4, generator=generator, dtype=torch.float64), torch.tensor([0, 0, 1, 2, 1, 0, 2])
@@ -36,16 +25,15 @@ def attacked(model, x, target, eps):
     return x + eps * slope.sign()
 
 
-def test_is_its_equation_with_an_attack_on_cross_entropy_alone(batch):
+def test_is_its_equation_with_an_attack_on_cross_entropy_alone(batch, wide):
     x, target = batch
-    model = Wide()
     objective = SRATLoss(COUNTS, lam=0.7, tau=0.3, beta=0.9, attack=FGSM(0.1))
-    logits, features = model(attacked(model, x, target, 0.1))
+    logits, features = wide(attacked(wide, x, target, 0.1))
     losses = effective_number_weights(COUNTS, 0.9)[target] * cross_entropy(logits, target, reduction="none")
     wanted = losses.mean() + 0.7 * FeatureSeparationLoss(0.3)(features, target)
-    value = objective(model, x, target)
+    value = objective(wide, x, target)
     assert_close(value, wanted)
-    parameters = list(model.parameters())
+    parameters = list(wide.parameters())
     assert_close(torch.autograd.grad(value, parameters), torch.autograd.grad(wanted, parameters))
 
 
@@ -69,17 +57,16 @@ def test_features_default_to_the_logits(batch):
     assert_close(objective(model, x, target), objective(twice, x, target))
 
 
-def test_the_model_keeps_its_mode_and_micro_batches_are_the_whole(batch):
+def test_the_model_keeps_its_mode_and_micro_batches_are_the_whole(batch, wide):
     x, target = batch
-    model = Wide()
-    model.body.eval()
+    wide.body.eval()
     objective = SRATLoss(COUNTS, attack=FGSM(0.1))
-    whole = torch.autograd.grad(objective(model, x, target), list(model.parameters()))
-    for value in objective.micro_batches(model, [(x[:3], target[:3]), (x[3:], target[3:])]):
+    whole = torch.autograd.grad(objective(wide, x, target), list(wide.parameters()))
+    for value in objective.micro_batches(wide, [(x[:3], target[:3]), (x[3:], target[3:])]):
         value.backward()
-    assert_close([parameter.grad for parameter in model.parameters()], list(whole))
-    assert not model.body.training
-    assert model.head.training
+    assert_close([parameter.grad for parameter in wide.parameters()], list(whole))
+    assert not wide.body.training
+    assert wide.head.training
 
 
 def test_is_exact_however_it_is_split(two_ranks, three_ranks):
@@ -88,9 +75,9 @@ def test_is_exact_however_it_is_split(two_ranks, three_ranks):
     assert all(said[column].startswith("exact") for column in ("2 processes", "3 processes", "micro-batches", "vmap"))
 
 
-def test_is_finite_under_autocast(batch):
+def test_is_finite_under_autocast(batch, wide):
     x, target = batch
-    model = Wide().float()
+    model = wide.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = SRATLoss(COUNTS.float(), attack=FGSM(0.1))(model, x.float(), target)
     assert_close(value, SRATLoss(COUNTS.float(), attack=FGSM(0.1))(model, x.float(), target), rtol=0.05, atol=0)
