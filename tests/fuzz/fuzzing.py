@@ -111,6 +111,10 @@ junk = st.one_of(
     st.sampled_from([b"x", 1j, [], [1.0, "a"], {}, object(), np.float32(1), np.arange(3), range(3), {1}, int, len]),
 )
 
+WORK = ("budget", "iterations", "local_steps", "n", "n0", "num_samples", "pool_size", "restarts", "rounds", "steps")
+"""Arguments that say how much to do: of so many as 2**31 no error comes, but the answer after years."""
+little = junk.filter(lambda value: not isinstance(value, int) or value <= 1000)
+
 
 def any_of(mostly: st.SearchStrategy, otherwise: st.SearchStrategy, share: int = 4) -> st.SearchStrategy:
     """``mostly``, and once in ``share`` times ``otherwise``."""
@@ -253,8 +257,8 @@ def arguments(
         optional = parameter.default is not inspect.Parameter.empty
         if optional and name not in (data or {}) and draw(st.booleans()):
             continue
-        mostly = value_of(name, parameter, sizes, data or {})
-        given[name] = draw(any_of(mostly, junk, 6) if anything is None or name in anything else mostly)
+        mostly, otherwise = value_of(name, parameter, sizes, data or {}), little if name in WORK else junk
+        given[name] = draw(any_of(mostly, otherwise, 6) if anything is None or name in anything else mostly)
     return changed(given, draw(spoils)) if given and anything is None and draw(st.booleans()) else given
 
 
