@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "as_float",
     "check_amounts",
     "check_between",
     "check_binary",
@@ -42,6 +43,7 @@ __all__ = [
     "nearest",
     "readable",
     "shown",
+    "taken",
 ]
 
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -98,6 +100,26 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST_SHOWN
 
 
+@contextlib.contextmanager
+def taken(by: str) -> Iterator[None]:
+    """Around code that a user gave: where it fails on what it is given, one line says so, beginning with these words.
+
+    Running out of memory is no fault of what was given.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"{by}, which fails ({shown(first)})") from error
+
+
+def as_float(number: float | Tensor) -> float:
+    """The number, of a tensor without its gradient."""
+    return float(number.detach() if isinstance(number, Tensor) else number)
+
+
 def _number(name: str, value: float | Tensor) -> float | None:
     """The hyperparameter's value where it may be read, else None; a wrong type raises."""
     if isinstance(value, Tensor):
@@ -106,7 +128,7 @@ def _number(name: str, value: float | Tensor) -> float | None:
         if value.dtype not in FLOATING:
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
         check_tensor(name, value)
-        return float(value.detach()) if readable(value) else None
+        return as_float(value) if readable(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
     if isinstance(value, int) and value.bit_length() > 63:  # no tensor can be multiplied by it

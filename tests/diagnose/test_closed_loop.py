@@ -44,3 +44,11 @@ def test_bad_arguments_are_named():
         closed_loop_rollout(linear, linear, state, 2, disturbance=state)
     with pytest.raises(ValueError, match=r"dynamics must give states \(2, 2\)"):
         closed_loop_rollout(lambda s: s, lambda s, a: a[0], state, 1)
+    with pytest.raises(ValueError, match=r"policy must give inputs \(n, m\) or \(n,\) with n = 2, got \(1, 2\)"):
+        closed_loop_rollout(lambda s: s[:1], linear, state, 1)
+    with pytest.raises(ValueError, match=r"policy must take states of shape \(2, 2\), which fails \('mat1"):
+        closed_loop_rollout(torch.nn.Linear(3, 2).double(), linear, state, 1)
+    with pytest.raises(ValueError, match=r"dynamics must take states \(2, 2\) and inputs \(2, 2\), which fails"):
+        closed_loop_rollout(lambda s: s, lambda s, a: s @ a[:1], state, 1)
+    with pytest.raises(TypeError, match="dynamics' states must be a tensor, got list"):
+        closed_loop_rollout(lambda s: s, lambda s, a: [s, a], state, 1)

@@ -189,7 +189,7 @@ def test_bad_arguments_are_named(networks, batch):
         ({"oracle": [oracle, 3]}, TypeError, "oracle must be a function"),
         ({"oracle": []}, ValueError, "oracle must be one function at least"),
         ({"oracle": lambda x: x[:, 0]}, ValueError, r"oracle must give logits \(60, C\)"),
-        ({"oracle": nn.Linear(5, 2)}, ValueError, r"oracle must take rows of shape \(3,\), and fails"),
+        ({"oracle": nn.Linear(5, 2)}, ValueError, r"oracle must take rows of shape \(3,\), which fails"),
         ({"x": batch.long()}, TypeError, "x must be floating-point"),
         ({"target": target + 3}, ValueError, "target must be in"),
         ({"step": 0.0}, ValueError, "step"),

@@ -198,12 +198,14 @@ def test_trains_a_model_that_withstands(model, clients):
         ({"attack": "pgd"}, "attack must be a Perturbation"),
         ({"local_steps": 0}, "local_steps"),
         ({"lr_local": 0}, "lr_local"),
-        ({"lr_local": 1e300}, "client 0's is not"),
+        ({"lr_local": 3.4e38}, "client 0's is not"),
+        ({"lr_local": 1e300}, "lr_local must be in"),
         ({"lr_global": -1}, "lr_global"),
         ({"weights": "rows"}, "weights must be one of"),
         ({"weights": torch.ones(2)}, "one number for each of 3"),
         ({"batch_size": 0}, "batch_size"),
         ({"aggregate": lambda changes: changes}, "aggregate must return shape"),
+        ({"aggregate": False}, "aggregate must be a function of the clients' changes, got bool"),
     ],
 )
 def test_bad_arguments_are_named(model, clients, change, message):

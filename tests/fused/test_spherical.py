@@ -244,3 +244,8 @@ def test_a_loss_from_before_the_step_is_refused(generator):
 def test_bad_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_dtype_that_is_none_is_shown_on_one_line():
+    with pytest.raises(TypeError, match=r"dtype must be torch.float32 or torch.float64, got '\\r'"):
+        FactoredSphericalHead(2, 3, dtype="\r")

@@ -67,6 +67,7 @@ def test_function(path, fuzz):
     function = FUNCTIONS[path]
     helper = path.startswith(HELPERS)
     names = [*parameters(function), *(["argument"] if helper else [])]
+    names += ["output"] if "model" in names else []
     also = (KeyError,) if path == "lossworks.catalog.show" else ()
     strategy = (
         arguments(

@@ -107,6 +107,11 @@ def test_the_ascent_hurts_and_leaves_all_else_alone(generator):
     assert expected() > before
 
 
+def a_step(loss=torch.sum, rows=2):
+    style = AdvStyle(2, p=(0, 1, 0))
+    adversarial_style_step(style, loss, torch.rand(rows, 2, 3, 3), torch.optim.SGD(style.parameters()))
+
+
 def a_step_without_style_layers():
     model = nn.Linear(1, 1)
     adversarial_style_step(model, torch.sum, torch.ones(1, 1), torch.optim.SGD(model.parameters()))
@@ -121,6 +126,9 @@ def a_step_without_style_layers():
         (lambda: DSUStyle()(torch.ones(2, 3)), r"\(n, c, h, w\)"),
         (lambda: DSUStyle()(torch.ones(2, 3, 1, 1)), "two pixels"),
         (a_step_without_style_layers, "AdvStyle layers"),
+        (lambda: a_step(rows=0), "loss must give one number that depends on the scales, of one row or more"),
+        (lambda: a_step(loss=lambda y: y), r"loss must give one number.* got a tensor of shape \(2, 2, 3, 3\)"),
+        (lambda: a_step(loss=lambda y: y @ y[:1, :1, :1]), "x must be what model and loss take, which fails"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -79,3 +79,7 @@ def test_bad_arguments_are_named(x):
             PricedAscent(**bad)
     with pytest.raises(TypeError, match="loss_fn"):
         wasserstein_robust_surrogate(3, x, x)
+    with pytest.raises(ValueError, match="loss_fn must give one number a row"):
+        wasserstein_robust_surrogate(lambda z, y: z, x, x)
+    with pytest.raises(ValueError, match="loss_fn must take x and y, which fails"):
+        wasserstein_robust_surrogate(lambda z, y: z @ y[:1], x, x)

@@ -86,7 +86,9 @@ def test_bad_arguments_are_named(z):
         ({"q": 0}, ValueError, "q"),
         ({"method": "fd"}, ValueError, "method"),
         ({"f": 3}, TypeError, "f must"),
-        ({"f": lambda x: x}, ValueError, "one number a row"),
+        ({"f": lambda x: x}, ValueError, "f must give one number a row"),
+        ({"f": lambda x: 3}, TypeError, "what f gives must be a tensor, got int"),
+        ({"f": lambda x: x @ x}, ValueError, "f must take rows of shape .* which fails"),
     ):
         with pytest.raises(error, match=name):
             zo_gradient(**{"f": f, "z": z, **bad})

@@ -172,5 +172,8 @@ def test_what_the_models_cannot_take_is_named():
     arguments = (models, optimizers, CrossEntropyLoss(), CoTeachingSelector())
     with pytest.raises(ValueError, match="x must be what models take"):
         co_teaching_step(*arguments, torch.ones(3, 5), torch.tensor([0, 1, 0]), 0)
-    with pytest.raises(ValueError, match=r"models must give what loss takes .*NaN"):
+    with pytest.raises(ValueError, match=r"models must give what loss takes.*NaN"):
         co_teaching_step(*arguments, torch.full((3, 2), torch.nan), torch.tensor([0, 1, 0]), 0)
+    nn.init.constant_(models[1].weight, 2)
+    with pytest.raises(ValueError, match="models must give outputs whose losses are numbers or inf, got NaN in row 1"):
+        co_teaching_step(*arguments, torch.tensor([[1.0, 1.0], [3e38, 3e38], [1.0, 1.0]]), torch.tensor([0, 1, 0]), 0)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossworks.checks import check_floating, check_positive
+from lossworks.checks import as_float, check_floating, check_positive
 from lossworks.roles import cite
 
 __all__ = ["LipschitzRegressor", "empirical_lipschitz_constant", "lipschitz_constraint_projection"]
@@ -88,7 +88,7 @@ def lipschitz_constraint_projection(
     wanted = torch.zeros(len(places), values.shape[1], dtype=torch.float64, device=points.device)
     wanted.index_add_(0, which, values)
     wanted = wanted / weight[:, None]
-    found = _nearest(wanted, weight, float(lipschitz) * _distances(places))
+    found = _nearest(wanted, weight, as_float(lipschitz) * _distances(places))
     return found[which].reshape(target.shape).to(target.dtype)
 
 
@@ -173,7 +173,7 @@ class LipschitzRegressor(nn.Module):
 
     def _slope(self, values: Tensor) -> float:
         """That of each output."""
-        return float(self.lipschitz) / math.sqrt(values[0].numel())
+        return as_float(self.lipschitz) / math.sqrt(values[0].numel())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in ("points", "values"):

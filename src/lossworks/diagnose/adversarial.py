@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_sequence
+from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_sequence, taken
 from lossworks.diagnose.drawing import axes
 from lossworks.objective import _resting
 from lossworks.perturb import FGSM
@@ -246,11 +246,8 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     if x.ndim == 0:
         raise ValueError("x must have shape (n, ...), got ()")
-    try:
+    with taken("x must be what model takes"):
         output = model(x)
-    except (RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"x must be what model takes, which fails ({reason})") from error
     check_floating("model's output", output)
     assert isinstance(output, Tensor)
     return output

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_int
+from lossworks.checks import check_floating, check_int, taken
 from lossworks.diagnose.drawing import axes
 from lossworks.roles import cite
 
@@ -61,8 +61,8 @@ def closed_loop_rollout(
         States and inputs, without gradients.
 
     Raises:
-        ValueError: shapes that don't match, ``steps < 1``.
-        TypeError: a policy or dynamics that cannot be called, a state that is not floating-point.
+        ValueError: shapes that don't match, ``steps < 1``, a policy or dynamics that fails or gives other shapes.
+        TypeError: a policy or dynamics that cannot be called, states or inputs that are not floating-point.
 
     Papers: makdah2021lipschitz
 
@@ -84,9 +84,15 @@ def closed_loop_rollout(
     states, inputs = [state], []
     for step in range(steps):
         seen = states[-1] if disturbance is None else states[-1] + disturbance[step]
-        given = policy(seen)
+        with taken(f"policy must take states of shape {tuple(state.shape)}"):
+            given = policy(seen)
+        check_floating("policy's inputs", given)
+        if given.ndim not in (1, 2) or len(given) != len(state):
+            raise ValueError(f"policy must give inputs (n, m) or (n,) with n = {len(state)}, got {tuple(given.shape)}")
         inputs.append(given[:, None] if given.ndim == 1 else given)
-        following = dynamics(states[-1], inputs[-1])
+        with taken(f"dynamics must take states {tuple(state.shape)} and inputs {tuple(inputs[-1].shape)}"):
+            following = dynamics(states[-1], inputs[-1])
+        check_floating("dynamics' states", following)
         if following.shape != state.shape:
             raise ValueError(f"dynamics must give states {tuple(state.shape)}, they gave {tuple(following.shape)}")
         states.append(following)

@@ -9,14 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from lossworks.checks import (
-    check_choice,
-    check_floating,
-    check_generator,
-    check_int,
-    check_positive,
-    check_real,
-)
+from lossworks.checks import check_choice, check_floating, check_generator, check_int, check_positive, check_real, taken
 
 __all__: list[str] = []
 
@@ -74,13 +67,8 @@ class Curvature:
                 f"{target_name} must have a row for each of {x_name}, got {tuple(target.shape)} beside {tuple(x.shape)}"
             )
         for rows, labels in zip(x.split(self.batch_size), target.split(self.batch_size), strict=True):
-            try:
+            with taken(f"{x_name} and {target_name} must be what model and loss take"):
                 losses = self.loss(self.model(rows), labels)
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                reason = str(error).partition("\n")[0][:200]
-                raise ValueError(
-                    f"{x_name} and {target_name} must be what model and loss take, which fails ({reason})"
-                ) from error
             check_floating("loss's value", losses)
             if losses.shape != rows.shape[:1]:
                 raise ValueError(f"loss must give one number a row, (n,), it gave {tuple(losses.shape)} of {len(rows)}")

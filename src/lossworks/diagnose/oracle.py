@@ -16,7 +16,7 @@ from lossworks.checks import (
     check_int,
     check_positive,
     check_sequence,
-    shown,
+    taken,
 )
 from lossworks.diagnose.adversarial import _logits
 from lossworks.diagnose.drawing import axes
@@ -290,11 +290,8 @@ def _inputs(decoder: Callable[[Tensor], Tensor] | None, z: Tensor, x: Tensor) ->
 
 def _asked(name: str, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """The function's answer; what it cannot take is said in one line that names it."""
-    try:
+    with taken(f"{name} must take rows of shape {tuple(rows.shape[1:])}"):
         return function(rows)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        reason = shown(error.args[0] if error.args else error)
-        raise ValueError(f"{name} must take rows of shape {tuple(rows.shape[1:])}, and fails ({reason})") from error
 
 
 def _moved(logits: Callable[[Tensor], Tensor], z: Tensor, target: Tensor, step: float, sparse: float) -> Tensor:

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from lossworks.checks import check_amounts, check_choice, check_int, check_positive, check_sequence, check_tensor
+from lossworks.checks import (
+    check_amounts,
+    check_between,
+    check_choice,
+    check_int,
+    check_positive,
+    check_sequence,
+    check_tensor,
+)
 from lossworks.federated.participation import ParticipationWeights
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Perturbation, cite
@@ -100,8 +108,10 @@ def federated_round(
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     check_parts(loss, attack)
     check_int("local_steps", local_steps, low=1)
-    check_positive("lr_local", lr_local)
+    check_between("lr_local", lr_local, 0, torch.finfo(torch.float32).max, open_low=True)
     check_positive("lr_global", lr_global, allow_zero=True)
+    if aggregate is not None and not callable(aggregate):
+        raise TypeError(f"aggregate must be a function of the clients' changes, got {type(aggregate).__name__}")
     if batch_size is not None:
         check_int("batch_size", batch_size, low=1)
     shares = check_clients(clients, weights)

@@ -18,6 +18,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
     readable,
+    shown,
 )
 from lossworks.losses import ZLoss, z_loss_from_statistics
 from lossworks.roles import Part, weighted_reduction
@@ -134,7 +135,7 @@ class FactoredSphericalHead(Part):
         self.in_features = check_int("in_features", in_features, low=1, high=2**15)
         self.num_classes = check_int("num_classes", num_classes, low=2, high=2**31 - 1)
         if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
         self.spherical = _from_statistics(loss)
         self.weight_decay = check_positive("weight_decay", weight_decay, allow_zero=True)
         self.largest_condition = check_positive("largest_condition", largest_condition)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lossworks.checks import check_generator, check_int, check_positive
+from lossworks.checks import as_float, check_generator, check_int, check_positive
 from lossworks.optim.wrapper import Closure, Wrapper
 from lossworks.roles import cite
 
@@ -117,8 +117,8 @@ class AnnealedGradientNoise(Wrapper):
     def _add_noise(self) -> None:
         parameters = self.parameters()
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, float(self.clip))
-        std = gradient_noise_std(self.steps, float(self.eta), float(self.gamma))
+            torch.nn.utils.clip_grad_norm_(parameters, as_float(self.clip))
+        std = gradient_noise_std(self.steps, as_float(self.eta), as_float(self.gamma))
         for parameter in parameters if std else ():
             gradient = parameter.grad
             assert isinstance(gradient, Tensor)

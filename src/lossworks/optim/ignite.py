@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossworks.checks import check_choice, check_floating, check_positive
+from lossworks.checks import as_float, check_choice, check_floating, check_positive
 from lossworks.optim.wrapper import Closure, Wrapper, moved, norm_of
 
 __all__ = ["IGNITE"]
@@ -100,14 +100,14 @@ class IGNITE(Wrapper):
         if bool(norm > 0):
             with moved(parameters, [self.r / norm.to(g.device) * g for g in here]):
                 there = self._slope(x, parameters)
-            scale = float(self.lam) * float(self.rho) / float(self.r)
+            scale = as_float(self.lam) * as_float(self.rho) / as_float(self.r)
             with torch.no_grad():
                 for p, before, after in zip(parameters, here, there, strict=True):
                     change = scale * (after - before)
                     p.grad = change if p.grad is None else p.grad.add_(change)
         price = self.rho * norm
         if self.mode == "constrained":
-            self.lam = max(float(self.lam) + float(self.eta) * (float(price) - float(self.epsilon)), 0.0)
+            self.lam = max(as_float(self.lam) + as_float(self.eta) * (float(price) - as_float(self.epsilon)), 0.0)
         return price
 
     def _slope(self, x: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from lossworks.checks import check_bool, check_positive
+from lossworks.checks import as_float, check_bool, check_positive
 from lossworks.optim.wrapper import Closure, Wrapper, moved, norm_of
 
 __all__ = ["GSAM", "SAM", "buffers_kept"]
@@ -209,7 +209,7 @@ class GSAM(SAM):
         share = torch.where(square > 0, inner / square, 0.0)
         for clean, worst in pairs:
             across = clean - share.to(worst) * worst
-            worst.sub_(across, alpha=float(self.alpha))
+            worst.sub_(across, alpha=as_float(self.alpha))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_bool, check_floating, check_int, check_positive, check_sequence, shown
+from lossworks.checks import check_bool, check_floating, check_int, check_positive, check_sequence, check_tensor, shown
 from lossworks.perturb.ball import Ball, Bounds, check_ball
 from lossworks.roles import Perturbation
 
@@ -204,7 +204,8 @@ def _slope(risk: Risk, x: Tensor) -> tuple[Float[Tensor, "n *features"], Float[T
     return found, values.detach()
 
 
-def _one_a_row(values: Tensor, x: Tensor) -> Tensor:
+def _one_a_row(values: Tensor, x: Tensor, by: str = "risk") -> Tensor:
+    check_tensor(f"what {by} gives", values)
     if values.shape != x.shape[:1]:
-        raise ValueError(f"risk must give one number a row, shape {tuple(x.shape[:1])}, it gave {tuple(values.shape)}")
+        raise ValueError(f"{by} must give one number a row, shape {tuple(x.shape[:1])}, it gave {tuple(values.shape)}")
     return values

@@ -14,7 +14,9 @@ from lossworks.checks import (
     check_int,
     check_positive,
     check_sequence,
+    check_tensor,
     shown,
+    taken,
 )
 from lossworks.perturb.ball import draw_normal
 from lossworks.roles import Part, cite
@@ -256,7 +258,15 @@ def adversarial_style_step(
     started = [layer.begun for layer in layers]
     kept = [(b, b.clone()) for b in model.buffers() if all(b is not flag for flag in started)]
     for _ in range(steps):
-        gradients = torch.autograd.grad(loss(model(x)), scales, allow_unused=True)
+        with taken("x must be what model and loss take"):
+            value = loss(model(x))
+        check_tensor("what loss gives", value)
+        if value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                "loss must give one number that depends on the scales, of one row or more in train() mode, got "
+                f"{shown(value)}"
+            )
+        gradients = torch.autograd.grad(value, scales, allow_unused=True)
         for scale, gradient in zip(scales, gradients, strict=True):
             scale.grad = gradient
         optimizer.step()

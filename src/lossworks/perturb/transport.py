@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_int, check_positive
-from lossworks.perturb.pgd import Risk, _slope, _value
+from lossworks.checks import check_choice, check_floating, check_int, check_positive, taken
+from lossworks.perturb.pgd import Risk, _one_a_row, _slope, _value
 from lossworks.roles import Perturbation, cite
 
 __all__ = ["PricedAscent", "wasserstein_robust_surrogate"]
@@ -155,5 +155,11 @@ def wasserstein_robust_surrogate(
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of inputs and targets, got {type(loss_fn).__name__}")
-    worst = PricedAscent(gamma, cost, steps, lr)(lambda z: loss_fn(z, y), x)
-    return loss_fn(worst, y) - gamma * transport_cost(worst, x.detach(), cost)
+
+    def losses(z: Tensor) -> Tensor:
+        with taken("loss_fn must take x and y"):
+            values = loss_fn(z, y)
+        return _one_a_row(values, z, "loss_fn")
+
+    worst = PricedAscent(gamma, cost, steps, lr)(losses, x)
+    return losses(worst) - gamma * transport_cost(worst, x.detach(), cost)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_generator, check_int, check_positive
+from lossworks.checks import check_choice, check_floating, check_generator, check_int, check_positive, taken
 from lossworks.perturb.ball import draw_normal, row_norm
 from lossworks.perturb.pgd import _one_a_row
 from lossworks.roles import cite
@@ -108,7 +108,7 @@ class ZerothOrderFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """The values ``(n,)`` and the gradient in z's shape."""
         with torch.no_grad():
-            values = _one_a_row(f(z), z).clone()
+            values = _asked(f, z).clone()
             return values, _estimate(f, z, method, mu, q, generator, values)
 
     @staticmethod
@@ -148,7 +148,7 @@ def _estimate(
         return rows.to(z.dtype).reshape(-1, *(1 for _ in z.shape[1:]))
 
     def value(at: Tensor) -> Tensor:
-        return column(_one_a_row(f(at), at))
+        return column(_asked(f, at))
 
     total, size = torch.zeros_like(z), z[:1].numel() if len(z) else 0
     if method == "cge":
@@ -164,6 +164,12 @@ def _estimate(
         step = step / row_norm(step)
         total = total + (value(z + mu * step) - here) * step
     return total * (size / (mu * q))
+
+
+def _asked(f: Callable[[Tensor], Tensor], at: Tensor) -> Float[Tensor, " n"]:
+    with taken(f"f must take rows of shape {tuple(at.shape[1:])}"):
+        values = f(at)
+    return _one_a_row(values, at, "f")
 
 
 def _check(f: object, z: Tensor, method: str, mu: float, q: int, generator: torch.Generator | None) -> None:

@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.checks import check_between, check_floating, check_int, check_same_shape, check_tensor, readable
+from lossworks.checks import (
+    as_float,
+    check_between,
+    check_floating,
+    check_int,
+    check_same_shape,
+    check_tensor,
+    readable,
+    taken,
+)
 from lossworks.roles import Loss, cite, evaluating
 
 __all__ = ["CoTeachingSelector", "co_teaching_step"]
@@ -62,7 +71,7 @@ class CoTeachingSelector:
     def rate(self, epoch: int) -> float:
         """The share of rows that is left out in this epoch, counted from 0."""
         check_int("epoch", epoch, low=0)
-        return float(self.forget_rate) * min(epoch / self.warmup_epochs if self.warmup_epochs else 1.0, 1.0)
+        return as_float(self.forget_rate) * min(epoch / self.warmup_epochs if self.warmup_epochs else 1.0, 1.0)
 
     @torch.no_grad()
     def __call__(self, first: Float[Tensor, " n"], second: Float[Tensor, " n"], epoch: int) -> _Picked:
@@ -143,6 +152,9 @@ def co_teaching_step(
             own, kept = _losses(model, loss, x, target)
         if own.ndim != 1:
             raise ValueError(f"target must give one loss a row, it gives losses of shape {tuple(own.shape)}")
+        if readable(own) and bool(own.isnan().any()):
+            row = int(own.isnan().nonzero()[0])
+            raise ValueError(f"models must give outputs whose losses are numbers or inf, got NaN in row {row}")
         losses.append(own)
     rows = torch.arange(len(x), device=x.device) if kept is None else kept.nonzero().flatten()
     picked = selector(losses[0][rows], losses[1][rows], epoch)
@@ -158,15 +170,10 @@ def co_teaching_step(
 
 def _losses(model: nn.Module, loss: Loss, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
     """The loss of each row, if model and loss take them."""
-    try:
+    with taken("x must be what models take"):
         output = model(x)
-    except (RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"x must be what models take, which fails ({reason})") from error
-    try:
+    with taken("target and models must give what loss takes"):
         return loss.rows(output, target)
-    except ValueError as error:
-        raise ValueError(f"target and models must give what loss takes ({error})") from error
 
 
 def _check_pair(name: str, pair: Sequence[object], wanted: type) -> None:

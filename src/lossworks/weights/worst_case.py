@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lossworks.checks import check_floating, readable
+from lossworks.checks import as_float, check_floating, readable
 from lossworks.roles import Weighting
 
 __all__ = ["Solution", "WorstCase", "check_losses"]
@@ -88,7 +88,7 @@ def number_of(losses: Float[Tensor, " n"], number: float | Tensor) -> float | Fl
     """The hyperparameter as a float where it and the losses may be looked at, else as :func:`number_like`."""
     if not readable(losses) or (isinstance(number, Tensor) and not readable(number)):
         return number_like(losses, number)
-    return float(number.detach() if isinstance(number, Tensor) else number)
+    return as_float(number)
 
 
 def rank(number: int, like: Tensor) -> Float[Tensor, " n"]:
