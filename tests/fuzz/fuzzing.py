@@ -274,7 +274,9 @@ UNDRIVEN = {
 }
 """The modules whose public functions are not driven by their signatures, and why."""
 HELPERS = {
+    "lossworks.checks.as_float": "asked of numbers alone, after the checks",
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
+    "lossworks.checks.taken": "a context around a user's code",
     "lossworks.roles.cite": "a decorator for authors",
     "lossworks.roles.weighted_reduction": "reduces what the losses have checked",
 }
