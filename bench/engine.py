@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lossworks.compare.engine import Job, Training, train
+from lossworks.compare.engine import train
+from lossworks.compare.jobs import Job, Training
 from lossworks.compare.models import Architecture
 from lossworks.losses import CrossEntropyLoss
 from lossworks.metrics.registry import find_metric

@@ -22,8 +22,8 @@ from ray import cloudpickle
 from lossworks.compare import cluster, engines
 from lossworks.compare.data import embedded
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Training
 from lossworks.compare.engines import Local
+from lossworks.compare.jobs import Training
 from lossworks.compare.models import Architecture
 from lossworks.compare.plan import choose_candidates, make_plan
 from lossworks.compare.work import Workload, work

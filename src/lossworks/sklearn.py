@@ -23,8 +23,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from lossworks.checks import check_between
-from lossworks.compare.engine import Job, Trained, Training, train
+from lossworks.compare.engine import Trained, train
 from lossworks.compare.evaluate import fitted_temperature
+from lossworks.compare.jobs import Job, Training
 from lossworks.compare.model import ROWS_AT_ONCE, class_probabilities
 from lossworks.compare.models import Architecture, Factory
 from lossworks.compare.plan import (

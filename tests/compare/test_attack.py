@@ -14,7 +14,8 @@ from lossworks.cli import app
 from lossworks.compare import InputError, Training, load
 from lossworks.compare.attack import Attack, accuracy_curve, movable, verified_accuracy
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Job, train
+from lossworks.compare.engine import train
+from lossworks.compare.jobs import Job
 from lossworks.compare.models import Architecture
 from lossworks.losses import CrossEntropyLoss
 from lossworks.metrics.registry import find_metric

@@ -10,7 +10,8 @@ import torch
 import lossworks as lw
 from lossworks.catalog import parts
 from lossworks.compare import InputError
-from lossworks.compare.engine import Training, train
+from lossworks.compare.engine import train
+from lossworks.compare.jobs import Training
 from lossworks.compare.models import Architecture
 from lossworks.compare.plan import Job, candidate_from_name, training_facts
 from lossworks.compare.recipe import _objective

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lossworks.compare.engine import Job, Trained, Training, _spawn, train
+from lossworks.compare.engine import Trained, train
 from lossworks.compare.feed import Order
+from lossworks.compare.jobs import Job, Training, seed_from
 from lossworks.compare.models import Architecture
 from lossworks.compare.scaling import Scaler
 from lossworks.losses import (
@@ -204,9 +205,9 @@ def test_is_the_plain_loop(x, y, loss, generic):
     architecture = Architecture(width=20, generic=generic)
     trained = train(x, y, pair, architecture, SHORT, ACCURACY)
     job, loss = pair[1], loss()
-    torch.manual_seed(_spawn(job.seed, 0))
+    torch.manual_seed(seed_from(job.seed, 0))
     network = architecture.sized((6,), 3, "classes").network()
-    order = Order(job.fit, torch.Generator().manual_seed(_spawn(job.seed, 1)))
+    order = Order(job.fit, torch.Generator().manual_seed(seed_from(job.seed, 1)))
     scaled = Scaler.fit(x, job.fit, "robust")(x)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     states, scores = [], []

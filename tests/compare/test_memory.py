@@ -13,8 +13,9 @@ from polars.testing import assert_frame_equal
 from torch import nn
 
 import lossworks as lw
-from lossworks.compare import InputError, Training, engine
-from lossworks.compare.engine import Job, Trained, train
+from lossworks.compare import InputError, Training, engine, packing
+from lossworks.compare.engine import Trained, train
+from lossworks.compare.jobs import Job
 from lossworks.compare.memory import available, budget, is_out_of_memory, size
 from lossworks.compare.models import Architecture
 from lossworks.losses import AdaptiveLDRLoss, CrossEntropyLoss, LDRLoss
@@ -146,8 +147,8 @@ CASES = {
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(engine, "TILE_BYTES", 2**20)
-    monkeypatch.setattr(engine, "HALVED_BYTES", 2**12)
+    monkeypatch.setattr(packing, "TILE_BYTES", 2**20)
+    monkeypatch.setattr(packing, "HALVED_BYTES", 2**12)
 
 
 def trained(case: str, **options) -> tuple[Trained, torch.Tensor]:
@@ -299,7 +300,8 @@ def test_a_wrong_budget_is_said_before_anything_is_read():
 REAL = """
 import json, resource
 import torch
-from lossworks.compare.engine import Job, Training, train
+from lossworks.compare.engine import train
+from lossworks.compare.jobs import Job, Training
 from lossworks.compare.models import Architecture
 from lossworks.losses import CrossEntropyLoss
 from lossworks.metrics.registry import find_metric

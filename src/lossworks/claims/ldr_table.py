@@ -22,7 +22,8 @@ from torch import Tensor
 from lossworks.checks import check_positive
 from lossworks.claims.kept import check_place, read, write
 from lossworks.claims.training import accuracy
-from lossworks.compare.engine import Job, Training, train
+from lossworks.compare.engine import train
+from lossworks.compare.jobs import Job, Training
 from lossworks.compare.models import Architecture
 from lossworks.losses import (
     ActivePassiveLoss,

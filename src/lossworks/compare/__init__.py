@@ -11,10 +11,10 @@ from typing import Any
 
 from lossworks.compare.data import Dataset, embedded, read
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Training
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding
 from lossworks.compare.handover import Comparison
+from lossworks.compare.jobs import Training
 from lossworks.compare.model import Model, load_model
 from lossworks.compare.run import Progress, compare
 

@@ -6,84 +6,36 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import partial
 from math import isfinite, prod, sqrt
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossworks.checks import check_between, check_int, check_positive
 from lossworks.compare.feed import Feed, Order, Table
+from lossworks.compare.jobs import Job, Replica, Training, seed_from
 from lossworks.compare.memory import is_out_of_memory
 from lossworks.compare.models import Architecture, Values
-from lossworks.compare.risk import StackedObjective, State, signature
+from lossworks.compare.packing import (
+    EVALUATED_VALUES,
+    Unit,
+    models_in,
+    packed,
+    pieces_of,
+    taken_by,
+    too_large,
+    units_of,
+)
+from lossworks.compare.risk import StackedObjective
 from lossworks.compare.scaling import Scaler, TargetScale
 from lossworks.compare.stack import LayerStack, ModuleStack, Stack
 from lossworks.metrics.registry import Metric
 from lossworks.objective import Objective
 from lossworks.roles import Kind, Loss, Part, Perturbation
 
-__all__ = ["Job", "Trained", "Training", "one_thread", "train"]
-
-TILE_BYTES = 2**24
-"""Replicas are stepped together in tiles whose parameters and activations fit in a cache of this size."""
-HALVED_BYTES = 2**20
-"""From this size on there are two tiles at least, so that two cores have work; never by how many cores there are."""
-EVALUATED_VALUES = 2**22
-"""How many inputs, and outputs, are held at once when inner rows are scored."""
+__all__ = ["Trained", "one_thread", "train"]
 
 Progress = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How every replica is trained: AdamW on mini-batches, stopped early on its inner rows.
-
-    Args:
-        batch_size: Rows a step.
-        max_steps: Steps at most.
-        eval_every: Steps between scores on inner rows.
-        patience: Scores in a row that may fail to improve before a replica stops.
-        lr: AdamW's learning rate.
-        weight_decay: AdamW's decoupled weight decay.
-        race_after: The share of ``max_steps`` after which settings that are clearly behind are dropped; 0 drops none.
-    """
-
-    batch_size: int = 64
-    max_steps: int = 1000
-    eval_every: int = 25
-    patience: int = 10
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    race_after: float = 1 / 3
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "eval_every", "patience"):
-            check_int(name, getattr(self, name), low=1)
-        check_positive("lr", self.lr)
-        check_positive("weight_decay", self.weight_decay, allow_zero=True)
-        check_between("race_after", self.race_after, 0, 1)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One replica.
-
-    Args:
-        objective: Its own instance; floats that differ between replicas are 0-d tensors, or the replicas don't stack.
-        fit: Rows to train on, int64.
-        inner: Rows that stop it and choose among settings, int64.
-        seed: Of its initial weights and the order of its rows.
-        contest: Replicas of one number are settings that race each other on the same inner rows.
-    """
-
-    objective: Objective
-    fit: Tensor
-    inner: Tensor
-    seed: int
-    contest: int
 
 
 @dataclass
@@ -112,7 +64,7 @@ class Trained:
     parts: int
     short: list[str]
     _table: Table = field(repr=False)
-    _replicas: "list[_Replica]" = field(repr=False)
+    _replicas: list[Replica] = field(repr=False)
 
     def outputs(self, replica: int, rows: Tensor) -> Tensor:
         """Logits ``(len(rows), C)``, scores ``(len(rows),)`` of binary losses, or values in the target's unit."""
@@ -131,51 +83,10 @@ class Trained:
 
 
 @dataclass
-class _Replica:
-    """A job on its way."""
-
-    number: int
-    job: Job
-    architecture: Architecture
-    scaler: Scaler
-    target: TargetScale
-    values: Values
-    order: Order = field(init=False)
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    best: State = field(default_factory=dict)
-    best_step: int = 0
-    best_score: float = float("-inf")
-    waited: int = 0
-    dropped: bool = False
-    done: bool = False
-
-    def __post_init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Be as if nothing had been trained yet."""
-        self.order = Order(self.job.fit.cpu(), torch.Generator().manual_seed(_spawn(self.job.seed, 1)))
-        self.curve, self.best = [], {}
-        self.best_step, self.best_score, self.waited = 0, float("-inf"), 0
-        self.dropped = self.done = False
-
-    def note(self, step: int, score: float, patience: int) -> bool:
-        """Take a score down; whether it is the best yet."""
-        self.curve.append((step, score))
-        better = score > self.best_score
-        if better:
-            self.best_step, self.best_score, self.waited = step, score, 0
-        else:
-            self.waited += 1
-        self.done = not isfinite(score) or self.waited >= patience
-        return better
-
-
-@dataclass
 class _Tile:
     """Replicas that are stepped together."""
 
-    replicas: list[_Replica]
+    replicas: list[Replica]
     stack: Stack
     feed: Feed
     table: Table
@@ -202,7 +113,7 @@ class _Tile:
 
     def train(self, begun: int, steps: int, training: Training) -> None:
         """So many steps."""
-        torch.manual_seed(_spawn(self.replicas[0].job.seed, 2, begun))
+        torch.manual_seed(seed_from(self.replicas[0].job.seed, 2, begun))
         self.stack.objective.set_progress(begun / training.max_steps)
         for x, batch in self.feed.batches(steps, training.batch_size):
             self.stack.step(x, batch)
@@ -292,8 +203,9 @@ def train(
         with _crew() as crew:
             replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
         racing = bool(training.race_after) and metric.bounded01
-        waiting = _packed(_units(_pieces(table, replicas, training, notes), racing), training, memory)
-        short = _too_large(waiting, training, memory)
+        pieces = pieces_of(replicas, training, partial(_cannot_stack, table, training), notes)
+        waiting = packed(units_of(pieces, racing), training, memory)
+        short = too_large(waiting, training, memory)
         total, done, reached, complete, parts = len(replicas) * training.max_steps, 0, 0, True, 0
 
         def tell(now: int) -> None:
@@ -313,7 +225,7 @@ def train(
                     torch.cuda.empty_cache()
                 halves = units[: len(units) // 2], units[len(units) // 2 :]
                 short.append(
-                    f"memory ran out with {_models(units)} models in training at once: they were trained in parts, "
+                    f"memory ran out with {models_in(units)} models in training at once: they were trained in parts, "
                     f"which changes no number"
                 )
                 waiting[:0] = halves
@@ -329,7 +241,7 @@ def train(
 
 
 def _trained(
-    replicas: "list[_Replica]", table: Table, complete: bool, notes: list[str], parts: int, short: list[str]
+    replicas: list[Replica], table: Table, complete: bool, notes: list[str], parts: int, short: list[str]
 ) -> Trained:
     return Trained(
         curves=[replica.curve for replica in replicas],
@@ -348,7 +260,7 @@ def _trained(
 
 def _attempt(
     table: Table,
-    units: "list[_Unit]",
+    units: list[Unit],
     training: Training,
     metric: Metric,
     tell: Callable[[int], None],
@@ -364,8 +276,8 @@ def _attempt(
             raise
         if len(units) == 1:
             raise MemoryError(
-                f"{_models(units)} models that must be trained at once take about {_taken(units, training) / 1e6:,.0f} "
-                f"MB, more than there is: use a smaller model or batch"
+                f"{models_in(units)} models that must be trained at once take about "
+                f"{taken_by(units, training) / 1e6:,.0f} MB, more than there is: use a smaller model or batch"
             ) from error
     return None
 
@@ -441,9 +353,9 @@ def _crew() -> Iterator[Executor]:
         torch.set_num_threads(threads)
 
 
-def _race(replicas: Sequence[_Replica], count: Callable[[Tensor], int]) -> list[_Replica]:
+def _race(replicas: Sequence[Replica], count: Callable[[Tensor], int]) -> list[Replica]:
     """Drop the settings that are behind the best of their contest by more than two standard errors; those dropped."""
-    contests: dict[int, list[_Replica]] = {}
+    contests: dict[int, list[Replica]] = {}
     for replica in replicas:
         contests.setdefault(replica.job.contest, []).append(replica)
     dropped = []
@@ -504,7 +416,7 @@ def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
 
 
 @torch.no_grad()
-def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> list[_Replica]:
+def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> list[Replica]:
     real = table.y.is_floating_point()
     classes = 1 if real else int(table.y.max()) + 1
     fitted: dict[tuple[int, int], tuple[Scaler, TargetScale]] = {}
@@ -519,7 +431,7 @@ def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> 
         sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
         scaler, scale = fitted[key]
         values = _values(job.objective, scale, sized.outputs, table.x.device)
-        replicas.append(_Replica(number, job, sized, scaler, scale, values))
+        replicas.append(Replica(number, job, sized, scaler, scale, values))
     return replicas
 
 
@@ -532,112 +444,7 @@ def _values(objective: Objective, scale: TargetScale, outputs: int, device: torc
     return Values(support, mean, std).to(device)
 
 
-_Piece = list[_Replica]
-"""Replicas of one tile."""
-_Unit = list[_Piece]
-"""Pieces that must be trained at the same time, for settings in them race each other."""
-
-
-def _pieces(table: Table, replicas: Sequence[_Replica], training: Training, notes: list[str]) -> list[_Piece]:
-    """The replicas of each tile: such as stack, and whose numbers fit in the cache together."""
-    alike: dict[object, list[_Replica]] = {}
-    for replica in replicas:
-        alike.setdefault((signature(replica.job.objective), replica.architecture), []).append(replica)
-    pieces = []
-    for together in alike.values():
-        reason = _cannot_stack(table, together, training)
-        if reason:
-            notes.append(
-                f"{type(together[0].job.objective.loss).__name__}: trained one at a time, as vmap says: {reason}"
-            )
-        total = len(together) * _bytes(together[0], training.batch_size)
-        count = max(-(-total // TILE_BYTES), 1 + (total >= HALVED_BYTES)) if not reason else len(together)
-        pieces += _divided(together, min(count, len(together)))
-    return pieces
-
-
-def _divided(replicas: Sequence[_Replica], count: int) -> list[_Piece]:
-    """About so many pieces, in which contests are whole unless there are more pieces than contests."""
-    contests: dict[int, list[_Replica]] = {}
-    for replica in replicas:
-        contests.setdefault(replica.job.contest, []).append(replica)
-    each = list(contests.values())
-    if count <= len(each):
-        chosen = np.array_split(np.arange(len(each)), count)
-        return [[replica for number in numbers for replica in each[number]] for numbers in chosen]
-    share = -(-count // len(each))
-    return [
-        [contest[number] for number in numbers]
-        for contest in each
-        for numbers in np.array_split(np.arange(len(contest)), min(share, len(contest)))
-    ]
-
-
-def _units(pieces: Sequence[_Piece], racing: bool) -> list[_Unit]:
-    """The pieces, those together that share a contest."""
-    if not racing:
-        return [[piece] for piece in pieces]
-    units: list[tuple[set[int], _Unit]] = []
-    for piece in pieces:
-        contests, unit = {replica.job.contest for replica in piece}, [piece]
-        apart = []
-        for others, other in units:
-            if contests & others:
-                contests, unit = contests | others, other + unit
-            else:
-                apart.append((others, other))
-        units = [*apart, (contests, unit)]
-    return [unit for _, unit in units]
-
-
-def _packed(units: Sequence[_Unit], training: Training, memory: int | None) -> list[list[_Unit]]:
-    """The units in parts that take no more memory than there is, as far as it can be told, or of one unit each."""
-    parts: list[list[_Unit]] = []
-    for unit in units:
-        if parts and (memory is None or _taken([*parts[-1], unit], training) <= memory):
-            parts[-1].append(unit)
-        else:
-            parts.append([unit])
-    return parts
-
-
-def _too_large(parts: Sequence[list[_Unit]], training: Training, memory: int | None) -> list[str]:
-    """What to say of parts that cannot be smaller and are larger than the memory that may be taken."""
-    taken = max((_taken(units, training) for units in parts), default=0)
-    if memory is None or taken <= memory:
-        return []
-    return [
-        f"models that are trained at once take about {taken / 1e6:,.0f} MB, more than the {memory / 1e6:,.0f} MB that "
-        f"memory allows"
-    ]
-
-
-def _models(units: Sequence[_Unit]) -> int:
-    return sum(len(piece) for unit in units for piece in unit)
-
-
-def _taken(units: Sequence[_Unit], training: Training) -> int:
-    """About how many bytes it takes to train these together: all of their states, and what scoring takes for a while.
-
-    Beside what it takes in a step, a replica has its parameters while it is built, at its best and as that is replaced;
-    and about as much again is what the allocator keeps of memory that was given back.
-    """
-    pieces = [piece for unit in units for piece in unit]
-    states = sum(len(piece) * (_bytes(piece[0], training.batch_size) + 16 * _sizes(piece[0])[0]) for piece in pieces)
-    scored = sorted((_scored(piece) for piece in pieces), reverse=True)
-    return states + sum(scored[: torch.get_num_threads()])
-
-
-def _scored(piece: _Piece) -> int:
-    """About how many bytes it takes to score a piece: two layers' values of the rows that go through it at once."""
-    _, sizes = _sizes(piece[0])
-    longest, outputs = max(len(replica.job.inner) for replica in piece), piece[0].architecture.outputs
-    together = min(len(piece), max(1, EVALUATED_VALUES // (longest * outputs)))
-    rows = min(together * longest, max(together, EVALUATED_VALUES // sizes[0]))
-    return 4 * (rows * max(map(sum, pairwise(sizes))) + 4 * together * longest * outputs)
-
-
-def _tile(table: Table, replicas: list[_Replica], training: Training) -> _Tile:
+def _tile(table: Table, replicas: list[Replica], training: Training) -> _Tile:
     networks, objectives = (
         [_initial(replica, table) for replica in replicas],
         [replica.job.objective for replica in replicas],
@@ -654,12 +461,12 @@ def _tile(table: Table, replicas: list[_Replica], training: Training) -> _Tile:
     return _Tile(replicas, stack, feed, table)
 
 
-def _initial(replica: _Replica, table: Table) -> nn.Module:
-    torch.manual_seed(_spawn(replica.job.seed, 0))
+def _initial(replica: Replica, table: Table) -> nn.Module:
+    torch.manual_seed(seed_from(replica.job.seed, 0))
     return replica.architecture.network().to(table.x.device)
 
 
-def _cannot_stack(table: Table, replicas: Sequence[_Replica], training: Training) -> str:
+def _cannot_stack(table: Table, training: Training, replicas: Sequence[Replica]) -> str:
     """Why ``vmap`` cannot train two of these together, found by trying; empty if it can."""
     if len(replicas) < 2:
         return ""
@@ -678,40 +485,8 @@ def _cannot_stack(table: Table, replicas: Sequence[_Replica], training: Training
     return ""
 
 
-def _bytes(replica: _Replica, rows: int) -> int:
-    """About what one replica takes in a step: parameters, gradients, moments, and twice the activations."""
-    parameters, sizes = _sizes(replica)
-    return 4 * (4 * parameters + 2 * rows * sum(sizes))
-
-
-def _sizes(replica: _Replica) -> tuple[int, tuple[int, ...]]:
-    """How many parameters a replica has, and how many values each layer of it makes of a row, the row first."""
-    return _sizes_of(replica.architecture)
-
-
-@lru_cache
-def _sizes_of(architecture: Architecture) -> tuple[int, tuple[int, ...]]:
-    with torch.random.fork_rng([]):
-        network = architecture.network()
-    sizes = [prod(architecture.input_shape)]
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
-        for module in network.modules()
-        if not list(module.children())
-    ]
-    network.eval()(torch.zeros(1, *architecture.input_shape))
-    for hook in hooks:
-        hook.remove()
-    return sum(p.numel() for p in network.parameters()), tuple(sizes)
-
-
 def _padded(rows: Tensor, length: int) -> Tensor:
     return torch.cat([rows, rows[:1].expand(length - len(rows))])
-
-
-def _spawn(*seeds: int) -> int:
-    """A seed from several."""
-    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lossworks.compare.engine import Training
 from lossworks.compare.errors import InputError
 from lossworks.compare.files import synced, whole
+from lossworks.compare.jobs import Training
 from lossworks.compare.journal import Journal
 from lossworks.compare.reporting import versions
 

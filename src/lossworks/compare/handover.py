@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lossworks.compare.data import Dataset
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Job, one_thread, train
+from lossworks.compare.engine import one_thread, train
 from lossworks.compare.evaluate import fitted_temperature
 from lossworks.compare.files import whole, whole_folder
 from lossworks.compare.findings import Finding
+from lossworks.compare.jobs import Job
 from lossworks.compare.judge import Judgement, by_group, winner
 from lossworks.compare.model import Model
 from lossworks.compare.models import Architecture

@@ -20,9 +20,9 @@ from lossworks.catalog import parts
 from lossworks.checks import nearest
 from lossworks.compare.attack import Attack
 from lossworks.compare.data import Dataset, Task
-from lossworks.compare.engine import Job, Training
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding
+from lossworks.compare.jobs import Job, Training
 from lossworks.objective import Objective
 from lossworks.perturb import PGD
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting

@@ -17,12 +17,12 @@ import torch
 from lossworks.compare.attack import Attack, check_certified
 from lossworks.compare.data import Dataset, check_folds, embedded, read
 from lossworks.compare.encode import Encoder
-from lossworks.compare.engine import Training
 from lossworks.compare.engines import Engine, find_engine
 from lossworks.compare.errors import InputError
 from lossworks.compare.findings import Finding, examine
 from lossworks.compare.folder import continued, described, finish, opened
 from lossworks.compare.handover import Comparison
+from lossworks.compare.jobs import Training
 from lossworks.compare.journal import Journal
 from lossworks.compare.judge import choose, judge
 from lossworks.compare.models import Architecture, Factory, architecture_of
