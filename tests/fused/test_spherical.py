@@ -195,6 +195,15 @@ def test_only_v_follows_another_dtype():
     assert head.U.dtype == head.gram.dtype == torch.float64
 
 
+@pytest.mark.parametrize("loss", [ZLoss(), "squared"])
+def test_gradients_in_hidden_are_right_twice(loss, generator):
+    head = FactoredSphericalHead(D, C, loss, dtype=torch.float64)
+    hidden, target = next(batches(1, torch.float64, generator))
+    hidden = hidden[:4].requires_grad_()
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda h: head.loss(h, target[:4]), hidden, check_undefined_grad=False)
+
+
 def test_a_step_without_a_batch_decays_the_weights():
     dense = linear()
     head = FactoredSphericalHead.from_linear(dense, weight_decay=0.5)
