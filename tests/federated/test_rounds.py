@@ -204,6 +204,7 @@ def test_trains_a_model_that_withstands(model, clients):
         ({"weights": "rows"}, "weights must be one of"),
         ({"weights": torch.ones(2)}, "one number for each of 3"),
         ({"batch_size": 0}, "batch_size"),
+        ({"generator": False}, "generator"),
         ({"aggregate": lambda changes: changes}, "aggregate must return shape"),
         ({"aggregate": False}, "aggregate must be a function of the clients' changes, got bool"),
     ],

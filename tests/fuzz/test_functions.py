@@ -34,6 +34,10 @@ def prepared(path):
             "x": torch.rand(4, 2, 3, 3),
             "optimizer": optimizer,
         }
+    if path.startswith("lossworks.perturb.zeroth_order."):
+        return {"f": lambda z: z.flatten(1).sum(1)}
+    if path == "lossworks.perturb.transport.wasserstein_robust_surrogate":
+        return {"loss_fn": lambda z, y: z.flatten(1).square().sum(1)}
     if path == "lossworks.select.co_teaching.co_teaching_step":
         models = [nn.Linear(3, 2), nn.Linear(3, 2)]
         return {

@@ -32,6 +32,8 @@ def test_says_what_is_wrong():
         nt_xent_loss(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match="temperature must be finite and > 0"):
         nt_xent_loss(torch.ones(2, 3), torch.ones(2, 3), 0.0)
+    with pytest.raises(ValueError, match="second has NaN in row 1"):
+        nt_xent_loss(torch.ones(2, 3), torch.tensor([[1.0, 1.0, 1.0], [1.0, torch.nan, 1.0]]))
 
 
 def test_infonce_is_cross_entropy_on_the_partner(generator):

@@ -198,6 +198,11 @@ def test_bad_arguments_are_named(options, message):
         TrajectoryLoss(**({"num_samples": N, "num_classes": C} | options))
 
 
+def test_a_temperature_whose_square_is_no_number_leaves_no_distance():
+    now = torch.eye(2, dtype=torch.float64)
+    assert trajectory_divergence(now, 1 - now, tau=1.5e154).tolist() == [0, 0]
+
+
 def test_bad_batches_are_named(target):
     loss = TrajectoryLoss(N, C)
     with pytest.raises(ValueError, match=r"output must have shape \(n, 4\)"):

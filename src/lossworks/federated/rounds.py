@@ -13,6 +13,7 @@ from lossworks.checks import (
     check_amounts,
     check_between,
     check_choice,
+    check_generator,
     check_int,
     check_positive,
     check_sequence,
@@ -107,6 +108,7 @@ def federated_round(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     check_parts(loss, attack)
+    check_generator("generator", generator)
     check_int("local_steps", local_steps, low=1)
     check_between("lr_local", lr_local, 0, torch.finfo(torch.float32).max, open_low=True)
     check_positive("lr_global", lr_global, allow_zero=True)

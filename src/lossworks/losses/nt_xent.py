@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossworks.checks import check_floating, check_positive, check_same_shape
+from lossworks.checks import check_floating, check_positive, check_same_shape, readable
 from lossworks.losses.feature_separation import FeatureSeparationLoss
 from lossworks.roles import cite
 
@@ -44,6 +44,9 @@ def nt_xent_loss(
     check_positive("temperature", temperature)
     if first.ndim != 2:
         raise ValueError(f"first must have shape (n, d), got {tuple(first.shape)}")
+    for name, rows in (("first", first), ("second", second)):
+        if readable(rows) and bool(rows.detach().isnan().any()):
+            raise ValueError(f"{name} has NaN in row {int(rows.isnan().any(dim=1).nonzero()[0])}")
     pairs = torch.arange(len(first), device=first.device).repeat(2)
     return FeatureSeparationLoss(temperature)(torch.cat([first, second]), pairs)
 

@@ -68,7 +68,8 @@ def trajectory_divergence(
         raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     output = output.float() if output.element_size() == 2 else output
     now, before = (z.div(tau).log_softmax(dim=1) for z in (output, past.detach().to(output.dtype)))
-    return tau**2 * kl_div(now, before, reduction="none", log_target=True).sum(dim=1)
+    divergence = kl_div(now, before, reduction="none", log_target=True).sum(dim=1)
+    return tau * (tau * divergence)  # where tau squared would be too large a number
 
 
 class TrajectoryLoss(Loss):
