@@ -18,6 +18,7 @@ from lossworks.checks import (
     check_sample_weight,
     nearest,
     readable,
+    taken,
 )
 from lossworks.layers import best_prefix_length
 from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HuberLoss, LDRLoss, LogisticLoss
@@ -129,3 +130,13 @@ def test_what_is_said_of_a_tensor_with_a_gradient_does_not_warn(call):
             call(torch.tensor([0.5, math.inf], requires_grad=True))
     finally:
         torch.set_warn_always(always)
+
+
+def test_what_a_users_function_fails_on_is_one_line_and_a_full_device_passes():
+    with pytest.raises(ValueError, match=r"^x must fit, which fails \('bad \\x1b'\)$") as caught, taken("x must fit"):
+        raise TypeError("bad \x1b\nand more")
+    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(torch.OutOfMemoryError), taken("x must fit"):
+        raise torch.OutOfMemoryError("out of memory")
+    with pytest.raises(KeyError), taken("x must fit"):
+        raise KeyError("the user's own")

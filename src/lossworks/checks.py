@@ -104,7 +104,7 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST_SHOWN
 def taken(by: str) -> Iterator[None]:
     """Around code that a user gave: where it fails on what it is given, one line says so, beginning with these words.
 
-    Running out of memory is no fault of what was given.
+    A device that runs out of memory is no fault of what was given.
     """
     try:
         yield
