@@ -50,6 +50,15 @@ def test_without_shared_rows_it_is_the_plain_t_test(base):
     assert paired_test(d, test_fraction=1e-12).p == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
 
 
+def test_values_of_any_size_are_tested_alike():
+    values = [1.0, 2.0, 4.0, 3.0]
+    wanted = paired_test(values, test_fraction=0.2)
+    for size in (2.0**1000, 2.0**-1000):
+        found = paired_test([size * value for value in values], test_fraction=0.2)
+        assert (found.mean, found.low, found.high) == tuple(size * x for x in (wanted.mean, wanted.low, wanted.high))
+        assert found.p == wanted.p
+
+
 def test_folds_that_share_rows_raise_false_alarms_at_the_rate_promised_and_the_plain_test_at_a_multiple():
     rng, runs, folds = np.random.default_rng(0), 4000, 10
     shared, own = rng.normal(size=(runs, 1)), rng.normal(size=(runs, folds))

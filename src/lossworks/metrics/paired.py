@@ -63,10 +63,11 @@ def paired_test(
     d = as_floats("values", values)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"values must be finite numbers, one a fold, got {shown(d.tolist())}")
-    mean, degrees = float(d.mean()), len(d) - 1
+    size = 2.0 ** (math.frexp(np.abs(d).max())[1] - 1)  # of which no square overflows
+    mean, degrees = size * float((d / size).mean()), len(d) - 1
     if not degrees:
         return Paired(mean)
-    spread = float(d.std(ddof=1))
+    spread = size * float((d / size).std(ddof=1))
     if spread <= 1e-12 * abs(mean):
         p = 1.0 if mean == 0 else 2.0**-degrees
         return Paired(mean, mean, mean, p, float(mean > rope), float(abs(mean) <= rope), float(mean < -rope))
