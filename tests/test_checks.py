@@ -23,6 +23,7 @@ from lossworks.checks import (
 from lossworks.layers import best_prefix_length
 from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HuberLoss, LDRLoss, LogisticLoss
 from lossworks.metrics import borda_ranking
+from lossworks.optim import gradient_noise_std
 from lossworks.perturb import PGD
 from lossworks.weights import kl_dro_weights
 
@@ -128,6 +129,15 @@ def test_what_is_said_of_a_tensor_with_a_gradient_does_not_warn(call):
     try:
         with pytest.raises(ValueError, match="inf"):
             call(torch.tensor([0.5, math.inf], requires_grad=True))
+    finally:
+        torch.set_warn_always(always)
+
+
+def test_a_number_that_learns_is_read_without_a_warning():
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        assert gradient_noise_std(0, torch.tensor(0.25, requires_grad=True)) == 0.5
     finally:
         torch.set_warn_always(always)
 

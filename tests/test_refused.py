@@ -37,6 +37,11 @@ def refused(name, call, kind=(ValueError, TypeError)):
 # Arguments of losses
 
 
+@pytest.mark.parametrize("make", [losses.PseudoHuberLoss, losses.TukeyBiweightLoss])
+def test_a_scale_whose_square_is_no_number(make):
+    assert make(1.5e154)(torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)).isfinite()
+
+
 @pytest.mark.parametrize(
     "output", [None, 1.5, [[0.0, 1.0]], np.zeros((4, 3)), FLOAT8, X.to_sparse(), X.to(torch.complex64)]
 )

@@ -277,6 +277,7 @@ HELPERS = {
     "lossworks.checks.as_float": "asked of numbers alone, after the checks",
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
     "lossworks.checks.taken": "a context around a user's code",
+    "lossworks.optim.sharpness.buffers_kept": "a context around an optimizer's passes, after its checks",
     "lossworks.roles.cite": "a decorator for authors",
     "lossworks.roles.weighted_reduction": "reduces what the losses have checked",
 }

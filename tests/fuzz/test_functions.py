@@ -7,6 +7,7 @@ from fuzzing import arguments, attempt, outcome, parameters
 from torch import nn
 
 from lossworks.losses import CrossEntropyLoss
+from lossworks.metrics.registry import METRICS
 from lossworks.perturb import AdvStyle
 from lossworks.select import CoTeachingSelector
 
@@ -34,6 +35,13 @@ def prepared(path):
             "x": torch.rand(4, 2, 3, 3),
             "optimizer": optimizer,
         }
+    if path.startswith("lossworks.metrics.stacked."):
+        of_values = path.endswith(("rmse", "mae", "r2"))
+        target = torch.rand(2, 6) if of_values else (rows % 2).repeat(2, 1)
+        return {"outputs": torch.rand(2, 6, 1 if of_values else 2), "target": target, "mask": torch.rand(2, 6) < 0.8}
+    if path.startswith("lossworks.metrics.registry."):
+        metric = METRICS["accuracy"] if path.endswith("worst_group") else "accuracy"
+        return {name: value for name, value in (("metric", metric), ("task", "binary")) if name in asked}
     if path.startswith("lossworks.perturb.zeroth_order."):
         return {"f": lambda z: z.flatten(1).sum(1)}
     if path == "lossworks.perturb.transport.wasserstein_robust_surrogate":

@@ -94,6 +94,12 @@ def test_undefined_rankings_do_not_stop_a_training():
     assert np.isfinite(stacked.r2(outputs, torch.ones(1, 4), mask).item())
 
 
+@pytest.mark.parametrize("score", [stacked.log_loss, stacked.macro_f1])
+def test_classes_that_the_outputs_do_not_have_are_refused(score):
+    with pytest.raises(ValueError, match=r"target must hold classes in \[0, 2\), got 0 to 2"):
+        score(torch.zeros(1, 3, 2), torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool))
+
+
 def test_scores_of_two_classes_refuse_more():
     with pytest.raises(ValueError, match="outputs must have 1 or 2 columns for this score, got 3"):
         stacked.auroc(torch.zeros(1, 4, 3), torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool))

@@ -203,6 +203,8 @@ def test_a_gradient_of_zero_moves_nothing():
         (lambda w: RSGS(torch.optim.SGD([w])).step(), "closure"),
         (lambda w: reliable_entropy_mask(torch.ones(3)), "output must have shape"),
         (lambda w: reliable_entropy_mask(torch.ones(3, 2), -1), "e0"),
+        (lambda w: reliable_entropy_mask(torch.ones(3, 2), torch.ones(2, 1)), "e0 must be a number or a 0-d tensor"),
+        (lambda w: reliable_entropy_mask(torch.ones(3, 2), 10**400), "e0 must be a float or an int of 64 bits"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -80,4 +80,4 @@ class PseudoHuberLoss(Loss):
 
     def _of_squared_norm(self, squared: Tensor, size: int) -> Tensor:
         c = 0.00054 * math.sqrt(size) if self.c is None else self.c
-        return squared / ((squared + c**2).sqrt() + c)
+        return squared / ((squared + c * c).sqrt() + c)

@@ -247,4 +247,4 @@ class TukeyBiweightLoss(_RealLoss):
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         u = ((output - target) / self.c).square().clamp(max=1)
-        return self.c**2 / 6 * u * (3 - 3 * u + u.square())
+        return self.c / 6 * (self.c * u) * (3 - 3 * u + u.square())

@@ -119,7 +119,7 @@ def z_loss_from_statistics(
     check_between("eps", eps, 1e-18, 1)
     mean = score_sum / num_classes
     variance = (score_sq_sum / num_classes - mean.square()).relu()
-    return _smooth_hinge((target_score - mean) / (variance + eps**2).sqrt(), a, b)
+    return _smooth_hinge((target_score - mean) / (variance + eps * eps).sqrt(), a, b)
 
 
 @cite("debrebisson2016zloss", helps=("many classes",))

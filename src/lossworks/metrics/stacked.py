@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_real, check_tensor
+from lossworks.checks import check_floating, check_real, check_tensor, readable
 
 __all__ = [
     "TEMPERATURES",
@@ -87,7 +87,7 @@ def macro_f1(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def log_loss(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """The negative log-loss at each model's best of :data:`TEMPERATURES`, as calibration comes after training."""
     logits = _class_logits(outputs)
-    chosen = logits.gather(2, target[..., None].long())[..., 0]
+    chosen = logits.gather(2, _labels(outputs, target)[..., None])[..., 0]
     # One temperature after the other: the outputs of many models are large, and a stack of scaled copies larger.
     return torch.stack([_mean(chosen / t - (logits / t).logsumexp(2), mask) for t in TEMPERATURES]).amax(dim=0)
 
@@ -159,9 +159,16 @@ def _answers(outputs: Tensor) -> Tensor:
     return _class_logits(outputs).argmax(dim=2)
 
 
+def _labels(outputs: Tensor, target: Tensor) -> Tensor:
+    labels, classes = target.long(), max(outputs.shape[2], 2)
+    if readable(labels) and labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise ValueError(f"target must hold classes in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
+    return labels
+
+
 def _class_counts(outputs: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per model and class: rows answered right, rows of it, rows answered so."""
-    answers, target, classes = _answers(outputs), target.long(), max(outputs.shape[2], 2)
+    answers, target, classes = _answers(outputs), _labels(outputs, target), max(outputs.shape[2], 2)
 
     def count(labels: Tensor, rows: Tensor) -> Tensor:
         empty = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)

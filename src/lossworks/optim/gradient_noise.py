@@ -36,7 +36,7 @@ def gradient_noise_std(step: int, eta: float = 0.3, gamma: float = 0.55) -> floa
     check_int("step", step, low=0)
     check_positive("eta", eta, allow_zero=True)
     check_positive("gamma", gamma, allow_zero=True)
-    return float(eta) ** 0.5 * math.exp(-0.5 * float(gamma) * math.log1p(step))
+    return as_float(eta) ** 0.5 * math.exp(-0.5 * as_float(gamma) * math.log1p(step))
 
 
 class AnnealedGradientNoise(Wrapper):

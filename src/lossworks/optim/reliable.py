@@ -49,8 +49,8 @@ def reliable_entropy_mask(
         raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     if e0 is None:
         e0 = SHARE * math.log(output.shape[1])
-    elif not (isinstance(e0, (int, float)) and not isinstance(e0, bool) and e0 > 0):
-        raise ValueError(f"e0 must be a number > 0, got {e0!r}")
+    elif not (isinstance(e0, float) and e0 == math.inf):
+        check_positive("e0", e0)
     logs = output.float().log_softmax(dim=1) if output.dtype.itemsize < 4 else output.log_softmax(dim=1)
     entropy = -(logs.exp() * torch.where(logs.isfinite(), logs, 0.0)).sum(dim=1)
     return entropy.detach() < e0, entropy

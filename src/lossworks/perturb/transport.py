@@ -82,7 +82,7 @@ class PricedAscent(Perturbation):
         def gain(z: Tensor) -> Tensor:
             return risk(z) - gamma * transport_cost(z, clean, self.cost)
 
-        lr = (0.5 / gamma if self.cost == "sq_l2" else gamma**-2) if self.lr is None else self.lr
+        lr = (0.5 / gamma if self.cost == "sq_l2" else 1 / gamma / gamma) if self.lr is None else self.lr
         if isinstance(lr, Tensor) and lr.ndim:
             lr = lr.reshape(-1, *(1 for _ in x.shape[1:]))
         start = _value(gain, clean)
