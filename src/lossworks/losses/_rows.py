@@ -28,9 +28,11 @@ def in_blocks(
 
     ``size`` is how many numbers the steps make of a row, if not as many as it has.
     """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return function(rows)
     count = len(rows)
     step = max(torch.get_num_threads(), _BLOCK // max(rows[:1].numel() if size is None else size, 1))
-    if count <= step or rows.device.type != "cpu" or torch.compiler.is_compiling():
+    if count <= step:
         return function(rows)
     whole: tuple[Tensor, ...] = ()
     for start in range(0, count, step):
