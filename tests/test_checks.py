@@ -22,7 +22,7 @@ from lossworks.checks import (
 )
 from lossworks.layers import best_prefix_length
 from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HuberLoss, LDRLoss, LogisticLoss
-from lossworks.metrics import borda_ranking
+from lossworks.metrics import borda_ranking, paired_test
 from lossworks.optim import gradient_noise_std
 from lossworks.perturb import PGD
 from lossworks.weights import kl_dro_weights
@@ -138,6 +138,7 @@ def test_a_number_that_learns_is_read_without_a_warning():
     torch.set_warn_always(True)
     try:
         assert gradient_noise_std(0, torch.tensor(0.25, requires_grad=True)) == 0.5
+        assert paired_test([0.0, 1.0], test_fraction=0.5, level=torch.tensor(0.5)).mean == 0.5
     finally:
         torch.set_warn_always(always)
 

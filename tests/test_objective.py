@@ -84,6 +84,8 @@ def test_saves_and_loads_as_one(batch):
 
 
 def test_parts_in_wrong_roles_are_named():
+    with pytest.raises(TypeError, match="loss must be a lossworks loss part, got NoneType"):
+        lw.Objective(None)
     with pytest.raises(TypeError, match="loss must be a lossworks loss part, got CrossEntropyLoss"):
         lw.Objective(nn.CrossEntropyLoss())
     with pytest.raises(TypeError, match="weights"):

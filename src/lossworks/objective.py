@@ -103,9 +103,10 @@ class Objective(nn.Module):
         penalties: Sequence[Penalty] = (),
     ) -> None:
         super().__init__()
-        for name, part, role in (("loss", loss, (Loss, BatchLoss)), ("weights", weights, Weighting)):
-            if part is not None and not isinstance(part, role):
-                raise TypeError(f"{name} must be a lossworks {name} part, got {type(part).__name__}")
+        if not isinstance(loss, (Loss, BatchLoss)):
+            raise TypeError(f"loss must be a lossworks loss part, got {type(loss).__name__}")
+        if weights is not None and not isinstance(weights, Weighting):
+            raise TypeError(f"weights must be a lossworks weights part, got {type(weights).__name__}")
         if perturb is not None and not isinstance(perturb, Perturbation):
             raise TypeError(f"perturb must be a Perturbation, got {type(perturb).__name__}")
         check_sequence("penalties", penalties)

@@ -191,6 +191,7 @@ def test_trains_the_same_inside_an_objective_and_in_a_plain_loop(generator, targ
         ({"end": 0.0}, "end"),
         ({"start": 0.5, "end": 0.5}, "end must be above start"),
         ({"storage_dtype": torch.int64}, "storage_dtype"),
+        ({"storage_dtype": np.arange(3)}, "storage_dtype"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -177,5 +177,11 @@ def test_integer_inputs_are_refused():
 
 
 def test_bounds_that_are_no_numbers_are_named():
+    with pytest.raises(TypeError, match="generator"):
+        PGD(0.1, generator=False)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, ...\), got \(\)"):
+        PGD(0.1)(lambda x: x, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="x must lie within bounds before it is changed, row 1 does not"):
+        PGD(0.1, bounds=(0.0, 1.0))(lambda x: x, torch.tensor([0.5, torch.nan]))
     with pytest.raises(TypeError, match="bounds must hold two numbers or tensors, got NoneType"):
         PGD(0.1, bounds=(0.0, None))

@@ -164,7 +164,7 @@ class TrajectoryLoss(Loss):
         window = torch.as_tensor(end - start).detach()
         if readable(window) and not float(window) > 0:
             raise ValueError(f"end must be above start, got {float(end):g} and {float(start):g}")
-        if storage_dtype not in STORED:
+        if not isinstance(storage_dtype, torch.dtype) or storage_dtype not in STORED:
             raise TypeError(f"storage_dtype must be one of {', '.join(map(str, STORED))}, got {shown(storage_dtype)}")
         self.storage_dtype = storage_dtype
         self.history = torch.full((num_samples, lag_epochs + 1, num_classes), UNSEEN, dtype=storage_dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lossworks.checks import check_between, check_positive, check_sequence, shown
+from lossworks.checks import as_float, check_between, check_positive, check_sequence, shown
 from lossworks.metrics.arrays import as_floats
 from lossworks.roles import cite
 
@@ -60,6 +60,7 @@ def paired_test(
     check_between("test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     check_between("level", level, 0, 1, open_low=True, open_high=True)
     check_positive("rope", rope, allow_zero=True)
+    test_fraction, level, rope = (as_float(number) for number in (test_fraction, level, rope))
     d = as_floats("values", values)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"values must be finite numbers, one a fold, got {shown(d.tolist())}")

@@ -35,6 +35,8 @@ class Ball:
         self, x: Tensor, eps: float | Tensor, norm: str = "linf", bounds: Bounds = (-torch.inf, torch.inf)
     ) -> None:
         check_floating("x", x)
+        if x.ndim == 0:
+            raise ValueError("x must have shape (n, ...), got ()")
         self.x, self.norm = x.detach(), norm
         self.eps = _rounded_down(eps, self.x)
         self.low, self.high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)
@@ -129,5 +131,5 @@ def _add_towards(x: Tensor, change: Tensor) -> Tensor:
 
 def _check_within(x: Tensor, low: Tensor, high: Tensor) -> None:
     if readable(x) and not bool(((x >= low) & (x <= high)).all()):
-        rows = ((x < low) | (x > high) | x.isnan()).flatten(1).any(dim=1).nonzero().flatten()
+        rows = ((x < low) | (x > high) | x.isnan()).reshape(len(x), -1).any(dim=1).nonzero().flatten()
         raise ValueError(f"x must lie within bounds before it is changed, row {int(rows[0])} does not")

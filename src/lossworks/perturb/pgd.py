@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_bool, check_floating, check_int, check_positive, check_sequence, check_tensor, shown
+from lossworks.checks import (
+    check_bool,
+    check_floating,
+    check_generator,
+    check_int,
+    check_positive,
+    check_sequence,
+    check_tensor,
+    shown,
+)
 from lossworks.perturb.ball import Ball, Bounds, check_ball
 from lossworks.roles import Perturbation
 
@@ -82,7 +91,8 @@ class PGD(Perturbation):
     ) -> None:
         super().__init__()
         check_ball(eps, norm, bounds)
-        self.eps, self.norm, self.generator = eps, norm, generator
+        self.eps, self.norm = eps, norm
+        self.generator = check_generator("generator", generator)
         self.steps = check_int("steps", steps, low=1)
         self.step_size = None if step_size is None else check_positive("step_size", step_size)
         self.restarts = check_int("restarts", restarts, low=1)
