@@ -17,7 +17,9 @@ from lossworks.checks import check_bool, shown
 from lossworks.compare import Encoder, InputError, read
 from lossworks.metrics import stacked
 from lossworks.metrics.registry import metrics_for
+from lossworks.robust import DenoisedSmoothingLoss, RSSLoss
 from lossworks.roles import Loss
+from lossworks.select import SmallLossWeights
 
 X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
 SPARSE = torch.eye(3).to_sparse()
@@ -32,6 +34,25 @@ def refused(name, call, kind=(ValueError, TypeError)):
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 1000
+
+
+# Arguments of objectives and weightings
+
+
+@pytest.mark.parametrize("target", [[0, 1, 2, 0], Y.numpy(), Y.bool(), Y.to_sparse()])
+@pytest.mark.parametrize("objective", [lambda: RSSLoss(), lambda: DenoisedSmoothingLoss(torch.nn.Linear(3, 3), 0.1)])
+def test_targets_that_are_no_classes(objective, target):
+    refused("target", lambda: objective()(torch.nn.Linear(3, 3), X, target))
+
+
+def test_weightings_of_what_is_no_row():
+    refused("losses", lambda: SmallLossWeights(4)(X[:, :1], index=torch.arange(4)[:, None]))
+    refused("step_size", lambda: weights.GroupDRO(3, step_size=np.ones(3)))
+
+
+def test_an_ascent_from_one_number_and_from_rows_of_one():
+    refused("x", lambda: perturb.PricedAscent()(lambda x: x, torch.tensor(1.0)))
+    assert perturb.PricedAscent()(lambda x: x, torch.zeros(3)).shape == (3,)
 
 
 # Arguments of losses

@@ -139,8 +139,10 @@ def test_part(path, fuzz):
             return outcome(attempt(lambda: part.set_progress(anything), ["fraction"]))
         function, fitting = call_of(part, seed)
         extra = changed(fitting, spoiled)
+        told = ("logits", "output", "losses") if hasattr(part, "risk") else ("logits", "output")
         result = attempt(
-            lambda: function(**extra), {*extra, *parameters(module), "logits", "output", *names_of(module, built or {})}
+            lambda: function(**extra),
+            {*extra, *parameters(module), *told, *names_of(module, built or {})},
         )
         if isinstance(result, Exception):
             return REFUSED

@@ -7,7 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_choice, check_classes, check_floating, check_generator, check_int, check_positive
+from lossworks.checks import (
+    check_choice,
+    check_classes,
+    check_floating,
+    check_generator,
+    check_int,
+    check_positive,
+    check_tensor,
+)
 from lossworks.objective import _resting
 from lossworks.perturb import GaussianNoise, zeroth_order
 from lossworks.perturb.zeroth_order import METHODS
@@ -178,6 +186,7 @@ class _Asked(Loss):
 
     def check_rows(self, output: Tensor, target: Int[Tensor, " n"]) -> None:
         """Raise unless there is one class for each row of the output."""
+        check_tensor("target", target)
         if target.dtype != torch.int64:
             raise TypeError(f"target must be int64 classes, got {target.dtype}")
         if target.shape != output.shape[:1]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_between, check_int, check_rows
+from lossworks.checks import check_between, check_floating, check_int, check_rows
 from lossworks.roles import Weighting
 from lossworks.select.mixture import probability_of_high
 
@@ -147,6 +147,9 @@ class SmallLossWeights(Weighting):
         target: Tensor | None = None,
     ) -> Float[Tensor, " n"]:
         """The weights of these rows; their losses are remembered."""
+        check_floating("losses", losses)
+        if losses.ndim != 1:
+            raise ValueError(f"losses must have shape (n,), got {tuple(losses.shape)}")
         index = self._required("index", index, losses)
         check_rows("index", index, self.num_samples, low=-1)
         if self.training:

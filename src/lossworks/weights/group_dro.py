@@ -121,4 +121,4 @@ class GroupDRO(Weighting):
 
 def _endless(step_size: float | Tensor) -> bool:
     """Whether it is the number infinity; a tensor's value is not looked at."""
-    return not isinstance(step_size, Tensor) and step_size == math.inf
+    return isinstance(step_size, float) and step_size == math.inf
