@@ -131,5 +131,5 @@ def _add_towards(x: Tensor, change: Tensor) -> Tensor:
 
 def _check_within(x: Tensor, low: Tensor, high: Tensor) -> None:
     if readable(x) and not bool(((x >= low) & (x <= high)).all()):
-        rows = ((x < low) | (x > high) | x.isnan()).reshape(len(x), -1).any(dim=1).nonzero().flatten()
+        rows = ((x < low) | (x > high) | x.isnan())[..., None].flatten(1).any(dim=1).nonzero().flatten()
         raise ValueError(f"x must lie within bounds before it is changed, row {int(rows[0])} does not")

@@ -114,7 +114,7 @@ def transport_cost(
     z: Float[Tensor, "n *features"], x: Float[Tensor, "n *features"], cost: str = "sq_l2"
 ) -> Float[Tensor, " n"]:
     """Each row's squared Euclidean distance, or with ``"l2"`` the distance, whose gradient at z = x is taken as 0."""
-    squared = (z - x).reshape(len(x), -1).square().sum(dim=1)
+    squared = (z - x)[..., None].flatten(1).square().sum(dim=1)
     if cost == "sq_l2":
         return squared
     moved = squared > 0
