@@ -39,7 +39,7 @@ def refused(name, call, kind=(ValueError, TypeError)):
 # Arguments of objectives and weightings
 
 
-@pytest.mark.parametrize("target", [[0, 1, 2, 0], Y.numpy(), Y.bool(), Y.to_sparse()])
+@pytest.mark.parametrize("target", [[0, 1, 2, 0], Y.numpy(), Y.bool(), Y.to_sparse(), Y.to(torch.float8_e4m3fn)])
 @pytest.mark.parametrize("objective", [lambda: RSSLoss(), lambda: DenoisedSmoothingLoss(torch.nn.Linear(3, 3), 0.1)])
 def test_targets_that_are_no_classes(objective, target):
     refused("target", lambda: objective()(torch.nn.Linear(3, 3), X, target))

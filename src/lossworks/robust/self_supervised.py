@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_real, check_tensor
+from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_real
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import _resting
 from lossworks.perturb.transport import COSTS, PricedAscent, transport_cost
@@ -118,7 +118,7 @@ class _Answered(Loss):
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The rows of the loss itself."""
-        check_tensor("target", target)
+        check_real("target", target)
         if target.dtype != torch.int64 and not target.is_floating_point():
             raise TypeError(f"target must be int64 classes or floating-point, got {target.dtype}")
         return self.loss.rows(output, torch.where(target >= _OWN, target - _OWN, target), index)
