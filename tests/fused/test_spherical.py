@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -258,3 +259,5 @@ def test_bad_arguments_are_named(make, error, message):
 def test_a_dtype_that_is_none_is_shown_on_one_line():
     with pytest.raises(TypeError, match=r"dtype must be torch.float32 or torch.float64, got '\\r'"):
         FactoredSphericalHead(2, 3, dtype="\r")
+    with pytest.raises(TypeError, match=r"dtype must be torch.float32 or torch.float64, got array"):
+        FactoredSphericalHead(2, 3, dtype=np.arange(3))

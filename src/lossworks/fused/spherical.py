@@ -134,7 +134,7 @@ class FactoredSphericalHead(Part):
         super().__init__()
         self.in_features = check_int("in_features", in_features, low=1, high=2**15)
         self.num_classes = check_int("num_classes", num_classes, low=2, high=2**31 - 1)
-        if dtype not in (torch.float32, torch.float64):
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
         self.spherical = _from_statistics(loss)
         self.weight_decay = check_positive("weight_decay", weight_decay, allow_zero=True)
