@@ -14,6 +14,7 @@ from lossworks.losses import (
     ActivePassiveLoss,
     AdaptiveLDRLoss,
     AsymmetricLoss,
+    BiTemperedLoss,
     BrierLoss,
     CompSumLoss,
     CrossEntropyLoss,
@@ -23,6 +24,7 @@ from lossworks.losses import (
     LDAMLoss,
     LDRLoss,
     OneVsRestEnsLoss,
+    PredictionEntropyPenalty,
     PseudoHuberLoss,
     SquaredLoss,
 )
@@ -492,3 +494,19 @@ def test_log_probabilities_of_sequences(generator):
         linear_log_probs(shaped, weight, tokens.double())
     with pytest.raises(ValueError, match="sequence"):
         linear_log_probs(shaped, weight, tokens, sequence="product")
+
+
+@pytest.mark.parametrize("loss", [BiTemperedLoss(), LDRLoss(normalize="l1_mean"), PredictionEntropyPenalty()])
+def test_rows_that_are_ignored_have_no_gradient_whatever_comes_from_above(loss):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(5, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    above = torch.randn(6, dtype=torch.float64, generator=generator)
+    target = torch.tensor([0, -100, 4, 2, -100, 1])
+    fused = linear_loss(hidden, weight, target, loss, reduction="none")
+    kept = target != -100
+    plain = torch.zeros(6, dtype=torch.float64)
+    plain[kept] = loss.per_sample(hidden[kept] @ weight.T, target[kept])
+    assert_close(fused, plain)
+    found, wanted = (torch.autograd.grad((above * losses).sum(), (hidden, weight)) for losses in (fused, plain))
+    assert_close(found, wanted)
