@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-__all__ = ["MERGES", "merge_rows"]
+from lossworks.checks import readable
+
+__all__ = ["MERGES", "each_once", "merge_rows"]
 
 MERGES = ("amin", "amax", "mean", "sum")
 """The least, the largest or the mean of the values replaces what was held; their sum is added to it."""
@@ -22,6 +24,11 @@ def merge_rows(
     >>> memory
     tensor([1., 0., 4.])
     """
+    if merge != "sum" and each_once(index) and readable(values) and bool(values.sum().isfinite()):
+        kept = (index >= 0).nonzero().flatten()
+        values = values if len(kept) == len(index) else values[kept]
+        memory[index[kept]] = values.to(memory.dtype)
+        return
     trailing = tuple(range(1, values.ndim))
     finite = values.isfinite().all(dim=trailing) if trailing else values.isfinite()
     wanted = ((index >= 0) & finite).reshape(-1, *(1 for _ in trailing)).expand(values.shape)
@@ -38,7 +45,16 @@ def merge_rows(
         memory.scatter_reduce_(0, places, torch.where(wanted, values / times, 0), "sum", include_self=False)
         memory[rows] = torch.where(times > 0, memory[rows], before)
         return
-    nothing = torch.inf if merge == "amin" else -torch.inf
+    largest = torch.inf if memory.is_floating_point() else torch.iinfo(memory.dtype).max
+    nothing = largest if merge == "amin" else -largest
     memory.scatter_reduce_(0, places, torch.where(wanted, values, nothing), merge, include_self=False)
     best = memory[rows]
     memory[rows] = torch.where(best == nothing, before, best)
+
+
+def each_once(index: Int[Tensor, " n"]) -> bool:
+    """Whether no row that is remembered comes twice, as far as that may be looked at."""
+    if not readable(index):
+        return False
+    remembered = [row for row in index.tolist() if row >= 0]
+    return len(set(remembered)) == len(remembered)

@@ -308,8 +308,16 @@ class Loss(Part):
         return None
 
     def recall(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """For a loss with a memory: what it would now remember of these rows in it, changing nothing."""
+        """For a loss with a memory: what it reads of it for these rows, and would remember.
+
+        Nothing that is read changes before :meth:`keep`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define recall(output, target, index) -> (n, ...)")
+
+    def keep(self, index: Tensor, memory: Tensor) -> None:
+        """Have the loss's memory be what :meth:`recall` gave for these rows."""
+        (name,) = self.memories
+        self.remember(name, index, memory)
 
     def output_size(self, num_classes: int = 1) -> int:
         """How many outputs a model needs for this loss."""

@@ -56,6 +56,49 @@ def test_the_gradient_is_its_closed_form_and_none_goes_to_the_past(generator, ta
     assert torch.autograd.gradcheck(lambda out: trajectory_divergence(out, before, 2.0), now)
 
 
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_fused_form_is_the_plain_one_and_remembers_the_same(generator, target, reduction, twice):
+    weight = torch.randn(C, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    plain, fused = (in_double(TrajectoryLoss(N, C, 0.8, 2.0, 1)) for _ in range(2))
+    for step in range(4):
+        hidden = torch.randn(N, 3, generator=generator, dtype=torch.float64).requires_grad_()
+        index, target_ = torch.randperm(N, generator=generator), target.clone()
+        index[-1 - step] = index[0] if twice else -1
+        target_[step] = -100
+        upstream = torch.rand(() if reduction == "mean" else N, generator=generator, dtype=torch.float64)
+        plain.reduction = reduction
+        expected = plain(hidden @ weight.T, target_, index=index)
+        found = lw.fused.linear_loss(hidden, weight, target_, fused, index=index, reduction=reduction, chunk=2)
+        assert_close(found, expected)
+        wanted = torch.autograd.grad(expected, (hidden, weight), upstream)
+        for _ in range(2):
+            assert_close(torch.autograd.grad(found, (hidden, weight), upstream, retain_graph=True), wanted)
+        assert_close(fused.history, plain.history)
+        assert torch.equal(fused.visits, plain.visits)
+    assert bool((fused.visits >= 2).any())
+
+
+def test_a_second_reading_after_the_rows_next_visit_is_refused(generator, target):
+    loss, index = in_double(TrajectoryLoss(N, C, lag_epochs=1)), torch.arange(N)
+    hidden, weight = torch.randn(N, 3, dtype=torch.float64).requires_grad_(), torch.randn(C, 3, dtype=torch.float64)
+    values = [lw.fused.linear_loss(hidden, weight, target, loss, index=index, reduction="none").sum() for _ in range(3)]
+    values[0].backward()
+    values[2].backward()
+    with pytest.raises(RuntimeError, match="seen these rows again since"):
+        values[1].backward()
+
+
+def test_outputs_that_are_no_numbers_are_no_visit(generator, target):
+    loss = in_double(TrajectoryLoss(N, C, lag_epochs=1))
+    (z,) = epochs(generator, 1)
+    z[0, 1], z[1, 2], z[2, 3] = torch.nan, torch.inf, -torch.inf
+    with pytest.raises(ValueError, match="output has NaN in row 0"):
+        loss(z, target, index=torch.arange(N))
+    assert loss.visits.tolist() == [0, 0, 1, 1, 1, 1]
+    assert bool(loss.history.isfinite().all())
+
+
 def test_an_output_that_stays_is_free(generator, target):
     (z,) = epochs(generator, 1)
     loss = in_double(TrajectoryLoss(N, C, lag_epochs=1))
@@ -108,14 +151,14 @@ def test_a_row_has_no_price_before_it_was_seen_lag_times(generator, target):
 
 def test_rows_without_a_number_and_ignored_rows_are_not_remembered(generator, target):
     loss = TrajectoryLoss(N, C, lag_epochs=1)
-    fresh = loss.history.clone()
     target[2] = -100
     index = torch.arange(N)
     index[1] = -1
     before, z = epochs(generator, 2)
     loss(before, target, index=index)
-    changed = (loss.history != fresh).flatten(1).any(dim=1)
-    assert changed.tolist() == [True, False, False] + [True] * (N - 3)
+    seen = [1, 0, 0] + [1] * (N - 3)
+    assert loss.visits.tolist() == seen
+    assert loss.history.view(N, 2, C).any(dim=2).int().tolist() == [[visited, 0] for visited in seen]
     each = copy.deepcopy(loss)
     each.reduction = "none"
     assert_close(each(z, target, index=index)[1], cross_entropy(z[1], target[1]))
@@ -140,7 +183,7 @@ def test_evaluation_reads_the_rows_own_past_and_changes_nothing(generator, targe
     loss(first, target, index=index)
     loss(second, target, index=index)
     kept = loss.history.clone()
-    expected = cross_entropy(z, target) + 0.3 * trajectory_divergence(z, first).mean()
+    expected = cross_entropy(z, target) + 0.3 * trajectory_divergence(z, second).mean()
     assert_close(loss.eval()(z, target, index=index), expected)
     assert torch.equal(loss.history, kept)
 
@@ -155,7 +198,7 @@ def test_half_the_memory_is_nearly_as_good(generator, target, dtype, off):
         assert_close(small(z, target, index=index), exact(z, target, index=index), rtol=off, atol=0)
     small(1e6 * z, target, index=index)
     wanted = (1e6 * (z - z.amax(dim=1, keepdim=True))).clamp(min=torch.finfo(dtype).min).to(dtype)
-    assert_close(small.history[:, -1], wanted)
+    assert_close(small.history.view(N, 2, C)[:, 1], wanted)
     assert bool(small(z, target, index=index).isfinite())
 
 

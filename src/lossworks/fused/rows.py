@@ -1,5 +1,6 @@
 """The chunk loop: losses of rows, and gradients through a linear layer, with one chunk of logits at a time."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from lossworks.checks import checks
 from lossworks.fused.chunks import blocks, keep_freed_pages, slices, tiles
 from lossworks.fused.softmax import kernels_apply
-from lossworks.roles import Loss, SoftmaxForm
+from lossworks.memories import each_once
+from lossworks.roles import Loss, Offers, SoftmaxForm, held_back, remember_over_ranks
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -73,11 +75,13 @@ class LossReader(Reader):
     tail: tuple[int, ...] = ()
     memory: Tensor | None = None
     unfinished: bool = field(default=True, init=False)
+    offers: Offers = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if self.form is not None:
             self.scale, self.shift = self.form.scale, self.form.shift
         self.remembers_nothing = self.index is None
+        self.each_once = self.index is not None and each_once(self.index)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`Reader`."""
@@ -115,8 +119,9 @@ class LossReader(Reader):
     def finish(self) -> None:
         """The rows' memory is updated once, when every row has been read from what was remembered before."""
         if self.index is not None and self.memory is not None and self.unfinished and self.loss.training:
-            (name,) = self.loss.memories
-            self.loss.remember(name, self.index, self.memory)
+            remember_over_ranks(self.loss, self.offers, None)
+            self.loss.keep(self.index, self.memory)
+            self.offers = []
         self.unfinished = False
 
     def _extra(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
@@ -125,7 +130,8 @@ class LossReader(Reader):
             return {}
         index = self.index[rows]
         if self.memory is None or self.unfinished:
-            memory = self.loss.recall(logits, self.target[rows], index)
+            with contextlib.nullcontext() if self.each_once else held_back(self.loss, self.offers):
+                memory = self.loss.recall(logits, self.target[rows], index)
             if self.memory is None:
                 self.memory = memory.new_empty((len(self.target), *memory.shape[1:]))
             self.memory[rows] = memory

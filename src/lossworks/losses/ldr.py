@@ -271,7 +271,7 @@ class AdaptiveLDRLoss(Loss):
         if memory is None:
             memory = self._recall(scores, size, target, index)
             if self.training:
-                self.remember("lam", index, memory)
+                self.keep(index, memory)
         return self._value(scores, size, target, memory)
 
     @torch.no_grad()

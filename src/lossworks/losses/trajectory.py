@@ -19,13 +19,12 @@ from lossworks.checks import (
     readable,
     shown,
 )
+from lossworks.losses._rows import softmax_and_surprise
 from lossworks.roles import Loss, cite
 
 __all__ = ["TrajectoryLoss", "trajectory_divergence"]
 
 STORED = (torch.float32, torch.bfloat16, torch.float16)
-UNSEEN = 1.0
-"""What stands in the memory where nothing was remembered: what is remembered is never above 0."""
 
 
 @cite("du2022saf", helps=("overfitting",))
@@ -84,9 +83,9 @@ class TrajectoryLoss(Loss):
     sharpness-aware minimisation (:class:`lossworks.optim.SAM`) prices by a second gradient.
 
     Epochs are counted by each row's own visits in ``train()`` mode; before E of them a row has no price. In ``eval()``
-    mode the row's remembered outputs are used and none changes. Ignored rows are not remembered. A row that is in a
-    batch twice is remembered by the mean of both, on whichever ranks of a ``process_group`` they are; where the batch
-    is split into micro-batches, :meth:`lossworks.Objective.micro_batches` sees to it.
+    mode a row is held to what its next visit would be, and nothing changes. Ignored rows are not remembered. A row that
+    is in a batch twice is remembered by the mean of both, on whichever ranks of a ``process_group`` they are; where the
+    batch is split into micro-batches, :meth:`lossworks.Objective.micro_batches` sees to it.
 
     Args:
         num_samples: N, the rows of the training data.
@@ -103,7 +102,9 @@ class TrajectoryLoss(Loss):
         ignore_index: The class whose rows are left out.
 
     Buffers:
-        history: ``(N, E + 1, C)``, each row's last outputs less their largest, the newest last; 1 where there is none.
+        history: ``(N (E + 1), C)``, the outputs of the rows' last visits less their largest; of row i at its visit v in
+            row ``i (E + 1) + v % (E + 1)``.
+        visits: ``(N,)`` int64, the rows' visits.
         progress: ``()``.
 
     Shape:
@@ -115,6 +116,7 @@ class TrajectoryLoss(Loss):
         ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
             don't match, a class outside ``[0, C)``.
         TypeError: another ``storage_dtype``.
+        RuntimeError: the fused form's gradients are asked for when the rows have been visited again since.
 
     Use it where a network fits its training rows, labels wrong among them, and a second gradient is too dear. It holds
     (E + 1) N C numbers: with many rows and classes take :class:`lossworks.robust.EMATrajectoryLoss`.
@@ -134,9 +136,10 @@ class TrajectoryLoss(Loss):
     probabilistic = True
     needs = ("num_samples", "num_classes")
     needs_index = True
-    memories: ClassVar[Mapping[str, str]] = {"history": "mean"}
+    memories: ClassVar[Mapping[str, str]] = {"history": "mean", "visits": "amax"}
     settings = ({"lam": 0.3}, {"lam": 0.8, "lag_epochs": 1})
     history: Tensor
+    visits: Tensor
     progress: Tensor
 
     def __init__(
@@ -167,7 +170,8 @@ class TrajectoryLoss(Loss):
         if not isinstance(storage_dtype, torch.dtype) or storage_dtype not in STORED:
             raise TypeError(f"storage_dtype must be one of {', '.join(map(str, STORED))}, got {shown(storage_dtype)}")
         self.storage_dtype = storage_dtype
-        self.history = torch.full((num_samples, lag_epochs + 1, num_classes), UNSEEN, dtype=storage_dtype)
+        self.history = torch.zeros(num_samples * (lag_epochs + 1), num_classes, dtype=storage_dtype)
+        self.visits = torch.zeros(num_samples, dtype=torch.int64)
         self.progress = torch.ones(())
 
     def set_progress(self, fraction: float) -> None:
@@ -179,7 +183,7 @@ class TrajectoryLoss(Loss):
         output: Float[Tensor, "n classes"],
         target: Int[Tensor, " n"],
         index: Int[Tensor, " n"],
-        memory: Float[Tensor, "n past classes"] | None = None,
+        memory: Int[Tensor, "n 2"] | None = None,
     ) -> Float[Tensor, " n"]:
         """One value a row; an index of -1 is a row that is not remembered.
 
@@ -189,24 +193,65 @@ class TrajectoryLoss(Loss):
         if memory is None:
             memory = self.recall(output, target, index)
             if self.training:
-                self.remember("history", index, memory)
-        past = memory[:, 0].to(output.dtype)
-        counts = (index >= 0) & (past[:, 0] <= 0) & (self.start < self.progress) & (self.progress <= self.end)
+                self.keep(index, memory)
+        past, counts = self._past(memory, output.dtype)
         past = torch.where(counts[:, None], past, output.detach())
         price = torch.where(counts, trajectory_divergence(output, past, self.tau), 0)
         return cross_entropy(output, target, reduction="none") + self.lam * price
 
     @torch.no_grad()
+    def value_and_logit_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Int[Tensor, "n 2"] | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
+        """Each row's loss and its gradient in closed form, at the rows' remembered outputs."""
+        if memory is None:
+            return None
+        gradient, value = softmax_and_surprise(output, target)
+        gradient.scatter_add_(1, target[:, None], -torch.ones_like(value)[:, None])
+        past, counts = self._past(memory, output.dtype)
+        now, before = (z.div(self.tau).softmax(dim=1) for z in (output, past))
+        # The largest probability is exp(0) over the sum, so the sums need no pass of their own.
+        sums = before.amax(dim=1).log() - now.amax(dim=1).log()
+        tops = output.amax(dim=1) - past.amax(dim=1)
+        divergence = (torch.linalg.vecdot(before, past.sub_(output)) + tops) / self.tau + sums
+        price = self.lam * torch.where(counts, self.tau * (self.tau * divergence), 0)
+        slope = torch.where(counts, self.lam * self.tau, 0)
+        return value + price, gradient.add_(now.sub_(before).mul_(slope[:, None]))
+
+    @torch.no_grad()
     def recall(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n past classes"]:
-        """The rows' last outputs, with these as the newest in ``train()`` mode; changes nothing."""
+    ) -> Int[Tensor, "n 2"]:
+        """Where in the history stands what each row is held to, -1 where it has no price, and its visits afterwards.
+
+        In ``train()`` mode the outputs are written where nobody reads before :meth:`keep`.
+        """
         if output.shape[1] != self.num_classes:
             raise ValueError(f"output must have shape (n, {self.num_classes}), got {tuple(output.shape)}")
         check_rows("index", index, self.num_samples, low=-1)
-        held = self.history[index.clamp(min=0)]
+        visits = self.visits[index.clamp(min=0)]
+        ring = self.lag_epochs + 1
+        counts = (index >= 0) & (visits >= self.lag_epochs) & (self.start < self.progress) & (self.progress <= self.end)
+        held_to = torch.where(counts, index * ring + (visits + 1) % ring, -1)
         if not self.training:
-            return held
-        newest = output.detach() - output.detach().amax(dim=1, keepdim=True)
-        newest = newest.clamp(min=torch.finfo(held.dtype).min).to(held.dtype)
-        return torch.cat([held[:, 1:], newest[:, None]], dim=1)
+            return torch.stack([held_to, visits], dim=1)
+        top = output.amax(dim=1)
+        newest = (output - top[:, None]).clamp(min=torch.finfo(self.history.dtype).min)
+        self.remember("history", torch.where(index >= 0, index * ring + visits % ring, -1), newest)
+        return torch.stack([held_to, visits + top.isfinite()], dim=1)
+
+    def keep(self, index: Int[Tensor, " n"], memory: Int[Tensor, "n 2"]) -> None:
+        """One more visit of these rows, but for those whose outputs are no numbers."""
+        self.remember("visits", index, memory[:, 1])
+
+    def _past(self, memory: Int[Tensor, "n 2"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the rows are held to, and which of them are."""
+        place, visits = memory.unbind(dim=1)
+        counts, place = place >= 0, place.clamp(min=0)
+        now = self.visits[place // (self.lag_epochs + 1)]
+        if readable(now) and bool((counts & (now > visits)).any()):
+            raise RuntimeError(
+                "TrajectoryLoss has seen these rows again since, and no longer holds what a second reading in the "
+                "fused form needs: go backward before the next step"
+            )
+        return self.history[place].to(dtype), counts
