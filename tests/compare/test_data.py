@@ -2,17 +2,21 @@
 
 import json
 import re
+import struct
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from lossworks.compare.data import check_folds, embedded, read, read_features
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
+from lossworks.compare.tables import load
 
 ROWS = 40
 
@@ -354,6 +358,22 @@ def test_bad_arrays_are_named(tmp_path):
     assert "drop= and columns= are for tables" in error((X, y), drop=["a"])
 
 
+def test_lists_of_different_lengths_are_no_array():
+    ragged = [[1], [1, 2], [], [3]]
+    assert error((ragged, [0, 1, 0, 1])) == "X must be an array: it holds lists of different lengths"
+    assert "y must be an array" in error((pd.DataFrame({"a": [1, 2, 3, 4]}), ragged), target="y")
+
+
+@pytest.mark.parametrize("form", [dict, pd.DataFrame])
+def test_decimals_that_are_no_number_are_missing_and_infinite_ones_are_refused(form, capfd):
+    cells = [Decimal("1.5"), Decimal("NaN"), Decimal("2"), Decimal("sNaN"), None, Decimal("2.5")]
+    target = list("ababab")
+    assert read(form({"a": cells, "y": target}), target="y").features["a"].to_list() == [1.5, None, 2, None, None, 2.5]
+    cells[5] = Decimal("-Infinity")
+    assert "column 'a', row 5 is infinite" in error(form({"a": cells, "y": target}), target="y")
+    assert capfd.readouterr().err == ""  # polars prints a panic where it can't hold one
+
+
 def test_many_texts_say_how_to_go_on():
     raw = table(name=[f"n{i}" for i in range(1200)])
     message = error(raw, target="y")
@@ -426,3 +446,37 @@ def test_damaged_arrow_files_are_refused_and_whole_ones_read(tmp_path, frame, wr
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match="is not an Arrow file"):
         read(path, target="churn")
+
+
+def wild(kind: pa.DataType, size: int = 1_409_286_144) -> pa.Array:
+    """Three texts, of which the one in the middle is missing and its view damaged: it leads nowhere."""
+    views = struct.pack("<i12s", 1, b"a") + struct.pack("<iiii", size, 0, 0, 0) + struct.pack("<i12s", 1, b"b")
+    return pa.Array.from_buffers(kind, 3, [pa.py_buffer(b"\5"), pa.py_buffer(views)])
+
+
+def test_a_damaged_view_under_a_missing_value_is_not_followed(tmp_path):
+    path = tmp_path / "d.arrow"
+    text, binary = wild(pa.string_view()), wild(pa.binary_view())
+    offsets = pa.array([0, 1, 2, 3])
+    columns = {
+        "text": text,
+        "negative": wild(pa.string_view(), -2_105_376_256),
+        "coded": pa.DictionaryArray.from_arrays(pa.array([0, 2, 0]), text, safe=False),
+        "binary": binary,
+        "list": pa.ListArray.from_arrays(offsets.cast(pa.int32()), text),
+        "large": pa.LargeListArray.from_arrays(offsets, text),
+        "fixed": pa.FixedSizeListArray.from_arrays(text, 1),
+        "struct": pa.StructArray.from_arrays([text], ["inside"]),
+        "map": pa.MapArray.from_arrays(offsets.cast(pa.int32()), pa.array(["x", "y", "z"]), text),
+    }
+    whole = pa.table({name: pa.concat_arrays([column] * 4) for name, column in columns.items()})
+    whole = whole.append_column("y", pa.array(list("aabb") * 3))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, whole.schema) as writer:
+        writer.write_table(whole)
+    raw, _ = load(path)
+    for name in ("text", "negative"):
+        assert raw[name].str.strip_chars().to_list() == ["a", None, "b"] * 4
+    assert raw["binary"].to_list() == [b"a", None, b"b"] * 4
+    dropped = ["binary", "list", "large", "fixed", "struct", "map"]
+    assert read(path, target="y", drop=dropped).features.columns == ["text", "negative", "coded"]
+    assert "column 'list' holds" in error(path, target="y", drop=["binary"])

@@ -47,6 +47,11 @@ def test_clean_classes_have_no_findings(rng):
     assert findings(classes(rng)) == {}
 
 
+def test_few_rows_that_a_tree_sees_all_of_are_looked_at():
+    for seed in range(40):  # one tree in five of them draws all four
+        look(read({"a": [1.0, 2.0, 3.0, 4.0] * 3, "y": [*"abab", *[None] * 8]}, target="y"), seed)
+
+
 def test_clean_real_values_have_no_findings(rng):
     assert findings(values(rng)) == {}
 

@@ -137,6 +137,13 @@ def no_text(path: Path) -> None:
     change(path, "UPDATE groups SET result = ? WHERE number = 1", b"\xff\xfe")
 
 
+def a_name_that_is_no_text(path: Path) -> None:
+    """SQLite's message quotes the name as it is, which Python can't decode."""
+    content = path.read_bytes()
+    assert content.count(b"CREATE TABLE meta (key") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE meta (key", b"CREATE TABL\xff\xff\xff\xffta (key"))
+
+
 def a_row_of_another_group(path: Path) -> None:
     change(path, "UPDATE groups SET number = 7 WHERE number = 1")
 
@@ -146,7 +153,7 @@ def a_table_dropped(path: Path) -> None:
 
 
 DAMAGE = [no_sqlite, truncated, emptied, garbage_in_a_page, one_digit_in_a_result, bad_json, no_text]
-DAMAGE += [a_row_of_another_group, a_table_dropped]
+DAMAGE += [a_name_that_is_no_text, a_row_of_another_group, a_table_dropped]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)

@@ -382,7 +382,7 @@ def _vector(values: np.ndarray, name: str, rows: int, place: Place) -> pl.Series
         raise InputError(
             f"{place.label}, array {name!r} must have shape ({rows},), one value a row of X, got {values.shape}"
         )
-    column = series(name, values.tolist() if values.dtype.kind in "OTmM" else values)
+    column = series(name, values.tolist() if values.dtype.kind in "TmM" else values)
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
         raise InputError(f"{place.label}, array {name!r} must hold numbers, booleans or text, got {column.dtype}")
     return column

@@ -188,6 +188,8 @@ def _out_of_bag(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> np.nda
     for _ in range(TREES):
         drawn = rng.integers(rows, size=rows)
         unseen = np.flatnonzero(np.bincount(drawn, minlength=rows) == 0)
+        if not len(unseen):
+            continue
         tree = ExtraTreeClassifier(max_features="sqrt", min_samples_leaf=leaf, random_state=int(rng.integers(2**31)))
         tree.fit(x[drawn], y[drawn])
         total[np.ix_(unseen, tree.classes_)] += tree.predict_proba(x[unseen])

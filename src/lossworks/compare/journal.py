@@ -127,6 +127,8 @@ class Journal:
             yield
         except sqlite3.Error as error:
             raise self._error(error) from error
+        except UnicodeDecodeError as error:  # SQLite's own message quotes what is damaged
+            raise self._damaged("a name in it is no text") from error
 
     def _error(self, error: sqlite3.Error) -> InputError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF

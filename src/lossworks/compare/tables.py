@@ -10,8 +10,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,9 @@ import polars.selectors as cs
 
 from lossworks.checks import nearest
 from lossworks.compare.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Arrays", "Place", "listed", "load", "series"]
 
@@ -74,7 +78,8 @@ def load(data: Any, *, exact: str | None = None, arrays: Sequence[str] = ("X",))
         return _read(path, exact, arrays)
     place = Place("the data")
     if isinstance(data, tuple) and len(data) == 2 and not hasattr(data[0], "columns"):
-        return {arrays[0]: np.asarray(data[0]), arrays[1] if len(arrays) > 1 else "y": np.asarray(data[1])}, place
+        names = (arrays[0], arrays[1] if len(arrays) > 1 else "y")
+        return {name: _as_array(name, values) for name, values in zip(names, data, strict=True)}, place
     if isinstance(data, np.ndarray):
         return {arrays[0]: data}, place
     return _narrow(_frame(data), exact), place
@@ -149,7 +154,7 @@ def _frame(data: Any) -> pl.DataFrame:
             )
         return pl.DataFrame([series(name, values) for name, values in data.items()])
     if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "columns"):
-        frame, target = _frame(data[0]), np.asarray(data[1])
+        frame, target = _frame(data[0]), _as_array("y", data[1])
         if "y" in frame.columns:
             raise InputError("X has a column 'y' beside the y given: rename it, or give one frame and target='y'")
         if target.shape != (frame.height,):
@@ -162,6 +167,13 @@ def _frame(data: Any) -> pl.DataFrame:
     raise InputError(
         f"data must be a path, a polars or pandas frame, a dict of columns or a tuple (X, y), got {type(data).__name__}"
     )
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} must be an array: it holds lists of different lengths") from None
 
 
 def _column_values(name: object, values: Any) -> Any:
@@ -177,15 +189,28 @@ def _column_values(name: object, values: Any) -> Any:
 
 def series(name: str, values: Any) -> pl.Series:
     """The values as a column of the type that they have in common; NaN is missing."""
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.tolist()
+    if isinstance(values, list):
+        values = _known(values)
     with _one_type(name):
         return pl.Series(name, values, strict=False, nan_to_null=True)
+
+
+def _known(values: list[Any]) -> list[Any]:
+    """The values with their decimals as polars takes them, which are all finite."""
+    return [value if not isinstance(value, Decimal) or value.is_finite() else _float(value) for value in values]
+
+
+def _float(value: Decimal) -> float | None:
+    return None if value.is_nan() else float(value)
 
 
 @contextlib.contextmanager
 def _one_type(name: str) -> Iterator[None]:
     try:
         yield
-    except (*POLARS, TypeError, ValueError, OverflowError, NotImplementedError):
+    except (*POLARS, TypeError, ValueError, ArithmeticError, NotImplementedError):
         raise InputError(
             f"the data's column {name!r} holds values that have no type in common: give numbers, or text (str(value))"
         ) from None
@@ -195,8 +220,9 @@ def _from_pandas(name: str, column: Any) -> pl.Series:
     if str(column.dtype) != "object":
         with _one_type(name):
             return pl.Series(pl.from_pandas(column)).alias(name)
-    missing = column.isna().to_numpy()
-    return series(name, [None if gone else value for value, gone in zip(column, missing, strict=True)])
+    cells = _known(list(column))
+    missing = type(column)(cells, dtype=object).isna()  # which a decimal that signals would end
+    return series(name, [None if gone else value for value, gone in zip(cells, missing, strict=True)])
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
@@ -319,7 +345,37 @@ def _arrow(path: Path) -> pl.DataFrame:
             file.seek(0)
             table = pa.ipc.open_stream(file).read_all()
     table.validate(full=True)
-    return pl.DataFrame(pl.from_arrow(table))
+    columns = [_followed_by_polars(column) for column in table.columns]
+    return pl.DataFrame(pl.from_arrow(pa.table(columns, names=table.column_names)))
+
+
+def _followed_by_polars(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """The column without what validation passes over and polars follows wherever it leads.
+
+    That is a text's view under a missing value. What is nested can be neither a feature nor a target, so it is named
+    and not read.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_nested(column.type):
+        return pa.chunked_array([pa.nulls(len(column), column.type)])
+    return pa.chunked_array([_cleared(chunk) for chunk in column.chunks], column.type)
+
+
+def _cleared(array: "pa.Array") -> "pa.Array":
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(array.indices, _cleared(array.dictionary), ordered=kind.ordered)
+    if not array.null_count or not (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
+        return array
+    validity, views, *texts = array.buffers()
+    cleared = np.frombuffer(views, np.int32).reshape(-1, 4).copy()
+    here = cleared[array.offset : array.offset + len(array)]
+    here[array.is_null().to_numpy(zero_copy_only=False)] = 0
+    buffers = [validity, pa.py_buffer(cleared), *texts]
+    return pa.Array.from_buffers(kind, len(array), buffers, array.null_count, array.offset)
 
 
 def _npz(path: Path, names: Sequence[str]) -> Arrays:
