@@ -274,6 +274,13 @@ def test_find_without_a_match_says_what_there_is(cli):
     assert "noisy labels" in " ".join(result.out.split())
 
 
+@pytest.mark.parametrize("limit", ["-1", "9" * 20])
+def test_find_refuses_a_limit_that_is_none(cli, limit):
+    result = cli("find", "noisy labels", "--limit", limit)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("error: limit must be ")
+
+
 def test_list_names_every_part_in_full(cli):
     from lossworks.catalog import parts
 

@@ -205,8 +205,12 @@ def find(
     """Find the parts that help with what you describe."""
     from lossworks.catalog import HELPS
     from lossworks.catalog import find as search
+    from lossworks.compare.errors import InputError
 
-    found = search(text, limit)
+    try:
+        found = search(text, limit)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not found:
         out.print(f"Nothing found. Parts help with: {', '.join(HELPS)}.")
         raise typer.Exit(1)
