@@ -111,7 +111,19 @@ junk = st.one_of(
     st.sampled_from([b"x", 1j, [], [1.0, "a"], {}, object(), np.float32(1), np.arange(3), range(3), {1}, int, len]),
 )
 
-WORK = ("budget", "iterations", "local_steps", "n", "n0", "num_samples", "pool_size", "restarts", "rounds", "steps")
+WORK = (
+    "budget",
+    "iterations",
+    "local_steps",
+    "n",
+    "n0",
+    "num_samples",
+    "pool_size",
+    "q",
+    "restarts",
+    "rounds",
+    "steps",
+)
 """Arguments that say how much to do: of so many as 2**31 no error comes, but the answer after years."""
 little = junk.filter(lambda value: not isinstance(value, int) or value <= 1000)
 

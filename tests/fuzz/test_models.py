@@ -1,5 +1,6 @@
 """Run folders that were valid once, journals likewise, and new rows of any kind for a model that is whole."""
 
+import copy
 import json
 import shutil
 import sqlite3
@@ -80,7 +81,8 @@ def paths_of(value, path=()):
 def edited(described, changes):
     """The JSON with something else in some of its places."""
     described = json.loads(json.dumps(described))
-    for where, how, value in changes:
+    for where, how, shared in changes:
+        value = copy.deepcopy(shared)
         paths = [path for path in paths_of(described) if path]
         if not paths:
             break

@@ -42,6 +42,8 @@ cells = st.one_of(
     st.text(max_size=5),
     st.text(string.printable, max_size=5),
 )
+PLAIN = [["0", "1"], ["1", "2", "3.5", ""], ["yes", "no"], ["x", "z", "w"], ["-0.5", "0.25", "1e3", "7", "2"]]
+"""What the columns of a table hold that is as it should be."""
 options = st.fixed_dictionaries(
     {},
     optional={
@@ -168,26 +170,25 @@ def test_spoiled_file(suffix, fuzz, use_file):
 @st.composite
 def texts(draw):
     """A table as text, more or less."""
-    width = draw(st.integers(1, 4))
-    header = draw(st.lists(names, min_size=width, max_size=width))
-    kinds = [draw(st.lists(cells, min_size=1, max_size=4)) for _ in range(width)]
+    header = draw(st.sampled_from([["a", "y"], ["b", "y", "a"]]) | st.lists(names, min_size=1, max_size=4))
+    kinds = [draw(st.sampled_from(PLAIN) | st.lists(cells, min_size=1, max_size=4)) for _ in header]
     rows = []
-    for number in range(draw(st.integers(0, 25))):
+    for number in range(draw(st.just(24) | st.integers(0, 25))):
         row = [kind[(number * 7 + place) % len(kind)] for place, kind in enumerate(kinds)]
         rows.append(row)
-    for _ in range(draw(st.integers(0, 2)) if rows else 0):
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2])) if rows else 0):
         place = draw(st.integers(0, len(rows) - 1))
         rows[place] = draw(st.lists(cells, max_size=5))
-    separator = draw(st.sampled_from([",", ";", "\t", "|", " ", ",,"]))
+    separator = draw(st.just(",") | st.sampled_from([",", ";", "\t", "|", " ", ",,"]))
     quoted = draw(st.booleans())
     lines = [separator.join(f'"{cell}"' if quoted else cell for cell in row) for row in [header, *rows]]
     text = draw(st.sampled_from(["\n", "\r\n", "\r", "\n\n"])).join(lines)
-    return text.encode(draw(st.sampled_from(ENCODINGS[:3]) | st.sampled_from(ENCODINGS)), "replace")
+    return text.encode(draw(st.just("utf-8") | st.sampled_from(ENCODINGS)), "replace")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_text_table(suffix, fuzz, use_file):
-    fuzz(st.tuples(texts(), options), lambda given: use_file(suffix, given[0], given[1]), alike=True)
+    fuzz(st.tuples(texts(), options), lambda given: use_file(suffix, given[0], {"target": "y"} | given[1]))
 
 
 objects = st.one_of(
@@ -279,7 +280,8 @@ def test_objects(fuzz):
 
 
 def test_path(fuzz, tmp_path):
-    (tmp_path / "data.csv").write_text("a,y\n1,0\n2,1\n")
+    content = "a,y\n" + "1,0\n2,1\n" * 12
+    (tmp_path / "data.csv").write_text(content)
     (tmp_path / "folder.csv").mkdir()
     pieces = st.sampled_from(
         [
@@ -308,4 +310,4 @@ def test_path(fuzz, tmp_path):
         return use(f"{tmp_path}/{path}" if not path.startswith("~") else path, {"target": "y"})
 
     fuzz(strategy, check)
-    assert Path(tmp_path / "data.csv").read_text() == "a,y\n1,0\n2,1\n"
+    assert Path(tmp_path / "data.csv").read_text() == content
