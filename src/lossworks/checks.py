@@ -20,6 +20,7 @@ from torch import Tensor
 __all__ = [
     "as_float",
     "check_amounts",
+    "check_batch",
     "check_between",
     "check_binary",
     "check_bool",
@@ -27,6 +28,7 @@ __all__ = [
     "check_classes",
     "check_finite",
     "check_floating",
+    "check_function",
     "check_generator",
     "check_ignore_index",
     "check_int",
@@ -223,6 +225,19 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
+def check_batch(name: str, tensor: Tensor) -> None:
+    """Raise unless the tensor is floating-point with an axis of rows."""
+    check_floating(name, tensor)
+    if tensor.ndim == 0:
+        raise ValueError(f"{name} must have shape (n, ...), got ()")
+
+
+def check_function(name: str, value: object, of: str) -> None:
+    """Raise unless the value can be called; ``of`` says on what it will be."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {type(value).__name__}")
 
 
 def check_probabilities(name: str, tensor: Tensor) -> None:

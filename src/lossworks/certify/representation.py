@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_between, check_floating, check_int, check_positive, check_same_shape
+from lossworks.checks import check_between, check_floating, check_function, check_int, check_positive, check_same_shape
 from lossworks.losses import infonce_loss
 from lossworks.roles import cite
 
@@ -218,8 +218,7 @@ class RepresentationConsistencyLoss:
     ) -> RepresentationTerms:
         """The losses at level ``index``, to be drawn from 0, the most noise, to ``num_scales - 2``."""
         for name, network in (("online", online), ("target", target)):
-            if not callable(network):
-                raise TypeError(f"{name} must be a function of inputs and noise levels, got {type(network).__name__}")
+            check_function(name, network, "inputs and noise levels")
         check_floating("x", x)
         for name, other in (("view1", view1), ("view2", view2), ("noise", noise)):
             check_floating(name, other)

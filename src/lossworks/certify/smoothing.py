@@ -11,6 +11,7 @@ from torch import Tensor
 from lossworks.checks import (
     check_between,
     check_floating,
+    check_function,
     check_generator,
     check_int,
     check_positive,
@@ -192,8 +193,7 @@ class RandomizedSmoothing:
     helps: ClassVar[tuple[str, ...]] = ("attacks",)
 
     def __post_init__(self) -> None:
-        if not callable(self.model):
-            raise TypeError(f"model must be a function of the input, got {type(self.model).__name__}")
+        check_function("model", self.model, "the input")
         check_positive("sigma", self.sigma)
         check_int("batch_size", self.batch_size, low=1)
         check_generator("generator", self.generator)
@@ -274,8 +274,7 @@ class DualRandomizedSmoothing:
 
     def __post_init__(self) -> None:
         for name in ("left", "right"):
-            if not callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a function of the input, got {type(getattr(self, name)).__name__}")
+            check_function(name, getattr(self, name), "the input")
         if not isinstance(self.split, Tensor) or self.split.dtype != torch.bool:
             raise TypeError("split must be a bool tensor")
         check_positive("sigma", self.sigma)

@@ -9,7 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_choice, check_classes, check_floating, check_positive, check_sequence, taken
+from lossworks.checks import (
+    check_batch,
+    check_choice,
+    check_classes,
+    check_floating,
+    check_function,
+    check_positive,
+    check_sequence,
+    taken,
+)
 from lossworks.diagnose.drawing import axes
 from lossworks.objective import _resting
 from lossworks.perturb import FGSM
@@ -85,7 +94,7 @@ def linear_adversarial_radius(
     tensor([1.])
     """
     order = DUAL[check_choice("norm", norm, DUAL)]
-    check_floating("x", x)
+    check_batch("x", x)
     with _resting(model), torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = _logits(model, leaf)
@@ -138,14 +147,13 @@ def adversarial_error_curve(
     >>> adversarial_error_curve(model, torch.tensor([[3.0, 1.0]]), torch.tensor([0]), [0.0, 0.9, 1.1])
     tensor([0., 0., 1.], dtype=torch.float64)
     """
-    check_floating("x", x)
+    check_batch("x", x)
     check_sequence("eps", eps)
     for size in eps:
         check_positive("eps", size, allow_zero=True)
     if not len(eps):
         raise ValueError("eps must hold at least one size, got none")
-    if not callable(attack):
-        raise TypeError(f"attack must be callable on a size, got {type(attack).__name__}")
+    check_function("attack", attack, "a size")
     errors = []
     with _resting(model):
         with torch.no_grad():
@@ -244,8 +252,6 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     """What the model gives for the rows, if it takes them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
-    if x.ndim == 0:
-        raise ValueError("x must have shape (n, ...), got ()")
     with taken("x must be what model takes"):
         output = model(x)
     check_floating("model's output", output)

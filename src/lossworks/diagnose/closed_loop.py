@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_int, taken
+from lossworks.checks import check_floating, check_function, check_int, taken
 from lossworks.diagnose.drawing import axes
 from lossworks.roles import cite
 
@@ -70,9 +70,8 @@ def closed_loop_rollout(
     >>> run.states.flatten()
     tensor([8., 4., 2., 1.])
     """
-    for name, function in (("policy", policy), ("dynamics", dynamics)):
-        if not callable(function):
-            raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+    check_function("policy", policy, "a state")
+    check_function("dynamics", dynamics, "a state and an action")
     check_floating("state", state)
     if state.ndim != 2:
         raise ValueError(f"state must have shape (n, d), got {tuple(state.shape)}")

@@ -9,7 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from lossworks.checks import check_choice, check_floating, check_generator, check_int, check_positive, check_real, taken
+from lossworks.checks import (
+    check_choice,
+    check_floating,
+    check_function,
+    check_generator,
+    check_int,
+    check_positive,
+    check_real,
+    taken,
+)
 
 __all__: list[str] = []
 
@@ -46,8 +55,7 @@ class Curvature:
         learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("model must have parameters that require gradients, it has none")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable on outputs and targets, got {type(loss).__name__}")
+        check_function("loss", loss, "outputs and targets")
         self.damping = float(check_positive("damping", damping))
         self.second = check_choice("curvature", curvature, CURVATURES) == "hessian"
         self.batch_size = check_int("batch_size", batch_size, low=1)

@@ -13,6 +13,7 @@ from lossworks.checks import (
     check_between,
     check_classes,
     check_floating,
+    check_function,
     check_int,
     check_positive,
     check_sequence,
@@ -255,13 +256,12 @@ def _functions(
     if not len(oracle):
         raise ValueError("oracle must be one function at least, got none")
     for one in oracle:
-        if not callable(one):
-            raise TypeError(f"oracle must be a function of the input, got {type(one).__name__}")
+        check_function("oracle", one, "the input")
     if (encoder is None) != (decoder is None):
         raise ValueError("encoder and decoder must be given together, or neither")
     for name, given in (("encoder", encoder), ("decoder", decoder)):
-        if given is not None and not callable(given):
-            raise TypeError(f"{name} must be a function of a tensor, got {type(given).__name__}")
+        if given is not None:
+            check_function(name, given, "a tensor")
     if decoder is not None and bounds is not None:
         raise ValueError("bounds must be None with a decoder, which gives inputs in their range itself")
     return list(oracle)

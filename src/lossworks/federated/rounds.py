@@ -13,6 +13,7 @@ from lossworks.checks import (
     check_amounts,
     check_between,
     check_choice,
+    check_function,
     check_generator,
     check_int,
     check_positive,
@@ -112,8 +113,8 @@ def federated_round(
     check_int("local_steps", local_steps, low=1)
     check_between("lr_local", lr_local, 0, torch.finfo(torch.float32).max, open_low=True)
     check_positive("lr_global", lr_global, allow_zero=True)
-    if aggregate is not None and not callable(aggregate):
-        raise TypeError(f"aggregate must be a function of the clients' changes, got {type(aggregate).__name__}")
+    if aggregate is not None:
+        check_function("aggregate", aggregate, "the clients' changes")
     if batch_size is not None:
         check_int("batch_size", batch_size, low=1)
     shares = check_clients(clients, weights)

@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from lossworks.checks import check_between, check_floating, check_generator, check_int, check_tensor, check_total
+from lossworks.checks import (
+    check_batch,
+    check_between,
+    check_floating,
+    check_generator,
+    check_int,
+    check_tensor,
+    check_total,
+)
 from lossworks.roles import Loss, Part, cite, weighted_reduction
 
 __all__ = ["MultiSampleDropout", "multi_sample_dropout_loss"]
@@ -73,9 +81,7 @@ class MultiSampleDropout(Part):
 
     def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "*outputs"]:
         """The head's outputs: of each draw in training mode, without dropout in evaluation mode."""
-        check_floating("x", x)
-        if x.ndim == 0:
-            raise ValueError("x must have shape (n, ...), got ()")
+        check_batch("x", x)
         if not self.training:
             output: Tensor = self.head(x)
             return output

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_positive, readable, shown
+from lossworks.checks import check_batch, check_choice, check_positive, readable, shown
 
 __all__ = ["Ball", "Bounds", "check_ball", "draw_normal", "row_norm"]
 
@@ -34,9 +34,7 @@ class Ball:
     def __init__(
         self, x: Tensor, eps: float | Tensor, norm: str = "linf", bounds: Bounds = (-torch.inf, torch.inf)
     ) -> None:
-        check_floating("x", x)
-        if x.ndim == 0:
-            raise ValueError("x must have shape (n, ...), got ()")
+        check_batch("x", x)
         self.x, self.norm = x.detach(), norm
         self.eps = _rounded_down(eps, self.x)
         self.low, self.high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)

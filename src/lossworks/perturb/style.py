@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lossworks.checks import (
     check_between,
     check_floating,
+    check_function,
     check_generator,
     check_int,
     check_positive,
@@ -247,8 +248,7 @@ def adversarial_style_step(
         check_positive("largest", largest)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of the model's output, got {type(loss).__name__}")
+    check_function("loss", loss, "the model's output")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
     layers = [module for module in model.modules() if isinstance(module, AdvStyle)]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_int, check_positive, taken
+from lossworks.checks import check_batch, check_choice, check_function, check_int, check_positive, taken
 from lossworks.perturb.pgd import Risk, _one_a_row, _slope, _value
 from lossworks.roles import Perturbation, cite
 
@@ -76,9 +76,7 @@ class PricedAscent(Perturbation):
         self, risk: Risk, x: Float[Tensor, "n *features"], gamma: float | Tensor
     ) -> Float[Tensor, "n *features"]:
         """The best point found for each row at this price, a number or one a row."""
-        check_floating("x", x)
-        if x.ndim == 0:
-            raise ValueError("x must have shape (n, ...), got ()")
+        check_batch("x", x)
         clean = x.detach()
 
         def gain(z: Tensor) -> Tensor:
@@ -155,8 +153,7 @@ def wasserstein_robust_surrogate(
     >>> wasserstein_robust_surrogate(lambda z, y: y * z[:, 0], torch.zeros(1, 2), torch.ones(1), gamma=0.5)
     tensor([0.5000])
     """
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function of inputs and targets, got {type(loss_fn).__name__}")
+    check_function("loss_fn", loss_fn, "inputs and targets")
 
     def losses(z: Tensor) -> Tensor:
         with taken("loss_fn must take x and y"):

@@ -7,7 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating, check_generator, check_int, check_positive, taken
+from lossworks.checks import (
+    check_choice,
+    check_floating,
+    check_function,
+    check_generator,
+    check_int,
+    check_positive,
+    taken,
+)
 from lossworks.perturb.ball import draw_normal, row_norm
 from lossworks.perturb.pgd import _one_a_row
 from lossworks.roles import cite
@@ -173,8 +181,7 @@ def _asked(f: Callable[[Tensor], Tensor], at: Tensor) -> Float[Tensor, " n"]:
 
 
 def _check(f: object, z: Tensor, method: str, mu: float, q: int, generator: torch.Generator | None) -> None:
-    if not callable(f):
-        raise TypeError(f"f must be a function of z, got {type(f).__name__}")
+    check_function("f", f, "z")
     check_floating("z", z)
     if z.ndim == 0:
         raise ValueError("z must have rows, got a tensor of shape ()")

@@ -11,6 +11,7 @@ from lossworks.checks import (
     check_choice,
     check_classes,
     check_floating,
+    check_function,
     check_generator,
     check_int,
     check_positive,
@@ -135,8 +136,8 @@ class _Asked(Loss):
     ) -> None:
         super().__init__()
         for name, function in (("black_box", black_box), ("decoder", decoder)):
-            if not callable(function) and not (function is None and name == "decoder"):
-                raise TypeError(f"{name} must be a function of a tensor, got {type(function).__name__}")
+            if name == "black_box" or function is not None:
+                check_function(name, function, "a tensor")
         # Past __setattr__, which would register a module, and have it trained, saved and moved.
         self.__dict__.update(black_box=black_box, decoder=decoder)
         self.method = check_choice("method", method, METHODS)

@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_generator, check_int, check_positive, check_tensor, readable
+from lossworks.checks import (
+    check_floating,
+    check_function,
+    check_generator,
+    check_int,
+    check_positive,
+    check_tensor,
+    readable,
+)
 from lossworks.roles import cite
 
 __all__ = ["PersonalLossResampler", "personal_loss_weights"]
@@ -155,8 +163,7 @@ class PersonalLossResampler:
             neg_items: ``(n,)``, an item that each of them did not take.
             epoch: The epoch, counted from 0.
         """
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of users and items, got {type(loss).__name__}")
+        check_function("loss", loss, "users and items")
         _check_numbers("users", users)
         _check_numbers("neg_items", neg_items)
         _check_numbers("pool_items", pool_items, ndim=2)
