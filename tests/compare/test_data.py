@@ -358,6 +358,21 @@ def test_bad_arrays_are_named(tmp_path):
     assert "drop= and columns= are for tables" in error((X, y), drop=["a"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "a,a,y\n1,2,0\n", "{path}, line 1: columns 1 and 2 are both named 'a'; rename one of them"),
+        ("t.csv", "a,y\n", "{path} has a header and no rows; save the table again"),
+        ("t.tsv", "\n\n", "{path} is empty: it has only blank lines; save the table again"),
+        ("t.npz", "PK", "{path} is not an NPZ file: save it with np.savez(path, X=..., y=...)"),
+    ],
+)
+def test_what_a_reader_says_is_the_whole_message(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    assert error(path, target="y") == message.format(path=path)
+
+
 def test_lists_of_different_lengths_are_no_array():
     ragged = [[1], [1, 2], [], [3]]
     assert error((ragged, [0, 1, 0, 1])) == "X must be an array: it holds lists of different lengths"

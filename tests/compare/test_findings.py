@@ -52,6 +52,12 @@ def test_few_rows_that_a_tree_sees_all_of_are_looked_at():
         look(read({"a": [1.0, 2.0, 3.0, 4.0] * 3, "y": [*"abab", *[None] * 8]}, target="y"), seed)
 
 
+def test_values_whose_sum_float32_has_no_room_for_are_looked_at(rng):
+    columns = classes(rng)
+    columns["x0"] = np.abs(columns["x0"]) * 5e37
+    look(read(pl.DataFrame(columns), target="y"))  # a warning is an error here
+
+
 def test_clean_real_values_have_no_findings(rng):
     assert findings(values(rng)) == {}
 

@@ -182,7 +182,7 @@ def _out_of_bag(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> np.nda
     rows = len(x)
     leaf = max(1, rows // 4_000, rows * classes // 1_000_000)
     known = np.isfinite(x)
-    means = np.where(known, x, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    means = np.where(known, x, 0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
     x = np.where(known, x, means).astype(np.float32)
     total, votes = np.zeros((rows, classes)), np.zeros((rows, 1))
     for _ in range(TREES):

@@ -112,6 +112,8 @@ def _read(path: Path, exact: str | None, arrays: Sequence[str]) -> tuple[pl.Data
             return _delimited(path, exact), Place(str(path), path, lines=True)
         lazy = pl.scan_parquet(path) if suffix in (".parquet", ".pq") else _arrow(path).lazy()
         table = _narrow(lazy, exact)
+    except InputError:
+        raise
     except PermissionError:
         raise InputError(f"{path} cannot be opened: you have no permission to read it") from None
     except (*POLARS, *ARROW) as error:
