@@ -96,3 +96,30 @@ def test_merging_parts_one_after_the_other_is_merging_the_whole_where_nothing_is
         merge_rows(memory, INDEX[:cut], VALUES[:cut], merge)
         merge_rows(memory, INDEX[cut:], VALUES[cut:], merge)
         assert_close(memory, by_hand(torch.zeros(6), INDEX, VALUES, merge))
+
+
+@pytest.mark.parametrize(
+    ("merge", "dtype", "wanted"),
+    [
+        ("mean", torch.int64, "be floating-point"),
+        ("mean", torch.bool, "be floating-point"),
+        *((merge, torch.bool, "hold real numbers") for merge in ("amin", "amax", "sum")),
+        ("sum", torch.complex64, "hold real numbers"),
+    ],
+)
+@pytest.mark.parametrize("index", [[0, 1], [0, 0]])
+def test_a_memory_that_cannot_hold_what_is_merged_is_refused(merge, dtype, wanted, index):
+    memory = torch.zeros(3, dtype=dtype)
+    with pytest.raises(TypeError, match=f"a memory merged by '{merge}' must {wanted}, got {dtype}"):
+        merge_rows(memory, torch.tensor(index), torch.tensor([3, 4]).to(dtype), merge)
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("merge", ["amin", "amax", "sum"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64])
+def test_integers_are_merged_as_numbers_are(merge, dtype):
+    before = torch.tensor([9, 9, 0, 9, 0, 9])
+    index, values = torch.tensor([3, 1, 3, -1, 5, 3, 1, 0]), torch.tensor([1, 2, 4, 0, 11, 3, 5, 0])
+    memory = before.to(dtype, copy=True)
+    merge_rows(memory, index, values.to(dtype), merge)
+    assert torch.equal(memory.long(), by_hand(before.double(), index, values.double(), merge).long())

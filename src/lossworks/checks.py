@@ -43,6 +43,7 @@ __all__ = [
     "check_total",
     "checks",
     "nearest",
+    "precise",
     "readable",
     "shown",
     "taken",
@@ -120,6 +121,11 @@ def taken(by: str) -> Iterator[None]:
 def as_float(number: float | Tensor) -> float:
     """The number, of a tensor without its gradient."""
     return float(number.detach() if isinstance(number, Tensor) else number)
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """The dtype for sums that must lose no digits there: float64, which MPS doesn't have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _number(name: str, value: float | Tensor) -> float | None:
@@ -277,17 +283,17 @@ def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] =
         )
 
 
-def check_sample_weight(sample_weight: Tensor, shape: torch.Size) -> None:
-    """Raise unless ``sample_weight`` is one finite, non-negative number a row."""
-    check_floating("sample_weight", sample_weight)
-    if sample_weight.shape != shape:
-        raise ValueError(f"sample_weight must have shape {tuple(shape)}, got {tuple(sample_weight.shape)}")
+def check_sample_weight(sample_weight: Tensor, shape: torch.Size | None, *, name: str = "sample_weight") -> None:
+    """Raise unless ``sample_weight`` is one finite, non-negative number a row, of any shape where none is known yet."""
+    check_floating(name, sample_weight)
+    if shape is not None and sample_weight.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(sample_weight.shape)}")
     if readable(sample_weight) and sample_weight.numel():
         low = float(sample_weight.detach().min())
         if not low >= 0 or not math.isfinite(float(sample_weight.detach().max())):
             row = int(((sample_weight < 0) | ~sample_weight.isfinite()).flatten().nonzero()[0])
             raise ValueError(
-                f"sample_weight must be finite and >= 0, got {float(sample_weight.detach().flatten()[row]):g} at {row}"
+                f"{name} must be finite and >= 0, got {float(sample_weight.detach().flatten()[row]):g} at {row}"
             )
 
 

@@ -19,11 +19,18 @@ def merge_rows(
 
     An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
 
+    Raises:
+        TypeError: a memory that can't hold what comes of its values: of booleans or complex numbers, or of integers
+            with ``"mean"``.
+
     >>> memory = torch.zeros(3)
     >>> merge_rows(memory, torch.tensor([2, 2, 0, -1]), torch.tensor([3.0, 5.0, 1.0, 9.0]), "mean")
     >>> memory
     tensor([1., 0., 4.])
     """
+    if not memory.is_floating_point() and (merge == "mean" or memory.dtype is torch.bool or memory.is_complex()):
+        must = "be floating-point" if merge == "mean" else "hold real numbers"
+        raise TypeError(f"a memory merged by {merge!r} must {must}, got {memory.dtype}")
     if merge != "sum" and each_once(index) and readable(values) and bool(values.sum().isfinite()):
         kept = (index >= 0).nonzero().flatten()
         values = values if len(kept) == len(index) else values[kept]
@@ -38,18 +45,17 @@ def merge_rows(
         memory.index_add_(0, rows, torch.where(wanted, values, 0))
         return
     before = memory[rows]
+    # The memory itself is the scratch space, so that the cost is the batch's and not the data set's.
+    counted = "sum" if merge == "mean" else "amax"
+    memory.scatter_reduce_(0, places, wanted.to(memory.dtype), counted, include_self=False)
+    times = memory[rows]
     if merge == "mean":
-        # The memory itself is the scratch space, so that the cost is the batch's and not the data set's.
-        memory.scatter_reduce_(0, places, wanted.to(memory.dtype), "sum", include_self=False)
-        times = memory[rows]
-        memory.scatter_reduce_(0, places, torch.where(wanted, values / times, 0), "sum", include_self=False)
-        memory[rows] = torch.where(times > 0, memory[rows], before)
-        return
-    largest = torch.inf if memory.is_floating_point() else torch.iinfo(memory.dtype).max
-    nothing = largest if merge == "amin" else -largest
+        merge, values, nothing = "sum", values / times, 0.0
+    else:
+        limits = torch.finfo(memory.dtype) if memory.is_floating_point() else torch.iinfo(memory.dtype)
+        nothing = limits.max if merge == "amin" else limits.min
     memory.scatter_reduce_(0, places, torch.where(wanted, values, nothing), merge, include_self=False)
-    best = memory[rows]
-    memory[rows] = torch.where(best == nothing, before, best)
+    memory[rows] = torch.where(times > 0, memory[rows], before)
 
 
 def each_once(index: Int[Tensor, " n"]) -> bool:

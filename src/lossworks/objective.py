@@ -2,14 +2,22 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from lossworks.checks import check_choice, check_real, check_sequence, check_tensor
+from lossworks.checks import (
+    check_choice,
+    check_real,
+    check_sample_weight,
+    check_sequence,
+    check_tensor,
+    check_total,
+    shown,
+)
 from lossworks.distributed import (
     ProcessGroup,
     gather_rows,
@@ -33,12 +41,14 @@ from lossworks.roles import (
     evaluating,
     held_back,
     remember_over_ranks,
+    remembering,
     weighted_reduction,
 )
 
 __all__ = ["Objective"]
 
 ARGUMENTS = ("x", "target", "index", "group", "sample_weight")
+Taken = TypeVar("Taken")
 
 
 class Objective(nn.Module):
@@ -71,9 +81,12 @@ class Objective(nn.Module):
             detached: weights are the adversary's or the user's choice, and by the envelope theorem their own gradient
             does not count.
         perturb: :math:`\delta`, given the risk as a function of the input. It sees the rows of its own rank and
-            micro-batch only, and leaves the loss's memories alone. While it looks, the model is in evaluation mode, so
-            that rows don't depend on each other (batch normalisation takes its running statistics, dropout rests) and
-            buffers stay as they are. A :class:`~lossworks.roles.Consistency` adds a price to each row's clean loss.
+            micro-batch only. While it looks, the model is in evaluation mode, so that rows don't depend on each other
+            (batch normalisation takes its running statistics, dropout rests) and buffers stay as they are; so do the
+            loss's memories and buffers and (but under ``torch.compile``) the random generators that it draws from.
+            What the perturbation itself draws moves torch's generator, and further where a rank has more rows: a loss
+            that draws then needs a generator of its own. A :class:`~lossworks.roles.Consistency` adds a price to each
+            row's clean loss.
         penalties: The terms of :math:`R`, summed.
 
     Shape:
@@ -147,13 +160,17 @@ class Objective(nn.Module):
             group: The rows' groups.
             sample_weight: One weight a row, >= 0.
             total: What ``mean`` divides by when the batch is a micro-batch (``loss.total_of`` summed over all of them,
-                and over all ranks); penalties then count by this batch's share of it, so that the parts add up.
+                and over all ranks); penalties then count by this batch's share of it, so that the parts add up. Where
+                it is 0, as all rows are ignored, they count whole, in each part anew; :meth:`micro_batches` knows how
+                many parts there are, and splits them.
             row_weights: The weights of these rows as :meth:`weigh` found them on the whole batch; ``weights`` is then
                 not asked again.
             process_group: The ranks that hold the other rows of the batch; all of them call this. The mean over ranks
                 of the values, and of their gradients, is that of the whole batch. With ``reduction="none"`` a rank
                 gets its own rows' weighted losses as they are.
         """
+        if row_weights is not None:
+            check_sample_weight(row_weights, None, name="row_weights")
         output, price = self._outputs(model, x, self._perturbed(model, x, target, index), target)
         value = self.risk(
             output,
@@ -200,9 +217,13 @@ class Objective(nn.Module):
         """
         if isinstance(self.loss, BatchLoss):
             self._refuse_rows(total, row_weights)
+            if price is not None:
+                raise ValueError(f"price is one number a row, and {type(self.loss).__name__} has no rows to price")
             if process_group is None:
                 return self.loss(output, target, sample_weight=sample_weight)
             return self.loss.over_ranks(output, target, sample_weight=sample_weight, process_group=process_group)
+        if total is not None:
+            check_total(total)
         if self.weights is None and row_weights is None and price is None:
             return self.loss(
                 output, target, sample_weight=sample_weight, index=index, total=total, process_group=process_group
@@ -210,18 +231,21 @@ class Objective(nn.Module):
         if process_group is not None and self.loss.couples_batch:
             counts = row_counts(len(output), process_group, output.device)
             columns = {"index": index, "group": group, "sample_weight": sample_weight, "row_weights": row_weights}
-            whole = _gathered({"output": output, "target": target, **columns}, process_group, counts)
+            given = {"output": output, "target": target, "price": price, **columns}
+            whole = _gathered(given, process_group, counts)
             value = self.risk(**whole, total=total)
             return own_rows(value, process_group, counts) if self.loss.reduction == "none" else value
-        losses, rows = self.loss.weighted_rows(
-            output, target, sample_weight=sample_weight, index=index, process_group=process_group
-        )
-        if price is not None:
-            losses = losses + price.reshape(losses.shape).to(losses.dtype)
-        if row_weights is None:
-            row_weights = self.weigh(losses, index=index, group=group, target=target, process_group=process_group)
-        elif row_weights.numel() != losses.numel():
-            raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
+        with remembering(self):
+            losses, rows = self.loss.weighted_rows(
+                output, target, sample_weight=sample_weight, index=index, process_group=process_group
+            )
+            if price is not None:
+                losses = losses + price.reshape(losses.shape).to(losses.dtype)
+            if row_weights is None:
+                row_weights = self.weigh(losses, index=index, group=group, target=target, process_group=process_group)
+            check_tensor("row_weights", row_weights)
+            if row_weights.numel() != losses.numel():
+                raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
         # Weights are relative to the rows' own: the mean still divides by the rows, or fixed weights would cancel.
         weighted = losses * row_weights.detach().reshape(losses.shape).to(losses.dtype)
         return weighted_reduction(weighted, rows, self.loss.reduction, total, process_group)
@@ -256,10 +280,7 @@ class Objective(nn.Module):
         if self.weights is None:
             return torch.ones_like(losses)
         given = {"index": index, "group": group, "target": target}
-        columns = _flat_columns({name: column for name, column in given.items() if column is not None})
-        for name, column in columns.items():
-            if len(column) != len(flat):
-                raise ValueError(f"{name} must have one entry for each of {len(flat)} losses, got {len(column)}")
+        columns = self._flat_columns({name: column for name, column in given.items() if column is not None}, losses)
         kept = None
         if isinstance(self.loss, Loss) and self.loss.kind == "classes" and target is not None:
             kept = None if target.is_floating_point() else columns["target"] != self.loss.ignore_index
@@ -281,8 +302,9 @@ class Objective(nn.Module):
         The values add up to the whole batch's (in the mean over ranks, with a ``process_group``), and so do the
         gradients. Only one part's graph is alive at a time. Where the weights or the loss look at the whole batch, all
         parts are first run without gradients, and run again with the same random draws and from the same buffers
-        (dropout is right; batch normalisation is another model on each part whatever an objective does). What a part
-        remembers per training row is written once, as if the batch had come whole. ::
+        (dropout is right, its generator being torch's or an attribute of a module; batch normalisation is another model
+        on each part whatever an objective does). What a part remembers per training row is written once, as if the
+        batch had come whole. ::
 
             for value in objective.micro_batches(model, parts):
                 value.backward()
@@ -305,15 +327,28 @@ class Objective(nn.Module):
             process_group: The ranks that hold the other rows of the batch.
 
         Raises:
-            ValueError: no parts, an argument that isn't known, or ``reduction="none"``.
+            ValueError: no parts, an argument that isn't known, ``reduction="none"``, sample weights that require grad,
+                or targets that do where the loss couples its batch.
         """
+        if isinstance(parts, (str, Mapping)) or not isinstance(parts, Iterable):
+            raise TypeError(f"parts must be a sequence of micro-batches, got {shown(parts)}")
         batches = [_arguments(part) for part in parts]
         if not batches:
             raise ValueError("parts must hold at least one micro-batch, of no rows if need be")
         if any(batch.keys() != batches[0].keys() for batch in batches):
             raise ValueError(f"parts must all have {', '.join(batches[0])}, got others in some of them")
+        for batch in batches:
+            for name, column in batch.items():
+                if name != "x":
+                    check_tensor(name, column)
         if getattr(self.loss, "reduction", "mean") == "none":
             raise ValueError("reduction must be 'mean' or 'sum' for micro-batches to add up, got 'none'")
+        for name in ("sample_weight", "target") if self.loss.couples_batch else ("sample_weight",):
+            if name in batches[0] and any(batch[name].requires_grad for batch in batches):
+                raise ValueError(
+                    f"{name} must not require grad in micro-batches, as its gradient is of the whole batch: "
+                    "call the objective on that, or detach it"
+                )
         if self.loss.couples_batch:
             yield from self._of_outputs(model, batches, process_group)
         else:
@@ -331,7 +366,10 @@ class Objective(nn.Module):
         weights: list[Tensor | None] = [None] * len(batches)
         if self.weights is not None and asked_once(self.weights):
             outputs, draws = self._first_pass(model, batches, self._priced_losses)
-            flat = [_flat_columns(batch) for batch in batches]
+            flat = [self._flat_columns(batch, rows) for batch, rows in zip(batches, outputs, strict=True)]
+            for batch, rows in zip(batches, outputs, strict=True):
+                if "sample_weight" in batch:
+                    check_sample_weight(batch["sample_weight"], rows.shape)
             columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
             found = self.weigh(torch.cat([rows.flatten() for rows in outputs]), **columns, process_group=process_group)
             weights = list(found.split([rows.numel() for rows in outputs]))
@@ -354,23 +392,26 @@ class Objective(nn.Module):
         self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
     ) -> Iterator[Tensor]:
         """Micro-batches of a loss that couples its batch: the gradient in all outputs, then each part's own of it."""
-        outputs, draws = self._first_pass(model, batches, lambda output, *_: output)
-        whole = torch.cat(outputs).requires_grad_()
+        taken, draws = self._first_pass(model, batches, lambda output, price, _: _known(output, price))
+        joined = [torch.cat(each).requires_grad_() for each in zip(*taken, strict=True)]
+        whole = dict(zip(("output", "price"), joined, strict=False))
         columns: dict[str, Any] = {
             name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in ("x", "changed")
         }
         with torch.enable_grad():
-            value = self.risk(whole, **columns, process_group=process_group)
+            value = self.risk(**whole, **columns, process_group=process_group)
             learned = [tensor for tensor in (*self.loss.parameters(), *self.loss.buffers()) if tensor.requires_grad]
-            gradients = torch.autograd.grad(value, [whole, *learned], allow_unused=True)
-        pairs = zip(learned, gradients[1:], strict=True)
+            gradients = torch.autograd.grad(value, [*joined, *learned], allow_unused=True)
+        pairs = zip(learned, gradients[len(joined) :], strict=True)
         through = [(tensor * gradient).sum() for tensor, gradient in pairs if gradient is not None]
-        pieces = gradients[0].split([len(output) for output in outputs])
-        for batch, draw, gradient in zip(batches, draws, pieces, strict=True):
+        lengths = [[len(rows) for rows in each] for each in zip(*taken, strict=True)]
+        pieces = zip(*(g.split(each) for g, each in zip(gradients, lengths, strict=False)), strict=True)
+        for batch, draw, slopes in zip(batches, draws, pieces, strict=True):
             with _drawing(draw):
-                linear = (model(batch["changed"]) * gradient).sum()
+                found = _known(*self._outputs(model, batch["x"], batch["changed"], batch["target"]))
+            own = [(part * slope).sum() for part, slope in zip(found, slopes, strict=True)]
             # What the loss itself learns goes with the first part.
-            linear, through = torch.stack([linear, *through]).sum(), []
+            linear, through = torch.stack([*own, *through]).sum(), []
             share = value.detach() / len(batches) + (linear - linear.detach())
             yield self._with_penalties(share, model, 1, len(batches))
 
@@ -378,21 +419,33 @@ class Objective(nn.Module):
         self,
         model: nn.Module,
         batches: list[dict[str, Tensor]],
-        take: Callable[[Tensor, Tensor | None, dict[str, Tensor]], Tensor],
-    ) -> tuple[list[Tensor], list["_Draws | None"]]:
+        take: Callable[[Tensor, Tensor | None, dict[str, Tensor]], Taken],
+    ) -> tuple[list[Taken], list["_Draws | None"]]:
         """What is taken of each part's outputs, and how its draws are repeated; each part gets its perturbed input."""
         for batch in batches:
             batch["changed"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
-        changing = [*model.buffers(), *_changing(self.loss)]
-        buffers = [(buffer, buffer.clone()) for buffer in changing if not buffer.requires_grad]
         taken, draws = [], list[_Draws | None]()
-        with torch.no_grad(), held_back(self.loss):
+        with torch.no_grad(), held_back(self), held_back(model), _on_copies(model, self.loss):
             for batch in batches:
-                draws.append(_Draws(batch["x"]))
+                draws.append(_Draws(batch["x"], model, self))
                 taken.append(take(*self._outputs(model, batch["x"], batch["changed"], batch["target"]), batch))
-            for buffer, before in buffers:
-                buffer.copy_(before)
         return taken, draws
+
+    def _flat_columns(self, columns: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
+        """What a weighting may ask for, one entry a loss; class probabilities and vectors keep their own dimension."""
+        flat = {}
+        for name in ("index", "group", "target"):
+            if name in columns:
+                column = columns[name]
+                check_tensor(name, column)
+                vectors = column.is_floating_point() and column.ndim > 1
+                if self.loss.kind != "classes":
+                    vectors = vectors and column.shape != losses.shape
+                flat[name] = column.movedim(1, -1).flatten(0, -2) if vectors else column.flatten()
+                rows, entries = losses.numel(), len(flat[name])
+                if entries != rows:
+                    raise ValueError(f"{name} must have one entry for each of {rows} losses, got {entries}")
+        return flat
 
     def _ask(self, losses: Tensor, columns: dict[str, Tensor], process_group: ProcessGroup | None) -> Tensor:
         assert self.weights is not None
@@ -407,9 +460,9 @@ class Objective(nn.Module):
             return x
         check_real("x", x)
         check_tensor("target", target)
-        with held_back(self.loss), _resting(model):
+        with _resting(model):
             if not isinstance(self.perturb, Consistency):
-                return self.perturb(lambda changed: self._losses(model(changed), target, index), x)
+                return self.perturb(lambda changed: self._seen(model(changed), target, index), x)
             with torch.no_grad():
                 clean = model(x).detach()
             distance, target = self.perturb.per_sample, self._classes(target)
@@ -446,7 +499,9 @@ class Objective(nn.Module):
         """How much of the penalties is this batch's, of how much; one on all ranks, as FSDP averages no shards."""
         if total is None or not self.penalties or isinstance(self.loss, BatchLoss):
             return 1, 1
-        return sum_over_ranks(self.loss.total_of(target, sample_weight), process_group), total
+        own = sum_over_ranks(self.loss.total_of(target, sample_weight), process_group)
+        nothing = total == 0
+        return own + nothing, total + nothing
 
     def _with_penalties(self, value: Tensor, model: nn.Module, part: float | Tensor, whole: float | Tensor) -> Tensor:
         if not self.penalties or getattr(self.loss, "reduction", "mean") == "none":
@@ -463,6 +518,20 @@ class Objective(nn.Module):
                     f"{name} splits a mean over rows, and {type(self.loss).__name__} couples the whole batch: "
                     "use Objective.micro_batches"
                 )
+
+    def _seen(self, output: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
+        """The losses as an attack sees them."""
+        with self._unmoved(output):
+            return self._losses(output, target, index)
+
+    @contextlib.contextmanager
+    def _unmoved(self, output: Tensor) -> Iterator[None]:
+        """Whatever a loss would change by being asked is afterwards as it was: memories, buffers, random generators."""
+        losses = [part for part in self.modules() if isinstance(part, (Loss, BatchLoss))]
+        drawing = any(getattr(part, "stochastic", False) for loss in losses for part in loss.modules())
+        drawing = drawing and not torch.compiler.is_compiling()  # which can't be told a generator's state
+        with held_back(self), _on_copies(*losses), _drawing(_Draws(output, self) if drawing else None):
+            yield
 
     def _losses(self, output: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         if isinstance(self.loss, BatchLoss):
@@ -488,13 +557,15 @@ def _resting(*models: object) -> Iterator[None]:
 
 
 class _Draws:
-    """The state of torch's random generators before a part was first run."""
+    """The state of torch's random generators, and of those that modules have, before something was run."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, *modules: nn.Module) -> None:
         from torch.utils.checkpoint import get_device_states
 
         self.cpu = torch.get_rng_state()
         self.devices, self.states = get_device_states(x)
+        attributes = [value for module in modules for member in module.modules() for value in vars(member).values()]
+        self.own = [(value, value.get_state()) for value in attributes if isinstance(value, torch.Generator)]
 
 
 @contextlib.contextmanager
@@ -508,12 +579,24 @@ def _drawing(draws: _Draws | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=draws.devices):
         torch.set_rng_state(draws.cpu)
         set_device_states(draws.devices, draws.states)
-        yield
+        now = [(generator, generator.get_state()) for generator, _ in draws.own]
+        for generator, state in draws.own:
+            generator.set_state(state)
+        try:
+            yield
+        finally:
+            for generator, state in now:
+                generator.set_state(state)
 
 
-def _arguments(part: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _arguments(part: object) -> dict[str, Tensor]:
     """A micro-batch by the names of the arguments."""
-    named = dict(part) if isinstance(part, Mapping) else dict(zip(("x", "target"), part, strict=True))
+    if isinstance(part, Mapping):
+        named = dict(part)
+    elif isinstance(part, Sequence) and not isinstance(part, str) and len(part) == 2:
+        named = dict(zip(("x", "target"), part, strict=True))
+    else:
+        raise TypeError(f"parts must each be (x, target), or a mapping with both, got {shown(part)}")
     for name in named:
         check_choice("parts", name, ARGUMENTS)
     for name in ("x", "target"):
@@ -522,22 +605,25 @@ def _arguments(part: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tenso
     return named
 
 
-def _flat_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a weighting may ask for, one entry a row; class probabilities keep their second dimension."""
-    for name, column in columns.items():
-        check_tensor(name, column)
-    return {
-        name: column.flatten() if name != "target" or not column.is_floating_point() else column
-        for name, column in columns.items()
-        if name in ("index", "group", "target")
-    }
+def _known(output: Tensor, price: Tensor | None) -> tuple[Tensor, ...]:
+    return (output,) if price is None else (output, price)
 
 
-def _changing(loss: nn.Module) -> Iterator[Tensor]:
-    """The buffers that the loss may change at once: all but the memories, which can be held back."""
-    for module in loss.modules():
-        memories = module.memories if isinstance(module, Part) else ()
-        yield from (buffer for name, buffer in module.named_buffers(recurse=False) if name not in memories)
+@contextlib.contextmanager
+def _on_copies(*modules: nn.Module) -> Iterator[None]:
+    """Copies in the place of all buffers but the memories, which can be held back; what changes them is lost."""
+    held: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+    for member in (member for module in modules for member in module.modules()):
+        memories = member.memories if isinstance(member, Part) else ()
+        held += [(member._buffers, name, buffer) for name, buffer in member._buffers.items() if name not in memories]
+    copies = {buffer: None if buffer is None else buffer.clone() for _, _, buffer in held}
+    try:
+        for buffers, name, buffer in held:
+            buffers[name] = copies[buffer]
+        yield
+    finally:
+        for buffers, name, buffer in held:
+            buffers[name] = buffer
 
 
 def _gathered(columns: Mapping[str, Tensor | None], process_group: ProcessGroup, counts: list[int]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
     check_total,
+    precise,
     readable,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts, sum_over_ranks, world_size
@@ -51,6 +52,7 @@ __all__ = [
     "evaluating",
     "held_back",
     "remember_over_ranks",
+    "remembering",
     "weighted_reduction",
 ]
 
@@ -72,6 +74,8 @@ def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], A
 class Part(nn.Module):
     """A piece of an objective: it names its papers, and every tensor that it holds is a parameter or a buffer.
 
+    Its ``state_dict()`` also has the state of a ``generator`` that it was given.
+
     Class attributes:
         papers: Keys into ``catalog/papers.toml``.
         helps: What it helps with, in the catalog's vocabulary.
@@ -82,8 +86,9 @@ class Part(nn.Module):
         needs_index: Whether it has a memory per training row and so must be given ``index=``.
         memories: The buffers with one value a training row, ``(N, ...)``, and how several values for one row in one
             batch become one: ``"amin"``, ``"amax"`` or ``"mean"`` replaces what was held, ``"sum"`` is added to it.
-            They are written by :meth:`remember` and by nothing else, which keeps them the same on all ranks and
-            however a batch is split.
+            ``"mean"`` is for floating-point buffers, the others for integers too. They are written by :meth:`remember`
+            and by nothing else, which keeps them the same on all ranks and however a batch is split, and a call that
+            is refused leaves them as they were.
         couples_batch: Whether a row's value depends on the other rows of its batch by definition. Any other buffer
             that changes in training makes it so too: the part is then asked once about the whole batch.
         stochastic: Whether it draws random numbers.
@@ -120,6 +125,39 @@ class Part(nn.Module):
             merge_rows(self.get_buffer(name), index, values.detach(), self.memories[name])
         else:
             self._held_back.append((name, index, values.detach()))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A generator's state goes with the buffers, as a uint8 tensor, so that a resumed training draws on."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: generator.get_state() for name, generator in self._generators()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """A state that was saved without a generator leaves it as it is."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name, generator in self._generators():
+            key = prefix + name
+            if key not in state_dict:
+                continue
+            if strict:
+                unexpected_keys.remove(key)
+            try:
+                generator.set_state(state_dict[key].cpu())
+            except (RuntimeError, TypeError, AttributeError) as error:
+                error_msgs.append(f'"{key}" is no state of a generator on {generator.device}: {error}')
+
+    def _generators(self) -> list[tuple[str, torch.Generator]]:
+        return [(name, held) for name, held in vars(self).items() if isinstance(held, torch.Generator)]
 
     def set_progress(self, fraction: float) -> None:
         """Tell a part with a schedule how far the training is, in [0, 1]; the others ignore it."""
@@ -168,14 +206,27 @@ def held_back(module: nn.Module, offers: Offers | None = None) -> Iterator[None]
             part._held_back = before
 
 
+@contextlib.contextmanager
+def remembering(module: nn.Module, process_group: ProcessGroup | None = None) -> Iterator[None]:
+    """Have the parts in ``module`` remember when all is done, as one batch on all ranks; where it fails, nothing."""
+    offers: Offers = []
+    with held_back(module, offers):
+        yield
+    remember_over_ranks(module, offers, process_group)
+
+
 def remember_over_ranks(module: nn.Module, offers: Offers, process_group: ProcessGroup | None) -> None:
     """Write what was held back on all ranks into the memories of each, as one batch."""
     for part in module.modules():
         if not (isinstance(part, Part) and part.training):
             continue
         for name in part.memories:
-            memory = part.get_buffer(name)
             own = [(index, values) for owner, key, index, values in offers if owner is part and key == name]
+            if process_group is None and len(own) < 2:
+                for index, values in own:
+                    part.remember(name, index, values)
+                continue
+            memory = part.get_buffer(name)
             index = torch.cat([memory.new_empty(0, dtype=torch.int64), *(rows for rows, _ in own)])
             values = torch.cat([memory[:0], *(value.to(memory.dtype) for _, value in own)])
             if process_group is not None:
@@ -195,8 +246,9 @@ def weighted_reduction(
     """Reduce per-row losses as torch does: ``mean`` divides by the sum of the weights (rows kept), or by ``total``.
 
     An empty or wholly ignored batch has mean 0, with zero gradients. ``total`` is what the whole batch sums to when
-    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly. With a
-    ``process_group`` whose ranks hold the other rows, the mean over ranks of what each returns is the whole's value.
+    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly; where it is 0 no row
+    counts, and the mean is 0 too. With a ``process_group`` whose ranks hold the other rows, the mean over ranks of what
+    each returns is the whole's value.
     """
     weighted = losses if weights is None else losses * weights
     if reduction == "none":
@@ -208,7 +260,8 @@ def weighted_reduction(
         return summed
     if total is not None:
         # A number of any dtype leaves the value in the losses' own.
-        return summed / (total.to(summed.dtype) if isinstance(total, Tensor) else total)
+        total = total.to(summed.dtype) if isinstance(total, Tensor) else total
+        return summed / (total + (total == 0))
     if weights is None and process_group is None:
         return summed / max(losses.numel(), 1)
     own = summed.new_tensor(losses.numel()) if weights is None else weights.sum()
@@ -384,15 +437,20 @@ class Loss(Part):
 
         A loss whose rows aren't its targets' entries says so here.
         """
-        kept = None
-        if self.kind == "classes" and not target.is_floating_point():
-            kept = target != self.ignore_index
+        check_tensor("target", target)
+        rows, kept = target, None
+        if self.kind == "classes":
+            if target.is_floating_point():
+                if target.ndim < 2:
+                    raise TypeError(f"target must be int64 classes, or probabilities (n, C, ...), got {target.dtype}")
+                rows = target[:, 0]
+            else:
+                kept = target != self.ignore_index
         if sample_weight is not None:
-            return sample_weight.sum() if kept is None else (sample_weight * kept).sum()
-        if kept is not None:
-            return kept.sum()
-        rows = target[:, 0] if self.kind == "classes" else target
-        return torch.tensor(rows.numel(), device=target.device)
+            check_sample_weight(sample_weight, rows.shape)
+            exact = sample_weight.to(precise(sample_weight.device))
+            return exact.sum() if kept is None else (exact * kept).sum()
+        return torch.tensor(rows.numel(), device=target.device) if kept is None else kept.sum()
 
     def weighted_rows(
         self,
@@ -404,16 +462,12 @@ class Loss(Part):
         process_group: ProcessGroup | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Per-row losses and what they weigh in the mean; a memory per row is then the same on all ranks."""
-        if process_group is None:
+        with remembering(self, process_group):
             losses, kept = self.rows(output, target, index)
-        else:
-            offers: Offers = []
-            with held_back(self, offers):
-                losses, kept = self.rows(output, target, index)
-            remember_over_ranks(self, offers, process_group)
+            if sample_weight is not None:
+                check_sample_weight(sample_weight, losses.shape)
         weights = kept.to(losses.dtype) if kept is not None else None
         if sample_weight is not None:
-            check_sample_weight(sample_weight, losses.shape)
             weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
         return losses, weights
 

@@ -1,11 +1,16 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import inv_boxcox
+from torch import nn
 from torch.func import vmap
 from torch.testing import assert_close
 
+from lossworks.layers import NestedDropout
 from lossworks.losses import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
+from lossworks.perturb import PGD, GaussianNoise
 
 LAMBDAS = [-1.0, -0.3, 0.0, 0.5, 1.0]
 
@@ -135,3 +140,50 @@ def test_stacked_replicas_draw_differently(margins):
 def test_draws_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="draws must have the shape of margins"):
         pair_derivatives(torch.zeros(3), torch.zeros(4))
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_training_that_goes_on_from_a_state_draws_what_one_that_never_stopped_does(margins, every):
+    target = torch.ones(64)
+    whole = EnsLoss(0.0, every, seeded())
+    wanted = [float(whole(margins, target)) for _ in range(6)]
+    first, second = EnsLoss(0.0, every, seeded()), EnsLoss(0.0, every, seeded(1))
+    found = [float(first(margins, target)) for _ in range(3)]
+    second.load_state_dict(saved_and_loaded(first.state_dict()))
+    assert found + [float(second(margins, target)) for _ in range(3)] == wanted
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda own: GaussianNoise(generator=own),
+        lambda own: NestedDropout(4, generator=own),
+        lambda own: PGD(0.1, generator=own),
+    ],
+)
+def test_every_part_has_its_generator_in_its_state(make):
+    drawn = seeded()
+    torch.rand(5, generator=drawn)
+    state = nn.Sequential(make(drawn)).state_dict()
+    after = torch.rand(3, generator=drawn)
+    other = seeded(1)
+    nn.Sequential(make(other)).load_state_dict(saved_and_loaded(state))
+    assert torch.equal(torch.rand(3, generator=other), after)
+
+
+def test_a_state_without_a_generator_loads_and_one_of_another_kind_is_refused():
+    without, drawn = EnsLoss(0.0, 2), seeded()
+    assert set(without.state_dict()) == {"drawn_lambda", "calls"}
+    EnsLoss(0.0, 2, drawn).load_state_dict(without.state_dict())
+    assert torch.equal(torch.rand(3, generator=drawn), torch.rand(3, generator=seeded()))
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"generator"'):
+        without.load_state_dict(EnsLoss(0.0, 2, drawn).state_dict())
+    with pytest.raises(RuntimeError, match='"generator" is no state of a generator on cpu'):
+        EnsLoss(generator=drawn).load_state_dict({"generator": torch.zeros(16, dtype=torch.uint8)})

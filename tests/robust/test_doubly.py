@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lossworks import Objective
-from lossworks.losses import CrossEntropyLoss, LDRLoss, SquaredLoss
+from lossworks.losses import AdaptiveLDRLoss, CrossEntropyLoss, EnsLoss, LDRLoss, MarginControlLoss, SquaredLoss
 from lossworks.perturb import FGSM, PGD, GaussianNoise
 from lossworks.robust import DoublyRobustAT
 from lossworks.weights import KLDRO, CompositionalEMA
@@ -86,6 +86,32 @@ def test_the_implicit_term_has_no_value_and_none_at_the_wall_of_the_box(batch):
     assert value.item() == pytest.approx(before)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert_close(parameter.grad, gradient)
+
+
+def test_the_implicit_term_of_a_coupled_loss_is_in_the_gradient_of_a_single_part(batch):
+    x, target = (rows.double() if rows.is_floating_point() else rows for rows in batch)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    attack = PGD(0.3, steps=3, random_start=False)
+    objective = DoublyRobustAT(MarginControlLoss(), attack, implicit=True, barrier=0.0, curvature=0.1)
+    plain = DoublyRobustAT(MarginControlLoss(), attack)
+    wanted = torch.autograd.grad(objective(model, x, target), list(model.parameters()))
+    (value,) = objective.micro_batches(model, [(x, target)])
+    assert_close(torch.autograd.grad(value, list(model.parameters())), wanted)
+    without = torch.autograd.grad(plain(model, x, target), list(model.parameters()))
+    assert (wanted[0] - without[0]).abs().max() > 0.01
+
+
+def test_looking_for_the_attack_and_its_movement_moves_neither_loss(batch):
+    x, target = batch
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    attack = PGD(0.1, steps=3, random_start=False)
+    drawn = DoublyRobustAT(EnsLoss(resample_lambda_every=2), attack, implicit=True)
+    drawn(model, x, (target > 0).float())
+    assert drawn.loss.calls == 1
+    remembering = DoublyRobustAT(CrossEntropyLoss(), attack, attack_loss=AdaptiveLDRLoss(num_samples=12))
+    before = remembering.attack_loss.lam.clone()
+    remembering(nn.Linear(4, 3), x, target, index=torch.arange(12))
+    assert torch.equal(remembering.attack_loss.lam, before)
 
 
 @pytest.mark.parametrize(

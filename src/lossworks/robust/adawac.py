@@ -15,13 +15,14 @@ from lossworks.checks import (
     check_rows,
     check_same_shape,
     check_tensor,
+    precise,
     readable,
 )
 from lossworks.distributed import ProcessGroup
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective, _resting
 from lossworks.perturb import GaussianNoise
-from lossworks.roles import Consistency, Loss, Perturbation, check_no_nan, cite, held_back, weighted_reduction
+from lossworks.roles import Consistency, Loss, Perturbation, check_no_nan, cite, weighted_reduction
 
 __all__ = ["AdaWAC", "adawac_update"]
 
@@ -118,8 +119,8 @@ class AdaWAC(Objective):
     def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         check_real("x", x)
         check_tensor("target", target)
-        with held_back(self.loss), _resting(model):
-            views = [self.perturb(lambda view: self._losses(_pair(model(view))[0], target, index), x) for _ in range(2)]
+        with _resting(model):
+            views = [self.perturb(lambda view: self._seen(_pair(model(view))[0], target, index), x) for _ in range(2)]
         return torch.stack(views, dim=1)
 
     def _losses(self, output: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
@@ -231,7 +232,7 @@ class _Mixture(Loss):
         rows = torch.ones(len(target), dtype=torch.bool, device=target.device)
         if self.loss.kind == "classes" and not target.is_floating_point():
             rows = (target != self.ignore_index)[:, None].flatten(1).any(dim=1)
-        return rows.sum() if sample_weight is None else (rows * sample_weight).sum()
+        return rows.sum() if sample_weight is None else (rows * sample_weight.to(precise(rows.device))).sum()
 
     def output_size(self, num_classes: int = 1) -> int:
         """As many as the loss needs."""

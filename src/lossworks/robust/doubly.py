@@ -34,7 +34,8 @@ class DoublyRobustAT(Objective):
         H_i = \lambda I + c\, \mathrm{diag}\big((b_i - \delta_i)^{-2} + (\delta_i - a_i)^{-2}\big)
 
     It is called as every :class:`~lossworks.Objective` is. The weights are those of the whole batch where it is split;
-    where the attack draws its starts, a split by its nature has others.
+    where the attack draws its starts, a split by its nature has others. Of a loss that couples its batch, the attack
+    and ``implicit`` see the rows at hand alone.
 
     Args:
         loss: :math:`\ell`; cross-entropy by default.
@@ -115,8 +116,9 @@ class DoublyRobustAT(Objective):
         leaf = changed.detach().requires_grad_()
         with torch.enable_grad():
             output = model(leaf)
-            own = self.loss.rows(output, target)[0]
-            attacked = own if self.attack_loss is None else self.attack_loss.rows(output, target)[0]
+            with self._unmoved(output):
+                own = self.loss.rows(output, target)[0]
+                attacked = own if self.attack_loss is None else self.attack_loss.rows(output, target)[0]
             (pull,) = torch.autograd.grad(own.sum(), leaf, retain_graph=True)
             (slope,) = torch.autograd.grad(attacked.sum(), leaf, create_graph=True)
         ball = Ball(x, self.perturb.eps, bounds=(self.perturb.low, self.perturb.high))

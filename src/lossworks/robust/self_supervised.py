@@ -9,7 +9,7 @@ from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import _resting
 from lossworks.perturb.transport import COSTS, PricedAscent, transport_cost
 from lossworks.robust.relabelled import Relabelled
-from lossworks.roles import Loss, Weighting, cite, held_back
+from lossworks.roles import Loss, Weighting, cite
 
 __all__ = ["RSSLoss", "ramp_loss"]
 
@@ -92,8 +92,8 @@ class RSSLoss(Relabelled):
         return torch.where(target == self.loss.ignore_index, output.argmax(dim=1) + _OWN, target)
 
     def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
-        with held_back(self.loss), _resting(model):
-            return self.perturb.ascend(lambda z: self._losses(model(z), target, index), x, self._gamma(target, x))
+        with _resting(model):
+            return self.perturb.ascend(lambda z: self._seen(model(z), target, index), x, self._gamma(target, x))
 
     def _outputs(
         self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor

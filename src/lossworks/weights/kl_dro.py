@@ -174,7 +174,7 @@ class CompositionalEMA(Weighting):
         first = self.log_u.isinf()
         log_u = torch.where(first, now, moved if self.training else self.log_u)
         if self.training:
-            self.log_u = log_u
+            self.log_u = log_u.to(self.log_u.dtype)
         return (scaled - log_u).exp().to(losses.dtype)
 
 
