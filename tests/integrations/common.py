@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import lossworks as lw
 from lossworks.losses import CrossEntropyLoss
 from lossworks.penalties import WeightMagnitude
+from lossworks.roles import Weighting
 from lossworks.weights import KLDRO, SampleWeights
 
 CLASSES = 3
@@ -16,6 +17,7 @@ OBJECTIVES = {
     "fixed weights": lambda: lw.Objective(CrossEntropyLoss(), SampleWeights(ROW_VALUES)),
     "coupled": lambda: lw.Objective(CrossEntropyLoss(), KLDRO()),
     "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]),
+    "sum, penalty": lambda: lw.Objective(CrossEntropyLoss(reduction="sum"), penalties=[WeightMagnitude(0.1)]),
 }
 
 
@@ -32,8 +34,15 @@ def by_hand(name: str, model: nn.Module, x, target, index, own) -> torch.Tensor:
         "fixed weights": (ROW_VALUES / ROW_VALUES.mean()).to(x.dtype)[index[kept]],
         "coupled": losses.detach().softmax(0) * len(losses),
     }.get(name, torch.ones_like(losses))
-    price = 0.1 * sum(p.square().sum() for p in model.parameters() if p.ndim > 1) / 2 if name == "penalty" else 0.0
-    return (own * weights * losses).sum() / (own.sum() if len(own) else 1) + price
+    price = 0.1 * sum(p.square().sum() for p in model.parameters() if p.ndim > 1) / 2 if "penalty" in name else 0.0
+    return (own * weights * losses).sum() / (own.sum() if len(own) and "sum" not in name else 1) + price
+
+
+class Hard(Weighting):
+    """What a user writes with the defaults, by which its weights have mean 1 over the batch."""
+
+    def forward(self, losses, *, index=None, group=None, target=None):
+        return losses.detach().softmax(0) * len(losses)
 
 
 def flat(model: nn.Module) -> torch.Tensor:

@@ -139,6 +139,16 @@ def test_a_prepared_loader_goes_by_windows():
     assert_close(flat(model), flat(other), rtol=0, atol=1e-9)
 
 
+def test_bad_calls_name_what_is_wrong():
+    from accelerate import Accelerator
+
+    accelerator, model = Accelerator(cpu=True), network()
+    with pytest.raises(ValueError, match=r"parts must hold at least one micro-batch.*got none"):
+        backward(accelerator, OBJECTIVES["plain"](), model, [])
+    with pytest.raises(TypeError, match="objective must be an Objective, got CrossEntropyLoss"):
+        backward(accelerator, OBJECTIVES["plain"]().loss, model, [part(torch.arange(2), torch.float64)])
+
+
 def test_windows_need_a_size():
     with pytest.raises(ValueError, match="size"):
         list(windows([1], 0))

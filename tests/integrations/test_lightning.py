@@ -7,14 +7,18 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from common import CLASSES, OBJECTIVES, by_hand, flat, network
+from common import CLASSES, OBJECTIVES, Hard, by_hand, flat, network
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 import lossworks as lw
+from lossworks.losses import CrossEntropyLoss
+from lossworks.roles import Loss, Weighting
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the import of a trainer says is not ours to judge
@@ -111,8 +115,8 @@ def fit(
     return flat(module.net)
 
 
-def truth(name: str, *, accumulate: int = ACCUMULATE, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    net, data, step = network(dtype), rows(dtype), SIZE * accumulate
+def truth(name: str, *, accumulate: int = ACCUMULATE, dtype: torch.dtype = torch.float64, data=None) -> torch.Tensor:
+    net, data, step = network(dtype), data or rows(dtype), SIZE * accumulate
     optimizer = optimizer_of(net)
     for _ in range(2):
         for start in range(0, ROWS, step):
@@ -123,7 +127,7 @@ def truth(name: str, *, accumulate: int = ACCUMULATE, dtype: torch.dtype = torch
     return flat(net)
 
 
-@pytest.mark.parametrize("name", ["plain", "fixed weights", "penalty"])
+@pytest.mark.parametrize("name", ["plain", "fixed weights", "penalty", "sum, penalty"])
 def test_accumulated_steps_are_those_of_whole_batches(name, tmp_path):
     assert_close(fit(Classifier(OBJECTIVES[name]()), tmp_path), truth(name), rtol=0, atol=1e-9)
 
@@ -144,6 +148,80 @@ def test_a_schedule_of_accumulation(tmp_path):
     schedule = GradientAccumulationScheduler({0: 8, 1: 8})
     got = fit(Classifier(OBJECTIVES["plain"]()), tmp_path, accumulate=1, callbacks=[schedule, ExactAccumulation()])
     assert_close(got, truth("plain", accumulate=8), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ignored", [SIZE * ACCUMULATE, SIZE * ACCUMULATE + 2 * SIZE])
+def test_penalties_of_steps_and_batches_without_a_row(ignored, tmp_path):
+    data = [
+        (x, torch.tensor(-100), *rest) if row < ignored else (x, y, *rest) for row, (x, y, *rest) in enumerate(rows())
+    ]
+    batches = torch.utils.data.DataLoader(data, batch_size=SIZE)
+    got = fit(Classifier(OBJECTIVES["penalty"]()), tmp_path, batches=batches)
+    assert_close(got, truth("penalty", data=data), rtol=0, atol=1e-9)
+
+
+class Remembering(Loss):
+    """A row counts the more the larger its loss was the last time; of several at once, their mean."""
+
+    needs_index = True
+    memories: ClassVar = {"seen": "mean"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(5, dtype=torch.float64)
+
+    def per_sample(self, output, target, index):
+        losses = F.cross_entropy(output, target, reduction="none")
+        before = self.seen[index.clamp(min=0)].clone()
+        self.remember("seen", index, losses)
+        return (1 + before) * losses
+
+
+class Repeated(Classifier):
+    """Its batches have the same five training rows again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(lw.Objective(Remembering()))
+
+    def training_step(self, batch, batch_index):
+        x, target, index, own = batch
+        return step_loss(self, self.objective, x, target, index=index % 5, sample_weight=own)
+
+
+def remembering_truth() -> torch.Tensor:
+    net, seen = network(), torch.zeros(5, dtype=torch.float64)
+    optimizer = optimizer_of(net)
+    for _ in range(2):
+        for start in range(0, ROWS, SIZE * ACCUMULATE):
+            step = rows()[start : start + SIZE * ACCUMULATE]
+            x, target, index, own = (torch.stack(column) for column in zip(*step, strict=True))
+            kept = target != -100
+            losses, index = F.cross_entropy(net(x[kept]), target[kept], reduction="none"), index[kept] % 5
+            (own[kept] * (1 + seen[index]) * losses).sum().div(own[kept].sum()).backward()
+            for row in set(index.tolist()):
+                seen[row] = losses.detach()[index == row].mean()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    return flat(net)
+
+
+def test_rows_that_come_again_in_a_step_are_remembered_as_of_one_batch(tmp_path):
+    assert_close(fit(Repeated(), tmp_path), remembering_truth(), rtol=0, atol=1e-9)
+
+
+def test_a_training_cut_short_leaves_nothing_for_the_next(tmp_path):
+    class Failing(Classifier):
+        def training_step(self, batch, batch_index):
+            if len(self.values) == 2:  # in the middle of a step, after a batch with rows
+                raise KeyError("boom")
+            return super().training_step(batch, batch_index)
+
+    exact = ExactAccumulation()
+    with pytest.raises(KeyError, match="boom"):
+        fit(Failing(OBJECTIVES["plain"]()), tmp_path, callbacks=[exact])
+    got = fit(Classifier(OBJECTIVES["plain"]()), tmp_path, callbacks=[exact])
+    assert_close(got, truth("plain"), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -168,6 +246,39 @@ def test_accumulation_without_the_callback_is_refused(tmp_path):
 def test_coupled_weights_refuse_accumulation(tmp_path):
     with pytest.raises(ValueError, match=r"KLDRO couples the rows of a step.*accumulate_grad_batches=3"):
         fit(Classifier(OBJECTIVES["coupled"]()), tmp_path)
+
+
+class Kept(Weighting):
+    """Weights that stand for the data set, and are read off a memory."""
+
+    over_data_set = True
+    memories: ClassVar = {"seen": "mean"}
+
+
+@pytest.mark.parametrize("weights", [Hard(), Kept()], ids=["Hard", "Kept"])
+def test_weights_that_must_be_asked_once_refuse_it_too(weights, tmp_path):
+    with pytest.raises(ValueError, match=rf"{type(weights).__name__} couples the rows of a step"):
+        fit(Classifier(lw.Objective(CrossEntropyLoss(), weights)), tmp_path)
+
+
+@pytest.mark.parametrize("accumulate", [1, ACCUMULATE])
+def test_losses_that_are_not_reduced_are_refused(accumulate, tmp_path):
+    with pytest.raises(ValueError, match=r"reduction='mean' or 'sum' .*got 'none'"):
+        fit(Classifier(lw.Objective(CrossEntropyLoss(reduction="none"))), tmp_path, accumulate=accumulate)
+
+
+def test_no_objective_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="objective must be an Objective, got CrossEntropyLoss"):
+        fit(Classifier(CrossEntropyLoss()), tmp_path)
+
+
+def test_a_second_value_of_a_batch_is_refused(tmp_path):
+    class Twice(Classifier):
+        def training_step(self, batch, batch_index):
+            return super().training_step(batch, batch_index) + super().training_step(batch, batch_index)
+
+    with pytest.raises(ValueError, match="step_loss must be called once a batch"):
+        fit(Twice(OBJECTIVES["plain"]()), tmp_path)
 
 
 class WholeSteps(Classifier):
@@ -235,6 +346,10 @@ def test_two_processes_step_as_one(case, by_two_processes):
     assert_close(by_two_processes[case], truth(name, accumulate=accumulate), rtol=0, atol=1e-9)
 
 
+def test_two_processes_remember_as_one(by_two_processes):
+    assert_close(by_two_processes["remembering"], remembering_truth(), rtol=0, atol=1e-9)
+
+
 def test_two_processes_with_their_own_means_are_another_training(by_two_processes):
     assert (by_two_processes["naive"] - truth("plain", accumulate=1)).abs().max() > 1e-2
 
@@ -247,6 +362,7 @@ def run_one_rank(folder: Path) -> None:
         case: fit(Classifier(OBJECTIVES[name]()), folder, accumulate=accumulate, **both)
         for case, (name, accumulate) in DISTRIBUTED.items()
     }
+    done["remembering"] = fit(Repeated(), folder, **both)
     done["naive"] = fit(Naive(OBJECTIVES["plain"]()), folder, accumulate=1, **both)
     torch.save(done, folder / f"{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

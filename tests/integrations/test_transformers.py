@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import Hard
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -34,6 +35,11 @@ def sequences() -> list[dict[str, list[int]]]:
         asked = torch.rand(length, generator=generator) < 0.8
         made.append({"input_ids": tokens.tolist(), "labels": torch.where(asked, tokens, -100).tolist()})
     return made
+
+
+def first_step_unlabelled() -> list[dict[str, list[int]]]:
+    rows = sequences()
+    return [row | {"labels": [-100] * len(row["labels"])} for row in rows[:8]] + rows[8:]
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -201,17 +207,28 @@ def test_penalties_count_by_the_share_of_the_step(tmp_path):
     assert_close(got, wanted, rtol=0, atol=1e-9)
 
 
+def test_penalties_of_a_step_without_a_label():
+    model = nn.Linear(3, 3)
+    objective = lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)])
+    loss, count = loss_for_trainer(objective, model=model), torch.tensor(0)
+    values = [loss(model(torch.ones(2, 3)), torch.tensor([-100, -100]), count) for _ in range(2)]
+    assert_close(sum(values), 0.05 * model.weight.square().sum())
+
+
 def test_coupled_weights_are_exact_where_a_step_is_one_batch(tmp_path):
     loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), KLDRO()), shift=True)
     got = trained(causal_model(), tmp_path, loss, per_device_train_batch_size=STEP, gradient_accumulation_steps=1)
     assert_close(got, whole_batches(causal_model(), hard_mean), rtol=0, atol=1e-9)
 
 
-def test_coupled_weights_refuse_to_see_a_step_in_parts(tmp_path):
-    loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), KLDRO()), shift=True)
+@pytest.mark.parametrize("weights", [KLDRO(), Hard()], ids=["KLDRO", "Hard"])
+def test_coupled_weights_refuse_to_see_a_step_in_parts(weights, tmp_path):
+    loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), weights), shift=True)
     model = causal_model()
     before = flat(model)
-    with pytest.raises(ValueError, match=r"KLDRO couples the rows of a step.*gradient_accumulation_steps=1"):
+    with pytest.raises(
+        ValueError, match=rf"{type(weights).__name__} couples the rows of a step.*gradient_accumulation_steps=1"
+    ):
         trained(model, tmp_path, loss)
     assert torch.equal(flat(model), before)
 
@@ -343,6 +360,7 @@ def test_the_count_may_be_a_number_or_a_tensor(count):
         (CrossEntropyLoss(reduction="sum"), {}, 'reduction="mean"'),
         (lw.Objective(CrossEntropyLoss(), SampleWeights(torch.ones(3))), {}, "SampleWeights needs index="),
         (lw.Objective(CrossEntropyLoss(), perturb=GaussianNoise(0.1)), {}, "GaussianNoise changes the input"),
+        (lw.robust.EMATrajectoryLoss(nn.Linear(1, 1)), {}, "EMATrajectoryLoss runs the model itself"),
         (lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]), {}, "model="),
         (CrossEntropyLoss(), {"model": nn.Linear(1, 1)}, "model="),
         (lw.losses.SquaredLoss(), {"shift": True}, "shift=True is for classes"),
@@ -365,6 +383,16 @@ def test_bad_calls_name_what_is_wrong():
         loss(logits, labels[:1], 1)
     with pytest.raises(ValueError, match="no num_items_in_batch"):
         loss(logits.requires_grad_(), labels)
+    with pytest.raises(TypeError, match="labels must be a tensor, got list"):
+        loss(logits, [0, 1], 2)
+    for count in (-3, float("nan"), torch.tensor(-3), torch.tensor(torch.nan)):
+        with pytest.raises(ValueError, match="num_items_in_batch must be finite and >= 0, got"):
+            loss(logits, labels, count)
+    for count in ("a", [2]):
+        with pytest.raises(TypeError, match="num_items_in_batch must be a number"):
+            loss(logits, labels, count)
+    with pytest.raises(ValueError, match=r"num_items_in_batch must be one number, got .* \(0,\)"):
+        loss(logits, labels, torch.tensor([]))
     with pytest.raises(ValueError, match="2 devices in one process"):
         loss(logits, labels, torch.full((2, 1), 2))
     assert loss(logits.detach(), labels) > 0  # an evaluation without the count: the batch's own mean
@@ -399,6 +427,17 @@ def test_two_processes_step_as_one(name, by_two_processes):
     assert_close(by_two_processes[name], whole_batches(causal_model(), risk, size=size), rtol=0, atol=1e-9)
 
 
+def test_two_processes_keep_the_penalties_of_a_step_without_a_label(by_two_processes):
+    model = causal_model()
+
+    def risk(logits, labels):
+        price = WeightMagnitude(0.1)(model)
+        return price if (labels == -100).all() else price + token_mean(logits, labels)
+
+    wanted = whole_batches(model, risk, rows=first_step_unlabelled(), size=8)
+    assert_close(by_two_processes["penalties"], wanted, rtol=0, atol=1e-9)
+
+
 def test_two_processes_with_their_own_means_are_another_training(by_two_processes):
     truth = whole_batches(causal_model(), token_mean, size=8)
     assert (by_two_processes["naive"] - truth).abs().max() > 1e-3
@@ -411,6 +450,10 @@ def run_one_rank(folder: Path) -> None:
         weights = KLDRO() if "coupled" in name else None
         loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), weights), shift=True)
         done[name] = trained(causal_model(), folder, loss, **arguments)
+
+    model = causal_model()
+    loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]), shift=True, model=model)
+    done["penalties"] = trained(model, folder, loss, rows=first_step_unlabelled(), **DISTRIBUTED["tokens, gathered"])
 
     def naive(outputs, labels, num_items_in_batch=None):
         return token_mean(outputs.logits, labels) / 2

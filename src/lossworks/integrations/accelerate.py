@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lossworks.checks import check_int
+from lossworks.integrations._checks import check_objective
 from lossworks.objective import Objective
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def backward(
     Returns:
         The objective on the whole batch, detached, the same on each process.
 
+    Raises:
+        TypeError: not an objective.
+        ValueError: no parts, an argument in them that isn't known, or ``reduction="none"``.
+
     A step of a loop is then::
 
         for parts in windows(loader, 4):
@@ -49,7 +54,10 @@ def backward(
             optimizer.step()
             optimizer.zero_grad()
     """
+    check_objective(objective)
     parts = list(parts)
+    if not parts:
+        raise ValueError("parts must hold at least one micro-batch, of no rows if need be, got none")
     world = dist.group.WORLD if accelerator.num_processes > 1 else None
     values = objective.micro_batches(model, parts, process_group=world)
     detached = []

@@ -1,5 +1,7 @@
 """Objectives inside a ``LightningModule``."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,9 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lossworks.checks import precise
 from lossworks.distributed import ProcessGroup, sum_over_ranks
+from lossworks.integrations._checks import check_objective, coupling
 from lossworks.objective import Objective
-from lossworks.roles import Loss
+from lossworks.roles import Loss, Offers, held_back, remember_over_ranks
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,36 +34,85 @@ class ExactAccumulation(Callback):
     over the batches b of a step on all processes. How many rows a step has is known when its last batch was seen: the
     sums are scaled by a guess until then (the first batch's rows, times A) and put right before gradients are clipped.
     With batches of one size the guess is right and nothing is scaled; the last step of an epoch, which Lightning takes
-    with fewer batches and still divides by A, is right too.
+    with fewer batches and still divides by A, is right too. What a loss remembers per training row is written once a
+    step. With ``reduction="sum"`` the gradient is the numerator.
 
     >>> from lightning.pytorch import Trainer
     >>> trainer = Trainer(accumulate_grad_batches=4, callbacks=[ExactAccumulation()], logger=False)  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
-        self._guess: Tensor | None = None  # of what the step's rows sum to; None between steps
-        self._own = torch.zeros(())  # what this process's rows sum to so far
+        self._step: _Step | None = None  # None between steps
+        self._batch = -1  # the last one that was taken in
 
-    def total(self, own: Tensor, process_group: ProcessGroup | None) -> Tensor:
-        """Take in what a batch's rows sum to; what to divide by until the whole step's sum is known."""
-        if self._guess is None:
-            self._guess = _positive(sum_over_ranks(own, process_group))
-            self._own = torch.zeros_like(own)
-        self._own = self._own + own
-        return self._guess
+    def batch_of(self, module: LightningModule, objective: Objective) -> "_Step":
+        """The step that the batch belongs to, which is now under way."""
+        batch = module.trainer.fit_loop.epoch_loop.total_batch_idx
+        if batch == self._batch or (self._step is not None and self._step.objective is not objective):
+            raise ValueError(
+                "step_loss must be called once a batch, with one objective, under accumulate_grad_batches: gradients "
+                "that are already summed can't be put right each by its own rows"
+            )
+        self._batch = batch
+        self._step = self._step or _Step(objective, module.device, _processes(module.trainer))
+        return self._step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what a training that was cut short has left."""
+        self._step, self._batch = None, -1
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the step that will not be taken."""
+        self._step = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Put the gradients right, now that all rows of the step are known."""
-        if self._guess is None:
+        if self._step is None:
             return
-        whole = sum_over_ranks(self._own, dist.group.WORLD if trainer.world_size > 1 else None)
-        precise = torch.float32 if whole.device.type == "mps" else torch.float64
-        factor = self._guess.to(precise) * trainer.accumulate_grad_batches / _positive(whole)
+        factor = trainer.accumulate_grad_batches / self._step.times
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-        self._guess = None
+        remember_over_ranks(self._step.objective, self._step.offers, None)
+        self._step = None
+
+
+class _Step:
+    """A step whose batches come one after another: the gradient so far is ``times`` the objective's of their rows."""
+
+    def __init__(self, objective: Objective, device: torch.device, process_group: ProcessGroup | None) -> None:
+        self.objective = objective
+        self.process_group = process_group
+        self.offers: Offers = []  # what the loss will remember; each process has all rows of it
+        self.batches = 0
+        self.rows = self.unit = self.times = torch.zeros((), dtype=precise(device), device=device)
+
+    def value(self, model: nn.Module, x: Any, target: Tensor, **columns: Tensor | None) -> Tensor:
+        """Take in a batch; its part of the objective, in the unit of the first batch that has rows to count."""
+        assert isinstance(self.objective.loss, Loss)
+        own = self.objective.loss.total_of(target, columns["sample_weight"]).detach().to(self.rows)
+        rows = sum_over_ranks(own, self.process_group)
+        self.batches += 1
+        self.rows = self.rows + rows
+        self.unit = torch.where(self.unit > 0, self.unit, rows)
+        unit, before = torch.where(self.unit > 0, self.unit, 1), self.times
+        if self.objective.loss.reduction == "sum":
+            self.times = torch.ones_like(rows)
+        else:  # without any row there are only the penalties, once a batch, until a batch with rows takes them back
+            self.times = torch.where(self.rows > 0, self.rows / unit, self.batches)
+        with held_back(self.objective, self.offers), _without_penalties(self.objective):
+            value = self.objective(model, x, target, **columns, total=unit, process_group=self.process_group)
+        return self.objective._with_penalties(value, model, self.times - before, 1)
+
+
+@contextlib.contextmanager
+def _without_penalties(objective: Objective) -> Iterator[None]:
+    penalties, objective.penalties = objective.penalties, nn.ModuleList()
+    try:
+        yield
+    finally:
+        objective.penalties = penalties
 
 
 def step_loss(
@@ -79,9 +132,13 @@ def step_loss(
     values have the whole batch's value as their mean. With ``accumulate_grad_batches`` above 1 it needs
     :class:`ExactAccumulation` among the Trainer's callbacks.
 
-    A weighting or loss that couples its batch sees one batch of each process at a time, and so refuses accumulation:
-    give ``training_step`` the whole batch and split it there, with ``Objective.micro_batches`` under manual
-    optimization.
+    A loss that couples its batch, or a weighting that does (any without ``over_data_set``) or has a memory, sees one
+    batch of each process at a time, and so refuses accumulation: give ``training_step`` the whole batch and split it
+    there, with ``Objective.micro_batches`` under manual optimization.
+
+    Penalties are part of each batch's value, by its rows. In batches that have none before one that has, each value is
+    the penalties alone, which the first with rows takes off again, so that they count once a step; with
+    ``reduction="sum"`` they are in the step's first value.
 
     Args:
         module: The module whose ``training_step`` this is.
@@ -94,27 +151,31 @@ def step_loss(
         sample_weight: One weight a row, >= 0; the mean divides by their sum over the whole step.
 
     Raises:
+        TypeError: not an objective.
         RuntimeError: accumulation without the callback, or by the strategy itself.
-        ValueError: accumulation with a part that couples its batch.
+        ValueError: ``reduction="none"`` in training; accumulation with a part that couples its batch, or more than one
+            call a batch under it.
 
     In place of ``F.cross_entropy(self(x), y)`` in ``training_step``::
 
         x, y = batch
         return step_loss(self, self.objective, x, y)
     """
+    check_objective(objective)
     trainer = module.trainer
     model = module if model is None else model
     columns = {"index": index, "group": group, "sample_weight": sample_weight}
-    world = dist.group.WORLD if trainer.world_size > 1 else None
+    if trainer.training and getattr(objective.loss, "reduction", "mean") == "none":
+        raise ValueError("the loss must have reduction='mean' or 'sum' to be trained on, got 'none'")
     if trainer.accumulate_grad_batches == 1 or not trainer.training:
-        return objective(model, x, target, **columns, process_group=world)
-    for part in (objective.loss, objective.weights):
-        if part is not None and part.couples_batch:
-            raise ValueError(
-                f"{type(part).__name__} couples the rows of a step, and accumulate_grad_batches="
-                f"{trainer.accumulate_grad_batches} shows them in parts: give training_step the whole batch and split "
-                "it with Objective.micro_batches under manual optimization"
-            )
+        return objective(model, x, target, **columns, process_group=_processes(trainer))
+    part = coupling(objective)
+    if part is not None:
+        raise ValueError(
+            f"{part} couples the rows of a step, and accumulate_grad_batches={trainer.accumulate_grad_batches} shows "
+            "them in parts: give training_step the whole batch and split it with Objective.micro_batches under manual "
+            "optimization"
+        )
     if trainer.strategy.handles_gradient_accumulation:
         raise RuntimeError(f"{type(trainer.strategy).__name__} accumulates gradients by itself, and not exactly")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # one of its helpers sets it
@@ -124,10 +185,8 @@ def step_loss(
             f"accumulate_grad_batches={trainer.accumulate_grad_batches} is exact only with "
             "Trainer(callbacks=[lossworks.integrations.lightning.ExactAccumulation()])"
         )
-    assert isinstance(objective.loss, Loss)
-    total = exact.total(objective.loss.total_of(target, sample_weight), world)
-    return objective(model, x, target, **columns, total=total, process_group=world)
+    return exact.batch_of(module, objective).value(model, x, target, **columns)
 
 
-def _positive(total: Tensor) -> Tensor:
-    return torch.where(total > 0, total, torch.ones_like(total))
+def _processes(trainer: Trainer) -> ProcessGroup | None:
+    return dist.group.WORLD if trainer.world_size > 1 else None

@@ -8,12 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lossworks.checks import check_positive, check_real, check_tensor, readable
+from lossworks.integrations._checks import coupling
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss
 
 __all__ = ["loss_for_trainer"]
 
 IGNORED = -100  # the label that the Trainer leaves out when it counts
+RUNS_THE_MODEL = ("forward", "_perturbed", "_outputs")  # what of an Objective does
 
 
 def loss_for_trainer(
@@ -28,9 +31,14 @@ def loss_for_trainer(
     so each token counts the same however many others stand in its micro-batch. It holds with
     ``average_tokens_across_devices`` on or off: processes agree on :math:`N` with one all-reduce a step.
 
-    A weighting or loss that couples its batch (``couples_batch``, a ``BatchLoss``) sees a step's rows together only if
-    they come in one micro-batch: it is exact with ``gradient_accumulation_steps=1``, over the processes too, and
-    refuses any other. With accumulation, use :mod:`lossworks.integrations.accelerate`, which weighs in a first pass.
+    A loss that couples its batch (``couples_batch``, a ``BatchLoss``), or a weighting that does (any without
+    ``over_data_set``) or has a memory, sees a step's rows together only if they come in one micro-batch: it is exact
+    with ``gradient_accumulation_steps=1``, over the processes too, and refuses any other. With accumulation, use
+    :mod:`lossworks.integrations.accelerate`, which weighs in a first pass.
+
+    Penalties count by each micro-batch's share of :math:`N`, and in a step without any label with its first. Over
+    processes such a step needs ``average_tokens_across_devices`` (the default): off, they are divided by the number of
+    processes in it, as nothing tells the function that the Trainer will not multiply.
 
     Args:
         objective: An :class:`~lossworks.Objective`, or a loss alone. Its loss has ``reduction="mean"``.
@@ -44,10 +52,11 @@ def loss_for_trainer(
           ``(n, T)``, for real and binary targets the logits' shape. Returns ``()``.
 
     Raises:
-        TypeError: not an objective; outputs without logits.
-        ValueError: a part needs what the Trainer does not hand over (``index``, ``group``, the input), the loss has
-            another ``reduction`` or ``ignore_index``; ``shift`` is missing, or against what the outputs are; a step's
-            rows are split under a part that couples them; the Trainer counted other labels than the loss has rows.
+        TypeError: not an objective; outputs without logits; labels or a count of another type.
+        ValueError: the objective needs what the Trainer does not hand over (``index``, ``group``, the input, a run of
+            the model, as those of ``lossworks.robust`` do); the loss has another ``reduction`` or ``ignore_index``;
+            ``shift`` is missing, or against what the outputs are; a step's rows are split under a part that couples
+            them; the Trainer counted other labels than the loss has rows, or no number >= 0.
 
     Use it with any model of the library whose labels stand under ``"labels"``.
 
@@ -76,6 +85,7 @@ class TrainerLoss:
         """The loss of one micro-batch, as the Trainer asks for it."""
         if labels is None:
             raise ValueError('the Trainer gave no labels: they must stand under "labels" in each batch')
+        check_tensor("labels", labels)
         logits = _logits(outputs)
         output, target = self._rows(type(outputs).__name__, logits, labels)
         self.objective.to(logits.device).train(logits.requires_grad)
@@ -86,11 +96,12 @@ class TrainerLoss:
         kept = (target != IGNORED).sum() if self._classes() else torch.tensor(target.numel(), device=target.device)
         first = self._count(num_items_in_batch, kept, labels)
         labels_a_process = self._labels.clamp(min=1).to(torch.promote_types(logits.dtype, torch.float32)) / _processes()
-        if _coupled(self.objective):
+        if coupling(self.objective):
             risk = self._whole(output, target, kept, first) / labels_a_process
         else:
             risk = self.objective.risk(output, target, total=labels_a_process)
-        return risk + self._price() * (kept / labels_a_process)
+        share = torch.where(self._labels > 0, kept / labels_a_process, int(first) / _processes())
+        return risk + self._price() * share
 
     def _price(self) -> Tensor | float:
         return sum((penalty(self.model) for penalty in self.objective.penalties), start=0.0)
@@ -124,12 +135,7 @@ class TrainerLoss:
         if given is self._given:
             self._seen = self._seen + here
             return False
-        number = torch.as_tensor(given, device=kept.device)
-        if number.numel() > 1:
-            raise ValueError(
-                f"the Trainer runs {number.numel()} devices in one process (DataParallel), where it scales this loss "
-                "wrongly: start one process a device (torchrun, accelerate launch)"
-            )
+        number = torch.as_tensor(_checked(given), device=kept.device)
         told = torch.cat([number.reshape(1).round().long(), self._seen.to(number.device)])
         if _processes() > 1:
             dist.all_reduce(told)
@@ -163,7 +169,7 @@ class TrainerLoss:
             dist.all_reduce(rows)
         if not first or not self._is_step(int(rows)):
             raise ValueError(
-                f"{_coupled(self.objective)} couples the rows of a step, and this Trainer shows them in parts: set "
+                f"{coupling(self.objective)} couples the rows of a step, and this Trainer shows them in parts: set "
                 "gradient_accumulation_steps=1, or use lossworks.integrations.accelerate, which weighs in a first pass"
             )
         if _processes() == 1:
@@ -193,6 +199,9 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
     if objective.perturb is not None:
         name = type(objective.perturb).__name__
         raise ValueError(f"{name} changes the input, and a Trainer shows its compute_loss_func the outputs only")
+    if any(getattr(type(objective), name) is not getattr(Objective, name) for name in RUNS_THE_MODEL):
+        name = type(objective).__name__
+        raise ValueError(f"{name} runs the model itself, and a Trainer shows its compute_loss_func the outputs only")
     for part in (objective.loss, objective.weights):
         for need in ("index", "group"):
             if getattr(part, f"needs_{need}", False):
@@ -225,12 +234,21 @@ def _logits(outputs: Any) -> Tensor:
     return found
 
 
-def _coupled(objective: Objective) -> str | None:
-    """The name of the part that couples the rows of a batch, if one does."""
-    for part in (objective.loss, objective.weights):
-        if part is not None and part.couples_batch:
-            return type(part).__name__
-    return None
+def _checked(count: Tensor | int) -> Tensor | int:
+    """The Trainer's count as it came, if it is one number >= 0."""
+    if isinstance(count, Tensor):
+        check_real("num_items_in_batch", count)
+        if count.numel() > 1:
+            raise ValueError(
+                f"the Trainer runs {count.numel()} devices in one process (DataParallel), where it scales this loss "
+                "wrongly: start one process a device (torchrun, accelerate launch)"
+            )
+        if count.numel() == 0:
+            raise ValueError(f"num_items_in_batch must be one number, got a tensor of shape {tuple(count.shape)}")
+        if not readable(count):
+            return count
+    check_positive("num_items_in_batch", float(count) if isinstance(count, Tensor) else count, allow_zero=True)
+    return count
 
 
 def _processes() -> int:
