@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from lossworks.fused import linear_loss
 from lossworks.losses import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
 
 COUNTS = torch.tensor([1000.0, 300.0, 100.0, 30.0, 10.0], dtype=torch.float64)
@@ -90,6 +91,32 @@ def test_tau_and_margin_are_learnable(batch):
     one = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda tau: LogitAdjustedLoss(COUNTS, tau)(*batch), one)
     assert torch.autograd.gradcheck(lambda m, s: LDAMLoss(COUNTS, m, s)(*batch), (one, one))
+
+
+def _spelled_out(loss, logits, target):
+    """The loss in float64 with numbers that it isn't given as tensors."""
+    counts = torch.tensor([1001.0, 333.0, 97.0, 31.0, 9.0], dtype=torch.float64)
+    logits = logits.double()
+    if loss is LDAMLoss:
+        behind = logits.clone()
+        behind[range(len(target)), target] -= 0.5 * (9 / counts[target]) ** 0.25
+        return cross_entropy(behind, target)
+    return cross_entropy(logits + counts.log(), target)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("moved", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_counts_are_exact_in_every_dtype_and_form(batch, loss, moved, dtype, tolerance, biased):
+    logits, target = batch[0].to(dtype), batch[1]
+    each = loss(torch.tensor([1001.0, 333.0, 97.0, 31.0, 9.0])).to(moved)
+    wanted = _spelled_out(loss, logits, target)
+    bias = torch.zeros(5, dtype=dtype) if biased else None
+    fused = linear_loss(logits, torch.eye(5, dtype=dtype), target, each, bias=bias)
+    for found in (each(logits, target), fused):
+        assert found.dtype == dtype
+        assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

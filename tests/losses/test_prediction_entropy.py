@@ -57,3 +57,40 @@ def test_a_step_along_it_widens_the_gap_of_the_top_two():
 def test_a_negative_price_is_refused():
     with pytest.raises(ValueError, match="lam must be finite and >= 0"):
         PredictionEntropyPenalty(-0.1)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("lam", [0.7, 3.0])
+def test_a_masked_class_is_as_if_it_were_not_there(batch, lam, soft):
+    logits, target = batch
+    target = target.clamp(max=3)
+    others = logits[:, :4].clone().requires_grad_()
+    masked = torch.cat([others.detach(), torch.full((32, 1), -math.inf)], dim=1).requires_grad_()
+    label = torch.nn.functional.one_hot(target, 5).double().roll(1, 0) * 0.3 + torch.tensor([0.7, 0, 0, 0, 0])
+    loss = PredictionEntropyPenalty(lam, reduction="none")
+    found = loss(masked, label if soft else target)
+    wanted = loss(others, label[:, :4] if soft else target)
+    assert_close(found, wanted)
+    (slope,), (right,) = (torch.autograd.grad(each.sum(), leaf) for each, leaf in ((found, masked), (wanted, others)))
+    assert_close(slope[:, :4], right)
+    assert bool((slope[:, 4] == 0).all())
+
+
+def test_a_masked_class_is_as_if_it_were_not_there_in_closed_form(batch):
+    logits, target = batch
+    target = target.clamp(max=3)
+    p = logits[:, :4].softmax(1)
+    surprise = torch.from_numpy(entropy(p.numpy(), axis=1))
+    value, slope = PredictionEntropyPenalty(3.0).value_and_logit_gradient(
+        torch.cat([logits[:, :4], torch.full((32, 1), -math.inf)], dim=1), target
+    )
+    assert_close(value, cross_entropy(logits[:, :4], target, reduction="none") + 3.0 * surprise)
+    assert_close(slope[:, :4], p - torch.eye(4)[target] - 3.0 * p * (p.log() + surprise[:, None]))
+    assert bool((slope[:, 4] == 0).all())
+
+
+def test_a_masked_label_costs_infinitely_much():
+    logits = torch.tensor([[0.0, 1.0, -math.inf]])
+    assert PredictionEntropyPenalty()(logits, torch.tensor([2])).item() == math.inf
+    assert PredictionEntropyPenalty()(logits, torch.tensor([[0.5, 0.0, 0.5]])).item() == math.inf
+    assert PredictionEntropyPenalty().value_and_logit_gradient(logits, torch.tensor([2]))[0].item() == math.inf

@@ -93,6 +93,30 @@ def test_the_gradient_is_the_derivative_and_copies_stay_finite_at_extremes(copie
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("lam", "eta"), [(2.5, 0.7), (9.0, 3.0)])
+@pytest.mark.parametrize("several", [True, False])
+def test_a_class_masked_in_every_copy_is_as_if_it_were_not_there(copies, several, lam, eta):
+    logits, target = copies if several else (copies[0][:, 0], copies[1])
+    target = target.clamp(max=2)
+    others = logits[..., :3].clone().requires_grad_()
+    masked = logits.index_fill(-1, torch.tensor([3]), -math.inf).requires_grad_()
+    loss = SmoothingConsistencyLoss(lam, eta, reduction="none")
+    found, wanted = loss(masked, target), loss(others, target)
+    assert_close(found, wanted)
+    (slope,), (right,) = (torch.autograd.grad(each.sum(), leaf) for each, leaf in ((found, masked), (wanted, others)))
+    assert_close(slope[..., :3], right)
+    assert bool((slope[..., 3] == 0).all())
+
+
+def test_a_label_masked_in_every_copy_and_a_class_masked_in_one_cost_infinitely_much(copies):
+    logits, target = copies
+    loss = SmoothingConsistencyLoss(reduction="none")
+    everywhere = logits.index_fill(2, torch.tensor([3]), -math.inf)
+    assert bool((loss(everywhere, torch.full_like(target, 3)) == math.inf).all())
+    once = torch.cat([everywhere[:, :1], logits[:, 1:]], dim=1)
+    assert bool((loss(once, target.clamp(max=2)) == math.inf).all())
+
+
 def test_stacks_under_vmap(copies):
     logits, target = copies
     loss = SmoothingConsistencyLoss()

@@ -60,7 +60,8 @@ def with_entropy(
     log_p = output.log_softmax(dim=1)
     p = log_p.exp()
     own = -log_p.gather(1, target[:, None])
-    part = log_p.mul_(p).mul_(price)
+    # So far down p is 0 in every dtype, and 0 times -inf would be NaN.
+    part = log_p.clamp_(min=-1e4).mul_(p).mul_(price)
     entropy = -part.sum(dim=1, keepdim=True)
     gradient = p.mul_(1 - entropy).sub_(part).scatter_add_(1, target[:, None], -torch.ones_like(own))
     return (own + entropy).squeeze(1), gradient

@@ -1,13 +1,15 @@
 """Losses that know how many rows each class has: rare classes get a margin, or a head start."""
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lossworks.checks import check_amounts, check_finite, check_positive
+from lossworks.checks import check_amounts, check_finite, check_positive, precise
 from lossworks.roles import Loss, SoftmaxForm
 
 
@@ -20,13 +22,24 @@ class _LongTail(Loss):
         check_amounts("class_counts", class_counts, "C", least=2)
         self.class_counts = class_counts
 
-    def _counts(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
-        """The counts, where a class without rows counts as the rarest that has some."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move all, but let the counts keep their dtype: bfloat16 holds no count above 256 exactly."""
+        before = self.class_counts
+        super()._apply(fn, recurse)
+        if self.class_counts.dtype != before.dtype:
+            self.class_counts = before.to(self.class_counts.device)
+        return self
+
+    def _counts(self, num_classes: int) -> Float[Tensor, " classes"]:
+        """The counts, where a class without rows counts as the rarest that has some.
+
+        As precise as can be: what is made of them is rounded where it is used, in every form alike.
+        """
         if num_classes != len(self.class_counts):
             raise ValueError(
                 f"output must have {len(self.class_counts)} classes, as class_counts has, got {num_classes}"
             )
-        counts = self.class_counts.to(dtype)
+        counts = self.class_counts.to(precise(self.class_counts.device))
         return torch.maximum(counts, torch.where(counts > 0, counts, math.inf).amin())
 
 
@@ -40,7 +53,8 @@ class LDAMLoss(_LongTail):
     A class without rows has the margin of the rarest class with rows.
 
     Args:
-        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
+            that keeps its dtype.
         max_margin: The rarest class's margin, in units of ``output``, >= 0.
         scale: The factor s on the logits, > 0. The authors use 30 on cosines (normalised features and weights); for the
             plain logits that most models give the default is 1.
@@ -84,18 +98,17 @@ class LDAMLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        margins = self._margins(output.shape[1], output.dtype)
+        margins = self._margins(output.shape[1]).to(output.dtype)
         behind = output.scatter_add(1, target[:, None], -margins[target][:, None])
         plain = not isinstance(self.scale, Tensor) and self.scale == 1
         return cross_entropy(behind if plain else self.scale * behind, target, reduction="none")
 
     def softmax_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
-        handicap = -self.scale * self._margins(num_classes, self.class_counts.dtype)
-        return SoftmaxForm(lambda own: own, scale=self.scale, handicap=handicap)
+        return SoftmaxForm(lambda own: own, scale=self.scale, handicap=-self.scale * self._margins(num_classes))
 
-    def _margins(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
-        counts = self._counts(num_classes, dtype)
+    def _margins(self, num_classes: int) -> Float[Tensor, " classes"]:
+        counts = self._counts(num_classes)
         return self.max_margin * (counts.amin() / counts) ** 0.25
 
     def predict(self, output: Tensor) -> Tensor:
@@ -114,7 +127,8 @@ class LogitAdjustedLoss(_LongTail):
     has the training data's frequencies. A class without rows counts as the rarest class with rows.
 
     Args:
-        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
+            that keeps its dtype.
         tau: How much of the frequencies is taken away, any number; 0 is cross-entropy, 1 serves balanced accuracy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
@@ -154,14 +168,14 @@ class LogitAdjustedLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return cross_entropy(output + self._shift(output.shape[1], output.dtype), target, reduction="none")
+        return cross_entropy(output + self._shift(output.shape[1]).to(output.dtype), target, reduction="none")
 
     def softmax_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
-        return SoftmaxForm(lambda own: own, shift=self._shift(num_classes, self.class_counts.dtype))
+        return SoftmaxForm(lambda own: own, shift=self._shift(num_classes))
 
-    def _shift(self, num_classes: int, dtype: torch.dtype) -> Float[Tensor, " classes"]:
-        counts = self._counts(num_classes, dtype)
+    def _shift(self, num_classes: int) -> Float[Tensor, " classes"]:
+        counts = self._counts(num_classes)
         return self.tau * (counts / counts.sum()).log()
 
 
@@ -174,7 +188,8 @@ class BalancedSoftmaxLoss(_LongTail):
     It is :class:`LogitAdjustedLoss` at ``tau=1``, found independently; :meth:`predict` is the same.
 
     Args:
-        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer.
+        class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
+            that keeps its dtype.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -205,8 +220,8 @@ class BalancedSoftmaxLoss(_LongTail):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return cross_entropy(output + self._counts(output.shape[1], output.dtype).log(), target, reduction="none")
+        return cross_entropy(output + self._counts(output.shape[1]).log().to(output.dtype), target, reduction="none")
 
     def softmax_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
-        return SoftmaxForm(lambda own: own, shift=self._counts(num_classes, self.class_counts.dtype).log())
+        return SoftmaxForm(lambda own: own, shift=self._counts(num_classes).log())

@@ -62,8 +62,12 @@ class PredictionEntropyPenalty(Loss):
     ) -> Float[Tensor, " n"]:
         """One value a row."""
         log_p = output.log_softmax(dim=1)
-        entropy = -(log_p.exp() * log_p).sum(dim=1)
-        own = (target * log_p).sum(dim=1) if target.is_floating_point() else log_p.gather(1, target[:, None]).squeeze(1)
+        finite = log_p.clamp(min=-1e4)  # so far down p is 0 in every dtype, and 0 times -inf would be NaN
+        entropy = -(log_p.exp() * finite).sum(dim=1)
+        if target.is_floating_point():
+            own = (target * torch.where(target == 0, finite, log_p)).sum(dim=1)
+        else:
+            own = log_p.gather(1, target[:, None]).squeeze(1)
         return self.lam * entropy - own
 
     @torch.no_grad()

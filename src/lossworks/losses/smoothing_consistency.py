@@ -87,7 +87,8 @@ class SmoothingConsistencyLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of rows that come as one copy each."""
         log_p = output.log_softmax(dim=1)
-        entropy = -(log_p.exp() * log_p).sum(dim=1)
+        finite = log_p.clamp(min=-1e4)  # so far down p is 0 in every dtype, and 0 times -inf would be NaN
+        entropy = -(log_p.exp() * finite).sum(dim=1)
         return self.eta * entropy - log_p.gather(1, target[:, None]).squeeze(1)
 
     @torch.no_grad()
@@ -99,8 +100,10 @@ class SmoothingConsistencyLoss(Loss):
 
     def _of_copies(self, output: Float[Tensor, "n m classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         log_p = output.log_softmax(dim=2)
+        own = -log_p.mean(dim=1).gather(1, target[:, None])[:, 0]
+        # A class that no copy gives anything adds 0 to what follows, as one does that all copies are certain of.
+        log_p = log_p.masked_fill((log_p == -math.inf).all(dim=1, keepdim=True), 0)
         mean_log_p = log_p.mean(dim=1)
-        own = -mean_log_p.gather(1, target[:, None])[:, 0]
         log_mean = log_p.logsumexp(dim=1) - math.log(output.shape[1])
         mean = log_mean.exp()
         divergence = (mean * (log_mean - mean_log_p)).sum(dim=1)
