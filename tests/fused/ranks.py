@@ -161,10 +161,10 @@ def facts(rank, ranks):
     def call(hidden=batch["hidden"], weight=batch["weight"][own], target=target, loss=smooth, **options):
         return parallel_linear_loss(hidden, weight, target, loss, **{"process_group": None, "chunk": CHUNK, **options})
 
-    def error(**wrong):
+    def error(make=call, **wrong):
         try:
-            call(**wrong)
-        except (TypeError, ValueError) as raised:
+            make(**wrong)
+        except (RuntimeError, TypeError, ValueError) as raised:
             return str(raised)
         return "nothing"
 
@@ -172,6 +172,7 @@ def facts(rank, ranks):
     poisoned[-1, 0] = torch.nan  # a class of the last rank
     narrow = batch["weight"][own, : FEATURES - (rank == 0)]
     hinge = lw.losses.WestonWatkinsLoss()
+    leaf = batch["weight"][own].clone().requires_grad_()
     seen = {
         "narrow": error(weight=narrow),
         "nan": error(weight=poisoned[own]),
@@ -179,6 +180,10 @@ def facts(rank, ranks):
         "class": error(target=target + 3),
         "loss": error(loss=lw.losses.OneVsRestEnsLoss()),
         "shard_sizes": error(shard_sizes=[1] * ranks),
+        "shard_sizes, a number": error(shard_sizes=5),
+        "shard_sizes, of floats": error(shard_sizes=[2.0] * ranks),
+        "differentiated twice": error(lambda: torch.autograd.grad(call(weight=leaf), leaf, create_graph=True)),
+        "under a transform": error(lambda: torch.func.grad(lambda weight: call(weight=weight))(leaf.detach())),
         "bias": error(bias_shard=torch.zeros(7, dtype=torch.float64)),
         "chunk": error(chunk=0),
     }

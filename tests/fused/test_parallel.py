@@ -69,6 +69,10 @@ def test_all_ranks_raise_the_same_error_or_none_would_end(ranks):
             ("class", "target must be in [0, 5)"),
             ("loss", "OneVsRestEnsLoss does not read"),
             ("shard_sizes", "shard_sizes"),
+            ("shard_sizes, a number", "shard_sizes must be a sequence of the ranks' numbers of classes, got int"),
+            ("shard_sizes, of floats", "shard_sizes[0] must be an int, got float"),
+            ("differentiated twice", "can't be differentiated twice"),
+            ("under a transform", "keep it out of torch.compile and torch.func"),
             ("bias", "bias_shard"),
             ("chunk", "chunk"),
         ):

@@ -196,6 +196,73 @@ def test_only_v_follows_another_dtype():
     assert head.U.dtype == head.gram.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_leaves_the_weights_as_they_are(dtype, generator):
+    dense = linear(torch.float32)
+    model = nn.Sequential(nn.Linear(D, D), FactoredSphericalHead.from_linear(dense)).to(dtype)
+    assert model[0].weight.dtype == dtype
+    assert torch.equal(model[1].to_linear().weight, dense.weight)
+    hidden, target = next(batches(1, torch.float32, generator))
+    model[1].loss(model[0](hidden.to(dtype)), target).backward()
+    model[1].step(0.1)
+    assert model[0].weight.grad.dtype == dtype
+    assert bool((model[1].to_linear().weight != dense.weight).any())
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_hidden_of_any_dtype_gives_what_v_has(held, dtype, generator):
+    dense = linear(held)
+    head = FactoredSphericalHead.from_linear(dense, ZLoss())
+    hidden, target = next(batches(1, torch.float64, generator))
+    hidden = hidden.to(dtype).requires_grad_()
+    exact, weight = hidden.detach().double(), dense.weight.detach().double()
+    scores = exact @ weight.T
+    assert_close(head(hidden), scores.to(held))
+    values, classes = head.topk(hidden, 5)
+    assert_close(values, scores.topk(5, dim=1).values.to(held))
+    assert torch.equal(classes, scores.topk(5, dim=1).indices)
+    assert_close(head.loss(hidden, target), ZLoss()(scores, target).to(held))
+    (gradient,) = torch.autograd.grad(head(hidden).square().sum(), hidden)
+    assert gradient.dtype == dtype
+    assert_close(gradient.double(), 2 * scores @ weight, atol=1e-2, rtol=1e-2)
+
+
+def test_a_learned_z_loss_is_a_part_of_the_head(generator):
+    a = nn.Parameter(torch.tensor(2.0))
+    dense = linear(torch.float32)
+    head = FactoredSphericalHead.from_linear(dense, ZLoss(a))
+    assert [id(parameter) for parameter in head.parameters()] == [id(a)]
+    other = a.detach().clone().requires_grad_()
+    hidden, target = next(batches(1, torch.float32, generator))
+    head.loss(hidden, target).backward()
+    ZLoss(other)(dense(hidden), target).backward()
+    assert_close(a.grad, other.grad)
+    head.zero_grad()
+    assert a.grad is None
+
+
+def test_a_z_losses_tensors_are_saved_moved_and_loaded(generator):
+    head = FactoredSphericalHead(D, C, ZLoss(torch.tensor(2.0), torch.tensor(1.0)))
+    assert head.double().spherical.a.dtype == torch.float64
+    fresh = FactoredSphericalHead(D, C, ZLoss(torch.tensor(1.0), torch.tensor(0.0)), dtype=torch.float64)
+    fresh.load_state_dict(head.state_dict())
+    hidden, target = next(batches(1, torch.float64, generator))
+    wanted = ZLoss(2.0, 1.0)(head.to_linear()(hidden), target)
+    assert_close(fresh.loss(hidden, target), wanted)
+
+
+def test_of_a_z_loss_the_ignored_class_must_be_the_heads_and_the_reduction_is_not_read(generator):
+    with pytest.raises(ValueError, match="ignore_index must be 0 as the loss's own is, got -100"):
+        FactoredSphericalHead(D, C, ZLoss(ignore_index=0))
+    dense = linear()
+    hidden, target = next(batches(1, torch.float64, generator))
+    target[2:5] = 0
+    for own in (ZLoss(reduction="sum"), ZLoss(reduction="sum", ignore_index=0)):
+        head = FactoredSphericalHead.from_linear(dense, own, ignore_index=0)
+        assert_close(head.loss(hidden, target), ZLoss()(dense(hidden[target != 0]), target[target != 0]))
+
+
 @pytest.mark.parametrize("loss", [ZLoss(), "squared"])
 def test_gradients_in_hidden_are_right_twice(loss, generator):
     head = FactoredSphericalHead(D, C, loss, dtype=torch.float64)
@@ -239,6 +306,7 @@ def test_a_loss_from_before_the_step_is_refused(generator):
         (lambda: FactoredSphericalHead(3, 5, largest_condition=1.0), ValueError, "largest_condition must be > 1"),
         (lambda: FactoredSphericalHead(3, 5, dtype=torch.float16), TypeError, "dtype"),
         (lambda: FactoredSphericalHead.from_linear(nn.Linear(3, 5)), ValueError, "no bias"),
+        (lambda: FactoredSphericalHead.from_linear(None), TypeError, "linear must be a torch.nn.Linear, got NoneType"),
         (lambda: FactoredSphericalHead(3, 5).loss(torch.ones(2, 4), torch.tensor([0, 1])), ValueError, "hidden"),
         (
             lambda: FactoredSphericalHead(3, 5).loss(torch.ones(2, 3), torch.tensor([0, 5])),

@@ -60,7 +60,7 @@ def test_the_gradient_is_its_closed_form_and_none_goes_to_the_past(generator, ta
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_fused_form_is_the_plain_one_and_remembers_the_same(generator, target, reduction, twice):
     weight = torch.randn(C, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    plain, fused = (in_double(TrajectoryLoss(N, C, 0.8, 2.0, 1)) for _ in range(2))
+    plain, fused = (in_double(TrajectoryLoss(N, C, 0.7, 1.3, 1)) for _ in range(2))
     for step in range(4):
         hidden = torch.randn(N, 3, generator=generator, dtype=torch.float64).requires_grad_()
         index, target_ = torch.randperm(N, generator=generator), target.clone()
@@ -73,7 +73,8 @@ def test_the_fused_form_is_the_plain_one_and_remembers_the_same(generator, targe
         assert_close(found, expected)
         wanted = torch.autograd.grad(expected, (hidden, weight), upstream)
         for _ in range(2):
-            assert_close(torch.autograd.grad(found, (hidden, weight), upstream, retain_graph=True), wanted)
+            gradients = torch.autograd.grad(found, (hidden, weight), upstream, retain_graph=True)
+            assert_close(gradients, wanted, rtol=1e-12, atol=1e-12)
         assert_close(fused.history, plain.history)
         assert torch.equal(fused.visits, plain.visits)
     assert bool((fused.visits >= 2).any())
@@ -92,11 +93,71 @@ def test_a_second_reading_after_the_rows_next_visit_is_refused(generator, target
 def test_outputs_that_are_no_numbers_are_no_visit(generator, target):
     loss = in_double(TrajectoryLoss(N, C, lag_epochs=1))
     (z,) = epochs(generator, 1)
-    z[0, 1], z[1, 2], z[2, 3] = torch.nan, torch.inf, -torch.inf
-    with pytest.raises(ValueError, match="output has NaN in row 0"):
-        loss(z, target, index=torch.arange(N))
-    assert loss.visits.tolist() == [0, 0, 1, 1, 1, 1]
+    z[1, 2], z[2, 3] = torch.inf, -torch.inf
+    loss(z, target, index=torch.arange(N))
+    assert loss.visits.tolist() == [1, 0, 1, 1, 1, 1]
     assert bool(loss.history.isfinite().all())
+    assert loss.history.view(N, 2, C)[:, 0].any(dim=1).tolist() == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("index", [torch.arange(N), torch.tensor([0, 1, 2, 1, 3, 4])])
+def test_a_call_that_is_refused_is_no_visit(generator, target, index):
+    loss = in_double(TrajectoryLoss(N, C, lag_epochs=1))
+    before, z = epochs(generator, 2)
+    loss(before, target, index=torch.arange(N))
+    held = copy.deepcopy(loss.state_dict())
+    with pytest.raises(ValueError, match="sample_weight must be finite"):
+        loss(z, target, index=index, sample_weight=-torch.ones(N))
+    z[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="output has NaN in row 3"):
+        loss(z, target, index=index)
+    assert_close(loss.state_dict(), held, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_class_that_is_out_of_the_question_adds_nothing(generator, target, fused):
+    weight = torch.randn(C, 3, generator=generator, dtype=torch.float64)
+    loss, without = (in_double(TrajectoryLoss(N, classes, lag_epochs=1)) for classes in (C, C - 1))
+    bias, kept = torch.tensor([0, 0, 0, -torch.inf], dtype=torch.float64), target.clamp(max=C - 2)
+    for _ in range(3):
+        hidden = torch.randn(N, 3, generator=generator, dtype=torch.float64).requires_grad_()
+        if fused:
+            value = lw.fused.linear_loss(hidden, weight, kept, loss, bias=bias, index=torch.arange(N))
+        else:
+            value = loss(hidden @ weight.T + bias, kept, index=torch.arange(N))
+        expected = without(hidden @ weight[:-1].T, kept, index=torch.arange(N))
+        assert_close(value, expected)
+        assert_close(torch.autograd.grad(value, hidden), torch.autograd.grad(expected, hidden))
+
+
+def test_digits_are_kept_where_logits_share_an_offset(generator, target):
+    now, past = epochs(generator, 2)
+    single = TrajectoryLoss(N, C, lag_epochs=1)
+    single(past.float(), target, index=torch.arange(N))
+    expected = cross_entropy(now, target, reduction="none") + 0.3 * trajectory_divergence(now, past)
+    shifted = (now + 1024).float()
+    exact = shifted.double() - 1024  # what is left of the logits beside their offset
+    expected = cross_entropy(exact, target, reduction="none") + 0.3 * trajectory_divergence(exact, past)
+    memory = single.eval().recall(shifted, target, torch.arange(N))
+    assert_close(single.value_and_logit_gradient(shifted, target, memory)[0].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_memory_of_more_digits_than_the_outputs_is_written(generator, target):
+    loss = in_double(TrajectoryLoss(N, C, lag_epochs=1))
+    for z in epochs(generator, 3):
+        value = loss(z.float(), target, index=torch.arange(N))
+    assert value.dtype == torch.float32
+    assert bool(value.isfinite())
+
+
+def test_a_copy_of_a_row_that_is_no_number_does_not_make_the_other_stale(generator, target):
+    loss, index = in_double(TrajectoryLoss(N, C, lag_epochs=1)), torch.zeros(N, dtype=torch.int64)
+    first, second = epochs(generator, 2)
+    loss(first, target, index=index)
+    second[1, 0] = torch.inf
+    with lw.checks(False):
+        loss(second, target, index=index)
+    assert loss.visits.tolist() == [2] + [0] * (N - 1)
 
 
 def test_an_output_that_stays_is_free(generator, target):

@@ -22,7 +22,7 @@ def linear_kl(
     *,
     student_bias: Float[Tensor, " classes"] | None = None,
     teacher_bias: Float[Tensor, " classes"] | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     direction: str = "forward",
     sample_weight: Float[Tensor, "*rows"] | None = None,
     total: float | Tensor | None = None,
@@ -55,7 +55,7 @@ def linear_kl(
         chunk: Rows at a time; by default as many as a tenth of the logit matrix holds, for both models together.
 
     Returns:
-        ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0.
+        ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0 but for rounding.
 
     Raises:
         ValueError: ``temperature <= 0``, an unknown direction, shapes that don't match.
@@ -70,6 +70,8 @@ def linear_kl(
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("direction", direction, ("forward", "reverse"))
     check_positive("temperature", temperature)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError("temperature must not require a gradient, which is not computed: detach it")
     student = check_layer(student_hidden, student_weight, student_bias, "student_")
     hidden, weight, bias = check_layer(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
     teacher = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
@@ -82,7 +84,8 @@ def linear_kl(
         raise ValueError(
             f"teacher_weight must have {len(student_weight)} classes as student_weight has, got {len(teacher_weight)}"
         )
-    reader = TeacherReader(teacher, temperature, direction == "reverse")
+    precision = plan_for(teacher, Reader(), 1).compute
+    reader = TeacherReader(teacher, temperature, direction == "reverse", precision)
     plan = plan_for(student, reader, chunk, copies=2)
     rows = None
     if sample_weight is not None:
@@ -99,9 +102,15 @@ class TeacherReader(Reader):
     """Rows compared with a teacher's, whose logits are computed a chunk at a time as well."""
 
     teacher: Layer
-    temperature: float
+    temperature: float | Tensor
     reverse: bool
+    precision: torch.dtype
     logits = "student_hidden @ student_weight.T"
+
+    @property
+    def read_again(self) -> tuple[Tensor, ...]:
+        """See :class:`lossworks.fused.rows.Reader`."""
+        return tuple(given for given in self.teacher if given is not None)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`lossworks.fused.rows.Reader`."""
@@ -110,12 +119,12 @@ class TeacherReader(Reader):
         for block in blocks(logits):
             student = (logits[block] / self.temperature).log_softmax(dim=1)
             teacher = (taught[block] / self.temperature).log_softmax(dim=1)
-            p, gap = student.exp(), student - teacher
-            weighed = p * gap if self.reverse else teacher.exp() * -gap
+            p, taught_p = student.exp(), teacher.exp()
+            weighed = _weighed(p, student - teacher) if self.reverse else _weighed(taught_p, teacher - student)
             losses[block] = weighed.sum(dim=1)
             if coefficient is None:
                 continue
-            slope = weighed - p * losses[block, None] if self.reverse else p - teacher.exp()
+            slope = weighed - p * losses[block, None] if self.reverse else p - taught_p
             torch.mul(slope, coefficient[block, None] / self.temperature, out=logits[block])
         return Reading(losses)
 
@@ -124,9 +133,15 @@ class TeacherReader(Reader):
         logits = logits.float() if logits.dtype in HALF else logits
         student = (logits / self.temperature).log_softmax(dim=1)
         teacher = (self._logits(rows).to(logits.dtype) / self.temperature).log_softmax(dim=1)
-        gap = student - teacher
-        return (student.exp() * gap if self.reverse else teacher.exp() * -gap).sum(dim=1)
+        one, other = (student, teacher) if self.reverse else (teacher, student)
+        return _weighed(one.exp(), one - other).sum(dim=1)
 
     def _logits(self, rows: slice) -> Tensor:
         hidden, weight, bias = self.teacher
-        return torch.nn.functional.linear(hidden[rows], weight, bias)
+        weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
+        return torch.nn.functional.linear(hidden[rows].to(self.precision), weight, bias)
+
+
+def _weighed(p: Tensor, gap: Tensor) -> Tensor:
+    """The gaps by their probabilities; a class of probability 0 adds nothing, however far its other logarithm is."""
+    return p * torch.where(p > 0, gap, 0)

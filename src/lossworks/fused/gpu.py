@@ -68,7 +68,6 @@ def run_with_kernels(
         for summed, gradient in zip(hyper, found[len(read) :], strict=True):
             if summed is not None and gradient is not None:
                 summed += gradient
-    reader.finish()
     if lift is not None:
         for summed in (*sums, *hyper):
             if summed is not None:

@@ -23,7 +23,19 @@ from lossworks.checks import (
 from lossworks.fused.chunks import chunk_size, slices
 from lossworks.fused.rows import HALF, Layer, LossReader, Plan, Reader, run
 from lossworks.losses import CrossEntropyLoss
-from lossworks.roles import REDUCTIONS, Loss, Weighting, about_kept, asked_once, cite, weighted_reduction
+from lossworks.roles import (
+    REDUCTIONS,
+    Loss,
+    Weighting,
+    about_kept,
+    asked_once,
+    cite,
+    held_back,
+    weighted_reduction,
+)
+
+_LOOKED_AT = 64
+"""So many rows with a loss that is NaN are looked at for logits that are."""
 
 
 @cite("wijmans2024cutyourlosses", "hsu2024liger")
@@ -188,6 +200,12 @@ def reduced_rows(
     if weights is not None:
         if not isinstance(weights, Weighting):
             raise TypeError(f"weights must be a lossworks Weighting, got {type(weights).__name__}")
+        for name, column in (("index", index), ("group", group)):
+            if column is not None:
+                check_tensor(name, column)
+                if column.shape != shape:
+                    wanted = f"{tuple(shape)}, one number a row"
+                    raise ValueError(f"{name} must have shape {wanted}, got {tuple(column.shape)}")
         asked = _weigh(weights, plan, reader, layer, index, group)
         rows = torch.ones_like(asked) if rows is None else rows
         if total is None and reduction == "mean":
@@ -210,7 +228,7 @@ def reduced(
     if rows is None:
         rows = layer[0].new_ones((len(layer[0]), *reader.tail), dtype=plan.dtype)
     if reduction == "mean":
-        rows = rows / (sum_of(rows) if total is None else total)
+        rows = rows / (sum_of(rows) if total is None else total + (total == 0))
     value: Tensor = _Summed.apply(plan, reader, *layer, rows, *reader.hyper)[0]
     return value
 
@@ -248,20 +266,24 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: Plan, reader: Reader, hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Tensor) -> Tensor:
-        return checked(run(plan, reader, (hidden, weight, bias))[0], reader)
+        layer = hidden, weight, bias
+        losses = checked(run(plan, reader, layer)[0], reader, layer)
+        reader.finish()
+        return losses
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.plan, ctx.reader = inputs[:2]
-        ctx.save_for_backward(*inputs[2:5])
+        ctx.save_for_backward(*inputs[2:], *ctx.reader.read_again)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        layer = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            losses = _in_plain_steps(ctx.plan, ctx.reader, layer)
-            return None, None, *_gradients(losses, (*layer, *ctx.reader.hyper), upstream)
-        return None, None, *run(ctx.plan, ctx.reader, layer, upstream.to(ctx.plan.dtype))[1]
+        plan, reader, layer = ctx.plan, ctx.reader, ctx.saved_tensors[:3]
+        upstream = upstream.to(plan.dtype)
+        if torch.is_grad_enabled() or is_batched(upstream):
+            return None, None, *_in_plain_gradients(plan, reader, layer, upstream)
+        with reader.standing():
+            return None, None, *run(plan, reader, layer, upstream)[1]
 
 
 class _Summed(torch.autograd.Function):
@@ -280,43 +302,74 @@ class _Summed(torch.autograd.Function):
         coefficient: Tensor,
         *hyper: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        asked = any(plan.wanted) or bool(hyper)
-        losses, gradients = run(plan, reader, (hidden, weight, bias), coefficient if asked else None, unscaled=True)
-        return (checked(losses, reader) * coefficient).sum(), losses, *gradients
+        asked, layer = any(plan.wanted) or bool(hyper), (hidden, weight, bias)
+        losses, gradients = run(plan, reader, layer, coefficient if asked else None, unscaled=True)
+        value = (checked(losses, reader, layer) * coefficient).sum()
+        reader.finish()
+        return value, losses, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         ctx.plan, ctx.reader = inputs[:2]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
-        ctx.save_for_backward(*inputs[2:6])
+        ctx.save_for_backward(*inputs[2:], *ctx.reader.read_again)
         ctx.ready = [None if tensor is None else tensor.detach() for tensor in output[1:]]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        plan, reader = ctx.plan, ctx.reader
         if upstream is None:
-            return (None,) * (6 + len(ctx.reader.hyper))
+            return (None,) * (6 + len(reader.hyper))
+        *layer, coefficient = ctx.saved_tensors[:4]
         if torch.is_grad_enabled():
-            *layer, coefficient = ctx.saved_tensors
-            value = (_in_plain_steps(ctx.plan, ctx.reader, tuple(layer)) * coefficient).sum()
-            return None, None, *_gradients(value, (*layer, coefficient, *ctx.reader.hyper), upstream)
+            return None, None, *_in_plain_gradients(plan, reader, tuple(layer), upstream, coefficient)
         ready, ctx.ready = ctx.ready, None
-        *layer, coefficient = ctx.saved_tensors
         if ready is None:
-            losses, gradients = run(ctx.plan, ctx.reader, tuple(layer), coefficient, unscaled=True)
+            with reader.standing():
+                losses, gradients = run(plan, reader, tuple(layer), coefficient, unscaled=True)
             ready = [losses, *gradients]
-        if not (readable(upstream) and float(upstream) == 1):
+        if is_batched(upstream):
+            ready, ctx.ready = [None if tensor is None else tensor * upstream for tensor in ready], ready
+        elif not (readable(upstream) and float(upstream) == 1):
             ready = [None if tensor is None else tensor.mul_(upstream) for tensor in ready]
         of_coefficient, *of_layer = ready[:4]
         of_layer = [None if g is None else g.to(held.dtype) for g, held in zip(of_layer, layer, strict=True)]
         return None, None, *of_layer, of_coefficient, *ready[4:]
 
 
-def _gradients(value: Tensor, tensors: tuple[Tensor | None, ...], upstream: Tensor) -> list[Tensor | None]:
-    """The gradients in those that have one, to be differentiated again."""
-    leaves = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-    found = iter(torch.autograd.grad(value, leaves, upstream.to(value.dtype), create_graph=True, allow_unused=True))
-    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+def is_batched(upstream: Tensor) -> bool:
+    """Whether several upstream gradients come as one, as ``is_grads_batched`` and ``jacobian(vectorize=True)`` do."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(upstream) or torch._C._functorch.is_legacy_batchedtensor(
+        upstream
+    )
+
+
+def _in_plain_gradients(
+    plan: Plan, reader: Reader, layer: Layer, upstream: Tensor, coefficient: Tensor | None = None
+) -> list[Tensor | None]:
+    """The gradients in those of layer, coefficient and ``hyper`` that have one, to be differentiated again.
+
+    They are taken in aliases: where one of these was computed from another, each would go on to the other here, and
+    then once more where it is handed to.
+    """
+    summed = () if coefficient is None else (coefficient,)
+    with torch.enable_grad():
+        aliases = [
+            tensor.view_as(tensor) if tensor is not None and tensor.requires_grad else tensor
+            for tensor in (*layer, *summed, *reader.hyper)
+        ]
+        hidden, weight, bias = aliases[:3]
+        assert hidden is not None
+        assert weight is not None
+        with reader.standing([alias for alias in aliases[3 + len(summed) :] if alias is not None]):
+            value = _in_plain_steps(plan, reader, (hidden, weight, bias))
+        if summed:
+            value = (value * aliases[3]).sum()
+    leaves = [alias for alias in aliases if alias is not None and alias.requires_grad]
+    again = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(value, leaves, upstream.to(value.dtype), create_graph=again, allow_unused=True))
+    return [next(found) if alias is not None and alias.requires_grad else None for alias in aliases]
 
 
 def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "", suffix: str = "") -> Layer:
@@ -332,6 +385,9 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str
             f"{prefix}hidden must have shape (n, d) or (n, t, d) with d = {weight.shape[1]} as {prefix}weight{suffix} "
             f"has, got {tuple(hidden.shape)}"
         )
+    for name, tensor in ((f"weight{suffix}", weight), (f"bias{suffix}", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{prefix}{name} must be on {hidden.device} as {prefix}hidden is, got {tensor.device}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{prefix}bias{suffix} must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if not torch.is_autocast_enabled(hidden.device.type):
@@ -361,11 +417,11 @@ def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1
     return Plan(size, compute, (h, w, b))
 
 
-def checked(losses: Tensor, reader: Reader) -> Tensor:
-    """The losses, if none is NaN; the sum of all is a cheaper question than each."""
+def checked(losses: Tensor, reader: Reader, layer: Layer) -> Tensor:
+    """The losses, if no logit is NaN; the sum of all losses is a cheaper question than each."""
     if readable(losses) and not bool(losses.sum().isfinite()):
         rows = losses.isnan().reshape(len(losses), -1).any(dim=1).nonzero().flatten()
-        if rows.numel():
+        if rows.numel() and reader.is_nan(layer, rows[:_LOOKED_AT]):
             more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""
             raise ValueError(f"{reader.logits} has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")
     return losses
@@ -386,8 +442,12 @@ def loss_reader(
     if not loss.rowwise or loss.stochastic or loss.couples_batch:
         raise TypeError(f"{type(loss).__name__} does not read each row of logits alone, so it can't be taken in chunks")
     check_tensor("target", target)
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError("target must not require a gradient, which the fused form doesn't give it: detach it")
     hidden, weight, _ = layer
     classes = len(weight)
+    if not classes:
+        raise ValueError(f"weight must have at least one class, got {tuple(weight.shape)}")
     grad = torch.is_grad_enabled()
     hyper = tuple(tensor for tensor in (*loss.parameters(), *loss.buffers()) if grad and tensor.requires_grad)
     kept, tail, form = None, torch.Size(), None
@@ -417,6 +477,10 @@ def loss_reader(
     if loss.needs_index:
         index = loss._extra(index, shape)["index"]
         index = index if kept is None else torch.where(kept, index, -1)
+    if loss.kind == "classes" and not traced():
+        # So many classes, and no row, as the loss itself sees them.
+        with torch.no_grad(), held_back(loss):
+            loss.rows(weight.detach().new_zeros((0, classes)), flat[:0], None if index is None else index[:0])
     reader = LossReader(loss, flat, kept, index if loss.needs_index else None, hyper, form, tuple(tail))
     return reader, shape
 
@@ -430,6 +494,11 @@ def _other_target(
     if not whole and (by_number or target.shape != lead):
         wanted = f"{(*lead, classes)}" if by_number else f"{tuple(lead)} or {(*lead, classes)}"
         raise ValueError(f"target must have shape {wanted}, got {tuple(target.shape)}")
+    if whole and not by_number and len(lead) > 1:
+        raise ValueError(
+            f"hidden must have shape (n, d) for {type(loss).__name__}, to which all that follows the first axis is one "
+            f"row, got ({', '.join(map(str, lead))}, d)"
+        )
     if loss.kind == "binary":
         check_binary(target)
     flat = target.reshape(-1, classes) if whole else target.flatten()

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_floating
-from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows
-from lossworks.fused.rows import LossReader, Reading
+from lossworks.checks import check_choice, check_floating, check_int
+from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows, traced
+from lossworks.fused.rows import Layer, LossReader, Reading
 from lossworks.fused.softmax import handicaps, row_gradient_, row_statistics
 from lossworks.roles import REDUCTIONS, Loss, SoftmaxForm, Weighting, cite
 
@@ -50,6 +50,12 @@ class _Shards:
                     f"hidden must be (n, d) on every rank and weight_shard (C_r, d), the ranks have {held}"
                 )
             return _Shards(group, tuple(own for own, *_ in shapes))
+        if not isinstance(sizes, Sequence):
+            raise TypeError(
+                f"shard_sizes must be a sequence of the ranks' numbers of classes, got {type(sizes).__name__}"
+            )
+        for held_by, size in enumerate(sizes):
+            check_int(f"shard_sizes[{held_by}]", size, low=0)
         if len(sizes) != ranks or sizes[rank] != len(weight):
             raise ValueError(
                 f"shard_sizes must have one number of classes for each of {ranks} ranks, {len(weight)} for rank {rank},"
@@ -97,8 +103,17 @@ class _ShardReader(LossReader):
         return reading
 
     def trace(self, logits: Tensor, rows: slice) -> Tensor:
-        """Not possible: what the ranks say to each other is no step that a compiler or a transform could see."""
-        raise RuntimeError("parallel_linear_loss runs eagerly: keep it out of torch.compile and torch.func")
+        """Not possible: what the ranks say to each other is no step that a compiler or a gradient could follow."""
+        raise RuntimeError(
+            "parallel_linear_loss runs eagerly: keep it out of torch.compile and torch.func"
+            if traced()
+            else "parallel_linear_loss can't be differentiated twice, nor by several upstream gradients at once: its"
+            " backward pass takes neither create_graph=True nor is_grads_batched=True"
+        )
+
+    def is_nan(self, layer: Layer, rows: Tensor) -> bool:
+        """Taken as such: a rank that looked at its own classes alone would leave the others waiting."""
+        return True
 
     def sum_hidden(self, gradient: Tensor) -> None:
         """The shards' parts of the gradient in hidden add up."""
@@ -189,14 +204,15 @@ def parallel_linear_loss(
         ignore_index: The class whose rows don't count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         chunk: Rows at a time, the same on every rank; by default as :func:`linear_loss` chooses for all classes.
-        shard_sizes: The number of classes of each rank. Without it the ranks ask each other in every call, for which a
-            GPU must be waited for.
+        shard_sizes: The number of classes of each rank, in a list or tuple. Without it the ranks ask each other in
+            every call, for which a GPU must be waited for.
 
     Returns:
         ``()``, or with ``reduction="none"`` the rows' shape; the same numbers on every rank.
 
     Raises:
-        RuntimeError: under ``torch.compile`` or a transform of ``torch.func``.
+        RuntimeError: under ``torch.compile`` or a transform of ``torch.func``; where its backward pass is to be
+            differentiated itself (``create_graph=True``) or is given several gradients (``is_grads_batched=True``).
         TypeError: as :func:`linear_loss`.
         ValueError: as :func:`linear_loss`; shapes that don't match between the ranks.
 

@@ -1,8 +1,9 @@
 """The chunk loop: losses of rows, and gradients through a linear layer, with one chunk of logits at a time."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,8 +56,26 @@ class Reader:
         """The losses of these rows in plain operations."""
         raise NotImplementedError
 
+    @property
+    def read_again(self) -> tuple[Tensor, ...]:
+        """What a second reading needs as it was, beside the layer and ``hyper``: not to be changed in place before."""
+        return ()
+
+    @contextlib.contextmanager
+    def standing(self, hyper: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Read as when the reader was made, with these in place of its own ``hyper`` if given."""
+        yield
+
+    def is_nan(self, layer: "Layer", rows: Tensor) -> bool:
+        """Whether the logits of some of these rows are NaN, and not the losses alone."""
+        hidden, weight, bias = (None if given is None else given.detach() for given in layer)
+        assert hidden is not None
+        assert weight is not None
+        logits = hidden[rows].to(weight.dtype) @ weight.T
+        return bool((logits if bias is None else logits + bias).isnan().any())
+
     def finish(self) -> None:
-        """Called when all rows have been read."""
+        """Called when all rows have been read and found to be numbers."""
 
     def sum_hidden(self, gradient: Tensor) -> None:
         """Called with the gradient in hidden, to add in place what others hold of it where the classes are sharded."""
@@ -81,7 +100,34 @@ class LossReader(Reader):
         if self.form is not None:
             self.scale, self.shift = self.form.scale, self.form.shift
         self.remembers_nothing = self.index is None
-        self.each_once = self.index is not None and each_once(self.index)
+        self._held: list[tuple[dict[str, Any], str, Tensor | None]] = [
+            (tensors, name, tensor)
+            for module in self.loss.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+        ]
+        self.each_once = False
+        if self.index is not None and not torch.compiler.is_compiling():
+            with checks():  # a question worth waiting for on any device: where a row comes twice, all are held
+                self.each_once = each_once(self.index)
+
+    @property
+    def read_again(self) -> tuple[Tensor, ...]:
+        """See :class:`Reader`."""
+        return (self.target,)
+
+    @contextlib.contextmanager
+    def standing(self, hyper: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """See :class:`Reader`."""
+        others = dict(zip(map(id, self.hyper), self.hyper if hyper is None else hyper, strict=True))
+        now = [(tensors, name, tensors[name]) for tensors, name, _ in self._held]
+        for tensors, name, then in self._held:
+            tensors[name] = others.get(id(then), then)
+        try:
+            yield
+        finally:
+            for tensors, name, tensor in now:
+                tensors[name] = tensor
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`Reader`."""
@@ -141,6 +187,7 @@ class LossReader(Reader):
         target = self.target[rows]
         if self.loss.kind != "classes":
             return self.loss.rows(logits, target)[0]
+        target = target.to(logits.dtype) if target.is_floating_point() else target
         return self.where_kept(self.loss.per_sample(logits, target, **extra), rows)
 
     def _closed(self, logits: Tensor, rows: slice, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -274,12 +321,16 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
         d_weight.zero_()
     hyper: list[Tensor | None] = [None] * len(reader.hyper)
     unscaled = isinstance(reader.scale, float) and reader.scale == 1
+    half = plan.compute in HALF
     for rows in slices(n, plan.chunk):
         hidden = every[rows].to(plan.compute)
         logits = buffer[: len(hidden)]
-        entering = hidden if unscaled else hidden * reader.scale
+        # A half-precision number may have no room for the scale, and rounds once more.
+        entering = hidden if unscaled or half else hidden * reader.scale
         for some in tiles(weight):
             _product(entering, weight[some].T, logits[:, some])
+        if half and not unscaled:
+            logits *= reader.scale
         if offset is not None:
             logits += offset
         reading = reader.read(logits, rows, None if coefficient is None else coefficient[rows])
@@ -288,11 +339,13 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
             continue
         factor = None if reading.factor is None else reading.factor[:, None]
         if d_hidden is not None:
-            leaving = logits.to(plan.compute)
+            lift = _lift(logits) if plan.compute == torch.float16 else None
+            leaving = (logits if lift is None else logits / lift).to(plan.compute)
             for some in tiles(weight):
                 _product(leaving[:, some], weight[some], d_hidden[rows], add=some.start > 0)
-            if factor is not None:
-                d_hidden[rows] *= factor
+            for one in (factor, lift):
+                if one is not None:
+                    d_hidden[rows] *= one
         if d_weight is not None:
             hidden = hidden.to(plan.dtype)
             scaled = hidden if factor is None else hidden * factor
@@ -300,7 +353,6 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
         if d_bias is not None:
             d_bias += logits.sum(dim=0) if reading.factor is None else logits.T @ reading.factor
         hyper = [_plus(one, other) for one, other in zip(hyper, reading.hyper, strict=True)]
-    reader.finish()
     if d_hidden is not None:
         reader.sum_hidden(d_hidden)
     return losses, sums, hyper
@@ -310,7 +362,13 @@ def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:
     if bias is None:
         return None if reader.shift is None else reader.shift.to(plan.dtype)
     scaled = bias.to(plan.compute).to(plan.dtype) * reader.scale
-    return scaled if reader.shift is None else scaled + reader.shift
+    return scaled if reader.shift is None else scaled + reader.shift.to(plan.dtype)
+
+
+def _lift(gradient: Float[Tensor, "n classes"]) -> Float[Tensor, "n 1"]:
+    """What each row is divided by before float16 holds it: it could be lost below, and what lifts it comes later."""
+    largest = gradient.abs().amax(dim=1, keepdim=True)
+    return torch.where(largest > 0, largest, 1)
 
 
 def _product(one: Tensor, other: Tensor, into: Tensor, *, add: bool = False) -> None:

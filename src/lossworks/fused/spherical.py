@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ FromStatistics = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """From each row's target score, sum of scores and sum of squared scores, and how many classes: its loss."""
 _AT_ONCE = 2**24
 """How many numbers of V are worked on at once where all of it must be."""
+_DTYPES = (torch.float32, torch.float64)
 _INVERTED_EVERY = 64
 """Steps between two inversions of U from scratch, which end what Woodbury's formula has drifted by."""
 
@@ -65,20 +65,22 @@ class FactoredSphericalHead(Part):
     with d the loss's slopes in the three statistics, changes U, :math:`\omega` and the batch's own rows of V alone:
     :math:`O(n d^2)` for n rows, whatever C is. It is that step exactly, not an approximation of it.
 
-    There are no parameters: after ``backward()``, :meth:`step` takes the place of an optimiser's step for this layer.
-    Several backward passes before a step add up. Plain SGD (with weight decay) is the only rule for which W has this
-    form.
+    There are no parameters but what the loss learns: after ``backward()``, :meth:`step` takes the place of an
+    optimiser's step for this layer. Several backward passes before a step add up. Plain SGD (with weight decay) is the
+    only rule for which W has this form.
 
     Args:
         in_features: d, at most 32,768.
         num_classes: C, at least 2.
         loss: A :class:`~lossworks.losses.ZLoss`; ``"squared"``, which is
-            :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C.
+            :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C. One
+            that is a module is a part of the head. A Z-loss's own ``reduction`` is not read: :meth:`loss` is given one.
         weight_decay: :math:`\lambda`, >= 0.
         largest_condition: From this ratio of U's largest to its smallest singular value on (bounded by norms), U is
             multiplied into V, which costs :math:`O(C d^2)` once; > 1. The rounding of V is enlarged by as much.
-        ignore_index: The class whose rows are left out.
-        dtype: Of V and of what comes out, float32 or float64. All else is float64.
+        ignore_index: The class whose rows are left out; a Z-loss may not name another.
+        dtype: Of V and of what comes out, whatever ``hidden`` has, float32 or float64. All else is float64. Moved to
+            another dtype (``half()``) V keeps its own.
 
     Buffers:
         V: ``(C, d)``. U, U_inverse: ``(d, d)``, and omega: ``(d,)``.
@@ -90,7 +92,8 @@ class FactoredSphericalHead(Part):
         - hidden: ``(n, d)``; target: classes ``(n,)``, int64.
 
     Raises:
-        ValueError: sizes below their least, shapes that don't match, a class outside ``[0, C)``.
+        ValueError: sizes below their least, shapes that don't match, a class outside ``[0, C)``, a Z-loss with another
+            ``ignore_index``.
 
     Use it when there are hundreds of thousands of classes and a Z-loss or squared loss will do; with few thousand a
     plain layer is as fast. It trains with SGD only, on one process.
@@ -134,14 +137,16 @@ class FactoredSphericalHead(Part):
         super().__init__()
         self.in_features = check_int("in_features", in_features, low=1, high=2**15)
         self.num_classes = check_int("num_classes", num_classes, low=2, high=2**31 - 1)
-        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES:
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
-        self.spherical = _from_statistics(loss)
+        self.spherical = _known(loss)
         self.weight_decay = check_positive("weight_decay", weight_decay, allow_zero=True)
         self.largest_condition = check_positive("largest_condition", largest_condition)
         if largest_condition <= 1:
             raise ValueError(f"largest_condition must be > 1, got {largest_condition:g}")
         self.ignore_index = check_ignore_index(ignore_index)
+        if isinstance(loss, ZLoss) and loss.ignore_index not in (-100, ignore_index):
+            raise ValueError(f"ignore_index must be {loss.ignore_index} as the loss's own is, got {ignore_index}")
         bound = 1 / math.sqrt(in_features)
         self.V = torch.empty(num_classes, in_features, dtype=dtype).uniform_(-bound, bound)
         self.U = torch.eye(in_features, dtype=torch.float64)
@@ -166,6 +171,8 @@ class FactoredSphericalHead(Part):
         ignore_index: int = -100,
     ) -> "FactoredSphericalHead":
         """The same layer as this linear one, whose weights are copied; it must have no bias."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         if "bias" in dict(linear.named_parameters()):
             raise ValueError("linear must have no bias: give the hidden features a constant one instead")
         head = cls(
@@ -200,7 +207,7 @@ class FactoredSphericalHead(Part):
         check_int("k", k, low=1, high=self.num_classes)
         turned, level = self._turned(hidden)
         values, classes = (
-            hidden.new_empty(len(hidden), 0),
+            turned.new_empty(len(hidden), 0),
             torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device),
         )
         for rows in self._pieces(max(len(hidden), self.in_features)):
@@ -239,14 +246,14 @@ class FactoredSphericalHead(Part):
                 statistics.requires_grad_()
             made_at, known = int(self.steps), (exact.detach(), target, rows, through)
             statistics.register_hook(lambda slopes: self._keep(made_at, _Pending(*known, slopes.detach())))
-        own, summed, squared = statistics.unbind(dim=1)
-        losses = self.spherical(own, summed, squared, self.num_classes)
+        read, loss = (*statistics.unbind(dim=1), self.num_classes), self.spherical
+        losses = _z_loss(loss, *read) if isinstance(loss, ZLoss) else loss(*read)
         weights = kept.to(losses.dtype)
         if sample_weight is not None:
             check_sample_weight(sample_weight, target.shape)
             weights = weights * sample_weight.to(losses.dtype)
         losses = torch.where(kept, losses, torch.zeros_like(losses))
-        return weighted_reduction(losses, weights, reduction, total).to(hidden.dtype)
+        return weighted_reduction(losses, weights, reduction, total).to(self.V.dtype)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -315,13 +322,14 @@ class FactoredSphericalHead(Part):
         return f"in_features={self.in_features}, num_classes={self.num_classes}, weight_decay={self.weight_decay:g}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FactoredSphericalHead":
-        """Move all, but let V alone take another dtype: the rest is exact only in float64."""
+        """Move all, but let V alone take another of its dtypes: the rest is exact only in float64."""
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = self._buffers[name]
-            if name != "V" and moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
+            if moved is None or moved.dtype == buffer.dtype or (name == "V" and moved.dtype in _DTYPES):
+                continue
+            self._buffers[name] = buffer.to(moved.device)
         return self
 
     def _fold(self) -> None:
@@ -352,7 +360,7 @@ class FactoredSphericalHead(Part):
         """What V is multiplied with, and what comes on top for every class."""
         self._check_hidden(hidden)
         exact = hidden.double()
-        return (exact @ self.U.T).to(hidden.dtype), (exact @ self.omega).to(hidden.dtype)
+        return (exact @ self.U.T).to(self.V.dtype), (exact @ self.omega).to(self.V.dtype)
 
     def _pieces(self, width: int | None = None) -> list[slice]:
         """The classes, in pieces of which ``width`` numbers for each class fit in at once."""
@@ -405,9 +413,7 @@ class _Statistics(torch.autograd.Function):
         return torch.addcmul(own * rows + summed * weight_sum, squared, through, value=2), None, None, None
 
 
-def _from_statistics(loss: ZLoss | str | FromStatistics) -> FromStatistics:
-    if isinstance(loss, ZLoss):
-        return partial(_z_loss, loss)
+def _known(loss: ZLoss | str | FromStatistics) -> ZLoss | FromStatistics:
     if isinstance(loss, str):
         check_choice("loss", loss, ("squared",))
         return _squared

@@ -159,7 +159,7 @@ class EnsLoss(_DrawnLoss):
         boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.
         resample_lambda_every: Draw another ``boxcox_lambda`` from U(-1, 1) every so many calls in ``train()`` mode;
             None never.
-        generator: Where the draws come from; torch's own if None.
+        generator: Where the draws come from, with its state in ``state_dict()``; torch's own if None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Buffers:
@@ -215,7 +215,7 @@ class OneVsRestEnsLoss(_DrawnLoss):
         boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.
         resample_lambda_every: Draw another ``boxcox_lambda`` from U(-1, 1) every so many calls in ``train()`` mode;
             None never.
-        generator: Where the draws come from; torch's own if None.
+        generator: Where the draws come from, with its state in ``state_dict()``; torch's own if None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows have loss 0; they still take draws.
 

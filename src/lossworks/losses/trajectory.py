@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from lossworks.checks import (
     check_between,
@@ -48,7 +48,7 @@ def trajectory_divergence(
         tau: The temperature, in logit units, > 0.
 
     Shape:
-        - output and past: ``(n, C)``. Returns ``(n,)``, >= 0; half precision is computed in float32.
+        - output and past: ``(n, C)``. Returns ``(n,)``, >= 0 but for rounding; half precision is computed in float32.
 
     Raises:
         ValueError: ``tau <= 0``, shapes that don't match or are not ``(n, C)``.
@@ -67,7 +67,8 @@ def trajectory_divergence(
         raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     output = output.float() if output.element_size() == 2 else output
     now, before = (z.div(tau).log_softmax(dim=1) for z in (output, past.detach().to(output.dtype)))
-    divergence = kl_div(now, before, reduction="none", log_target=True).sum(dim=1)
+    p = before.exp()
+    divergence = (p * torch.where(p > 0, before - now, 0)).sum(dim=1)
     return tau * (tau * divergence)  # where tau squared would be too large a number
 
 
@@ -110,13 +111,16 @@ class TrajectoryLoss(Loss):
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64; index:
           in the target's shape, int64 in ``[0, N)``, or -1 for a row that is not remembered.
-        - returns ``()``, or the target's shape with ``reduction="none"``; >= 0.
+        - returns ``()``, or the target's shape with ``reduction="none"``; >= 0 but for rounding.
 
     Raises:
         ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
             don't match, a class outside ``[0, C)``.
         TypeError: another ``storage_dtype``.
         RuntimeError: the fused form's gradients are asked for when the rows have been visited again since.
+
+    In the fused form a batch in which a row comes twice is held as a whole until it has been read. A forward pass that
+    is run again for its gradients (``torch.utils.checkpoint``) is another visit.
 
     Use it where a network fits its training rows, labels wrong among them, and a second gradient is too dear. It holds
     (E + 1) N C numbers: with many rows and classes take :class:`lossworks.robust.EMATrajectoryLoss`.
@@ -183,7 +187,7 @@ class TrajectoryLoss(Loss):
         output: Float[Tensor, "n classes"],
         target: Int[Tensor, " n"],
         index: Int[Tensor, " n"],
-        memory: Int[Tensor, "n 2"] | None = None,
+        memory: Int[Tensor, "n 3"] | None = None,
     ) -> Float[Tensor, " n"]:
         """One value a row; an index of -1 is a row that is not remembered.
 
@@ -201,7 +205,7 @@ class TrajectoryLoss(Loss):
 
     @torch.no_grad()
     def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Int[Tensor, "n 2"] | None = None
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Int[Tensor, "n 3"] | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
         """Each row's loss and its gradient in closed form, at the rows' remembered outputs."""
         if memory is None:
@@ -209,20 +213,23 @@ class TrajectoryLoss(Loss):
         gradient, value = softmax_and_surprise(output, target)
         gradient.scatter_add_(1, target[:, None], -torch.ones_like(value)[:, None])
         past, counts = self._past(memory, output.dtype)
-        now, before = (z.div(self.tau).softmax(dim=1) for z in (output, past))
+        gap = output - output.amax(dim=1, keepdim=True)
+        now, before = (z.div(self.tau).softmax(dim=1) for z in (gap, past))
         # The largest probability is exp(0) over the sum, so the sums need no pass of their own.
         sums = before.amax(dim=1).log() - now.amax(dim=1).log()
-        tops = output.amax(dim=1) - past.amax(dim=1)
-        divergence = (torch.linalg.vecdot(before, past.sub_(output)) + tops) / self.tau + sums
-        price = self.lam * torch.where(counts, self.tau * (self.tau * divergence), 0)
-        slope = torch.where(counts, self.lam * self.tau, 0)
+        top, moved = past.amax(dim=1), past.sub_(gap)
+        far = torch.linalg.vecdot(before, moved)
+        if not bool(far.isfinite().all()):  # a class that is out of the question now, as it was before
+            far = torch.linalg.vecdot(before, moved.masked_fill_(before == 0, 0))
+        price = self.lam * torch.where(counts, self.tau * (self.tau * ((far - top) / self.tau + sums)), 0)
+        slope = counts.to(output.dtype) * (self.lam * self.tau)
         return value + price, gradient.add_(now.sub_(before).mul_(slope[:, None]))
 
     @torch.no_grad()
     def recall(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
-    ) -> Int[Tensor, "n 2"]:
-        """Where in the history stands what each row is held to, -1 where it has no price, and its visits afterwards.
+    ) -> Int[Tensor, "n 3"]:
+        """Where in the history stands what each row is held to, -1 where it has no price; its visits; if this is one.
 
         In ``train()`` mode the outputs are written where nobody reads before :meth:`keep`.
         """
@@ -234,22 +241,24 @@ class TrajectoryLoss(Loss):
         counts = (index >= 0) & (visits >= self.lag_epochs) & (self.start < self.progress) & (self.progress <= self.end)
         held_to = torch.where(counts, index * ring + (visits + 1) % ring, -1)
         if not self.training:
-            return torch.stack([held_to, visits], dim=1)
+            return torch.stack([held_to, visits, torch.zeros_like(visits)], dim=1)
         top = output.amax(dim=1)
-        newest = (output - top[:, None]).clamp(min=torch.finfo(self.history.dtype).min)
+        low = max(torch.finfo(dtype).min for dtype in (self.history.dtype, output.dtype))
+        newest = (output - top[:, None]).clamp(min=low)
         self.remember("history", torch.where(index >= 0, index * ring + visits % ring, -1), newest)
-        return torch.stack([held_to, visits + top.isfinite()], dim=1)
+        return torch.stack([held_to, visits, top.isfinite()], dim=1)
 
-    def keep(self, index: Int[Tensor, " n"], memory: Int[Tensor, "n 2"]) -> None:
+    def keep(self, index: Int[Tensor, " n"], memory: Int[Tensor, "n 3"]) -> None:
         """One more visit of these rows, but for those whose outputs are no numbers."""
-        self.remember("visits", index, memory[:, 1])
+        _, visits, counts = memory.unbind(dim=1)
+        self.remember("visits", index, visits + counts)
 
-    def _past(self, memory: Int[Tensor, "n 2"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _past(self, memory: Int[Tensor, "n 3"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the rows are held to, and which of them are."""
-        place, visits = memory.unbind(dim=1)
+        place, visits, _ = memory.unbind(dim=1)
         counts, place = place >= 0, place.clamp(min=0)
         now = self.visits[place // (self.lag_epochs + 1)]
-        if readable(now) and bool((counts & (now > visits)).any()):
+        if readable(now) and bool((counts & (now > visits + 1)).any()):
             raise RuntimeError(
                 "TrajectoryLoss has seen these rows again since, and no longer holds what a second reading in the "
                 "fused form needs: go backward before the next step"
