@@ -151,6 +151,20 @@ def test_the_command(run, tmp_path, capsys):
     assert "l2 radius" in capsys.readouterr().out
 
 
+def test_rows_that_do_not_fit_are_named_by_file_and_line(run, tmp_path):
+    model, path = load(run[1]), tmp_path / "rows.csv"
+    path.write_text("length,town,weight,kind\n1,Ulm,2,1\nlong,Ulm,2,1\n")
+    says = f"{path}, column 'length' held numbers in training and line 3 has 'long'"
+    for ask in (model.predict, lambda data: model.robustness(data, 0.1)):
+        with pytest.raises(InputError) as caught:
+            ask(path)
+        assert str(caught.value).startswith(says)
+    path.write_text("length,town,weight,kind\n1,Ulm,2,1\n1,Ulm,2,7\n")
+    with pytest.raises(InputError) as caught:
+        model.robustness(path, 0.1)
+    assert str(caught.value).startswith(f"{path}, line 3: column 'kind' has '7'")
+
+
 @pytest.mark.parametrize("weights", [None, KLDRO(temperature=0.5), CVaR(0.5), GroupDRO(3)])
 def test_the_worst_case_over_inputs_and_rows_trains_in_one_stack(weights, generator):
     """No replica is trained by itself: what vmap could not stack would be noted."""
@@ -168,7 +182,7 @@ def test_the_worst_case_over_inputs_and_rows_trains_in_one_stack(weights, genera
         assert trained.notes == []
 
 
-@pytest.mark.parametrize("text", ["0.1", "linf", "linf:", "linf:0", "linf:nan", "l1:0.1", "linf:-1", 3, ""])
+@pytest.mark.parametrize("text", ["0.1", "linf", "linf:", "linf:0", "linf:nan", "l1:0.1", "linf:-1", "l2:1e308", 3, ""])
 def test_what_is_no_attack_is_named(text):
     with pytest.raises(InputError, match="attack must be linf:RADIUS or l2:RADIUS"):
         lw.compare(table(), "kind", folds=2, repeats=1, attack=text)
@@ -211,10 +225,17 @@ def test_a_real_target_has_no_accuracy_to_attack(tmp_path):
     ("change", "message"),
     [
         ({"eps": 0.0}, "attack must be"),
+        ({"eps": 1e308}, r"a radius above 0 and at most 1.70141e\+38, got 'linf:1e\+308'"),
         ({"norm": "l1"}, "attack must be"),
         ({"steps": 0}, "steps must be an int >= 1"),
         ({"restarts": 1.5}, "restarts must be an int >= 1"),
-        ({"data": table().with_columns(kind=pl.lit(7))}, "'kind' has '7', which is none of the model's classes"),
+        ({"seed": -1}, "seed must be an int >= 0"),
+        ({"seed": 2**64}, r"seed must be an int >= 0 and below 2\*\*63"),
+        ({"seed": True}, "seed must be an int >= 0"),
+        (
+            {"data": table().with_columns(kind=pl.lit(7))},
+            "the data, row 0: column 'kind' has '7', which is none of the model's classes",
+        ),
         ({"data": table().drop("kind")}, "no column 'kind'"),
         ({"data": table().with_columns(kind=pl.lit(None, pl.Int64))}, "has no value in row"),
         ({"data": table().head(0)}, "no rows"),

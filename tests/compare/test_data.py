@@ -220,7 +220,7 @@ def test_new_rows_are_read_as_the_training_rows_were(csv):
     raw = table(day=["01.02.2020", "13.02.2020"] * 10)
     dataset = read(raw, target="y", columns={"day": "date"})
     encoder = Encoder.fit(dataset.features)
-    new = read_features(csv("day,x,more\n02.02.2020,1,?\n"), dataset.options)
+    new, _ = read_features(csv("day,x,more\n02.02.2020,1,?\n"), dataset.options)
     np.testing.assert_array_equal(encoder.transform(new), [[1, 1]])
 
 
@@ -325,6 +325,20 @@ def test_a_class_with_fewer_rows_than_folds_is_named():
 def test_an_all_missing_column_is_named(csv):
     assert "column 'a b' has no values: use --drop 'a b'" in error(csv("x,a b,y\n1,,p\n2,,q\n"), target="y")
     assert read(csv("x,a b,y\n1,,p\n2,,q\n"), target="y", drop=["a b"]).features.columns == ["x"]
+
+
+@pytest.mark.parametrize("large", [1e39, -1e300, np.inf])
+def test_a_target_beyond_float32_is_refused_however_it_comes(large, csv):
+    values = [0.5, 1.5, large, 2.5]
+    says = "column 'b' (the target), {} is infinite or beyond float32 "
+    text = "a,b\n" + "".join(f"{row},{value}\n" for row, value in enumerate(values))
+    assert says.format("line 4") + f"({large})" in error(csv(text), target="b")
+    for target in (values, list(map(str, values))):
+        frame = pl.DataFrame({"a": range(4), "b": target})
+        assert says.format("row 2") in error(frame, target="b")
+        assert says.format("row 2") in error(frame, target="b", columns={"b": "number"})
+    assert read(frame, target="b", columns={"b": "category"}).task == "multiclass"
+    assert "column 'y' (the target), row 2 is infinite" in error((np.ones((4, 1)), np.array(values)))
 
 
 def test_infinite_numbers_in_a_table_are_named_by_row(csv):

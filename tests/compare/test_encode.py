@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lossworks.compare.data import read_features
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
 
@@ -101,6 +102,22 @@ def test_values_that_do_not_fit_name_column_row_and_value(frame):
         encoder.transform(frame.with_columns(score=pl.Series([1.0, np.inf, 2.0, 3.0])))
     with pytest.raises(InputError, match="column 'since' held dates in training and holds Int64"):
         encoder.transform(frame.with_columns(since=pl.lit(3, pl.Int64)))
+
+
+def test_what_does_not_fit_names_the_file_and_the_line(frame, tmp_path):
+    encoder, path = Encoder.fit(frame.select("age", "score")), tmp_path / "new.csv"
+
+    def says(text: str) -> str:
+        path.write_text(text)
+        with pytest.raises(InputError) as caught:
+            encoder.transform(*read_features(path))
+        return str(caught.value)
+
+    assert says("age,score\n1,2\nold,3\n") == (
+        f"{path}, column 'age' held numbers in training and line 3 has 'old': correct it, or leave it empty"
+    )
+    assert says("age,score\n1,2\n1,1e39\n").startswith(f"{path}, column 'score', line 3 is infinite or beyond")
+    assert says("age\n1\n") == f"{path} lacks the column 'score'"
 
 
 def test_arrays_pass_through_with_a_check_of_their_shape():

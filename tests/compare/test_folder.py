@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 import lossworks as lw
 from lossworks.compare import InputError, Training
+from lossworks.compare.folder import opened
 from lossworks.compare.journal import Journal
 from lossworks.losses import CrossEntropyLoss, FocalLoss
 from lossworks.weights import SampleWeights
@@ -254,7 +255,7 @@ def test_data_that_has_moved_may_be_named_and_data_that_has_changed_is_refused(c
     changed.write_bytes(csv.read_bytes())
     folder = begun(tmp_path / "run", changed)
     changed.rename(moved)
-    assert "people.csv does not exist, but the run" in said(folder)
+    assert "people.csv is no file, but the run" in said(folder)
     table().with_columns(pl.col("a") + 1).write_csv(changed)
     assert "people.csv has changed since the run" in said(folder)
     assert "the run's data is the file" in said(folder, table())
@@ -292,6 +293,53 @@ def test_a_folder_that_is_not_what_it_was_is_said_in_one_line(damage, says, csv,
     folder = begun(tmp_path / "run", csv)
     damage(folder)
     assert says in said(folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("objectives", [1]),
+        ("objectives", {"own": 5}),
+        ("objectives", {"own": [1]}),
+        ("objectives", {"own": ["mine"], "more": 1}),
+        ("objectives", {}),
+        ("drop", [1]),
+        ("drop", [["a"]]),
+        ("columns", {"a": 1}),
+        ("columns", {"a": None}),
+        ("model", {"a": "x"}),
+        ("model", {"own": ["x"]}),
+    ],
+)
+def test_options_that_hold_what_no_run_writes_are_refused(option, value, whole, tmp_path):
+    change_options(unfinished(whole, tmp_path), **{option: value})
+    assert f"run.json: options: {option} must be as a run writes it, of texts alone, got" in said(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[" * 200_000, "nested too deeply"),
+        ('{"version": 1, "version": 1}', "a name stands twice"),
+        ('{"version": NaN}', "NaN is no JSON number"),
+    ],
+)
+def test_a_run_json_that_is_no_strict_json_is_refused(content, says, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    assert says in said(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x.csv", "x" * 5000, "a\0b", "\ud800", "/dev/null", "/"])
+def test_data_at_a_path_that_no_file_has_is_refused(path, whole, tmp_path):
+    change(unfinished(whole, tmp_path), data={"kind": "file", "path": path, "sha256": ""})
+    assert "is no file, but the run in" in said(tmp_path)
+
+
+def unfinished(whole: Path, folder: Path) -> Path:
+    """The folder with the run.json of that run as it was before the run was finished."""
+    (folder / "run.json").write_bytes((whole / "run.json").read_bytes())
+    change(folder, finished=False)
+    return folder
 
 
 def test_options_that_contradict_the_run_are_refused_and_those_that_repeat_it_are_not(csv, tmp_path):
@@ -356,6 +404,15 @@ def test_a_full_disk_ends_the_run_with_what_is_committed_and_it_goes_on(csv, who
     lw.compare(resume=tmp_path / "run", watch=seen.append)
     assert "CrossEntropyLoss" not in {progress.running for progress in seen}
     assert alike(tmp_path / "run", whole)
+
+
+def test_a_run_that_ends_before_its_first_commit_removes_no_file_of_the_users(tmp_path):
+    mine = tmp_path / "journal.sqlite.bak"
+    mine.write_text("mine")
+    with suppress(KeyboardInterrupt), opened(tmp_path, "plan", dict):
+        assert (tmp_path / "journal.sqlite-wal").exists()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_the_journal_is_locked_until_all_is_handed_over(csv, tmp_path, monkeypatch):

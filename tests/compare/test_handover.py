@@ -152,6 +152,20 @@ def test_a_factorys_model_is_loaded_with_the_factory_and_not_without(tmp_path):
         lw.load(tmp_path / "run")
     loaded = lw.load(tmp_path / "run", factory=flat)
     np.testing.assert_array_equal(loaded.predict_proba(data), comparison.model().predict_proba(data))
+    for wrong, says in [
+        ("linear", r"give the factory that the run was trained with as --model FILE.py:FUNCTION .*, got 'linear'"),
+        (lambda shape, outputs: 1 / 0, r"model: <lambda>\(\(\d+,\), 2\) fails \(ZeroDivisionError: division by zero\)"),
+        (lambda shape, outputs: 3, r"model: <lambda>\(\(\d+,\), 2\) must give a torch.nn.Module, got 3"),
+        (wider, r"network of wider is not the one that was trained .*size mismatch for 1.0.weight.*give the same"),
+        (lambda *sizes: flat(*sizes).double(), r"is not the one that was trained \(1.0.weight must be torch.float64"),
+    ]:
+        with pytest.raises(InputError, match=says) as caught:
+            lw.load(tmp_path / "run", factory=wrong)
+        assert "damaged" not in str(caught.value)
+
+
+def wider(shape, outputs):
+    return torch.nn.Sequential(torch.nn.Linear(shape[0], 8), torch.nn.Tanh(), torch.nn.Linear(8, outputs))
 
 
 # Spreadsheets

@@ -34,11 +34,18 @@ def test_what_was_added_is_there_after_reopening_in_the_plan_s_order(tmp_path):
     with closing(Journal(path, "plan")) as journal:
         journal.add(2, [{"objective": "b", "value": 0.1}])
         journal.add(0, [{"objective": "a", "value": 1 / 3}])
-        assert journal.new
     with closing(Journal(path, "plan")) as reopened:
-        assert not reopened.new
         assert reopened.done() == {0, 2}
         assert reopened.replicas() == [{"objective": "a", "value": 1 / 3}, {"objective": "b", "value": 0.1}]
+
+
+def test_there_is_something_to_go_on_with_once_a_group_is_committed(tmp_path):
+    with closing(Journal(tmp_path / "journal.sqlite", "plan")) as journal:
+        assert not journal.kept
+        journal.add(0, RESULTS)
+        assert journal.kept
+    with closing(Journal(tmp_path / "journal.sqlite", "plan")) as reopened:
+        assert reopened.kept
 
 
 def test_it_is_write_ahead_and_each_commit_is_flushed(tmp_path):
@@ -152,8 +159,22 @@ def a_table_dropped(path: Path) -> None:
     change(path, "DROP TABLE groups")
 
 
+def a_trigger(path: Path) -> None:
+    change(path, "CREATE TRIGGER t AFTER INSERT ON groups BEGIN DELETE FROM groups; END")
+
+
+def a_view_for_a_table(path: Path) -> None:
+    change(path, "ALTER TABLE groups RENAME TO others")
+    change(path, "CREATE VIEW groups AS SELECT * FROM others")
+
+
+def a_column_more(path: Path) -> None:
+    change(path, "ALTER TABLE groups ADD COLUMN more TEXT")
+
+
 DAMAGE = [no_sqlite, truncated, emptied, garbage_in_a_page, one_digit_in_a_result, bad_json, no_text]
-DAMAGE += [a_name_that_is_no_text, a_row_of_another_group, a_table_dropped]
+DAMAGE += [a_name_that_is_no_text, a_row_of_another_group, a_table_dropped, a_trigger]
+DAMAGE += [a_view_for_a_table, a_column_more]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
@@ -179,6 +200,15 @@ def test_a_database_that_may_not_grow_is_said_and_keeps_what_was_committed(path)
         assert journal.done() == {0, 1, 2}
     with closing(Journal(path, "plan")) as journal:
         assert journal.replicas() == RESULTS * 3
+
+
+def test_of_a_full_disk_before_anything_is_committed_the_advice_can_be_followed(tmp_path):
+    with closing(Journal(tmp_path / "journal.sqlite", "plan")) as journal:
+        pages = journal._store.execute("PRAGMA page_count").fetchone()[0]
+        journal._store.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(InputError, match="make room on the disk and start again") as caught:
+            journal.add(0, RESULTS * 100)
+    assert "--resume" not in str(caught.value)
 
 
 def fill(journal: Journal) -> None:

@@ -49,7 +49,10 @@ def test_sizes_are_read_as_they_are_written(given, bytes_):
     assert size(given) == bytes_
 
 
-@pytest.mark.parametrize("given", ["", "GB", "4 apples", "-1GB", "0", "0.1", "1e9", "4GBB", "nan", -5, 0, True, 2.5])
+@pytest.mark.parametrize(
+    "given",
+    ["", "GB", "4 apples", "-1GB", "0", "0.1", "1e9", "4GBB", "nan", -5, 0, True, 2.5, "9" * 400 + "GB", 10**400],
+)
 def test_what_is_no_size_is_said(given):
     with pytest.raises(InputError, match="memory must be a size > 0 such as '4GB' or '512MB'"):
         size(given)

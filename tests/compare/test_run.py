@@ -1,6 +1,7 @@
 import os
 import signal
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -358,12 +359,46 @@ def test_a_factory_with_batch_normalisation_is_trained_all_the_same():
             lambda shape, outputs: nn.Linear(shape[0], 7),
             r"must map two rows to outputs of shape \(2, 3\), got \(2, 7\)",
         ),
+        (lambda shape, outputs: 3, r"model: <lambda>\(\(3,\), 3\) must give a torch.nn.Module, got 3"),
+        (lambda shape, outputs: 1 / 0, r"model: <lambda>\(\(3,\), 3\) fails \(ZeroDivisionError: division by zero\)"),
     ],
 )
 def test_a_model_that_does_not_fit_is_said_before_anything_is_trained(model, says, tmp_path):
     with pytest.raises(InputError, match=says):
         quick("two", model=model, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Unbounded(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * torch.inf
+
+
+@pytest.mark.parametrize("target", ["three", "amount"])
+def test_of_a_reference_that_diverged_everywhere_there_is_a_report_and_no_model(target, tmp_path):
+    def model(shape, outputs):
+        return Unbounded(shape[0], outputs)
+
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"the reference \w+ diverged.*what was reached is in") as caught:
+        quick(target, [], model=model, out=out)
+    assert str(out / "report.html") in str(caught.value)
+    assert "gradient boosting" in (out / "report.html").read_text()
+    assert not (out / "model.json").exists()
+    with pytest.raises(InputError, match="every model of the reference"):
+        lw.compare(table(target), resume=out, model=model)
+    cut_short = quick(target, [], model=model, budget=1e-6)
+    assert "not a number" in cut_short.answer
+    assert cut_short.report(tmp_path / "short.html").exists()
+
+
+@pytest.mark.parametrize("target", ["two", "amount"])
+def test_a_last_model_that_diverges_is_not_handed_over(target, monkeypatch):
+    comparison = quick(target, [])
+    trained = SimpleNamespace(outputs=lambda number, rows: torch.full((len(rows), 2), torch.nan))
+    monkeypatch.setattr("lossworks.compare.handover.train", lambda *_, **__: trained)
+    with pytest.raises(InputError, match="that was trained on all rows diverged"):
+        comparison.model()
 
 
 # Options
@@ -373,6 +408,8 @@ def test_a_model_that_does_not_fit_is_said_before_anything_is_trained(model, say
     ("options", "says"),
     [
         ({"folds": 1}, "folds must be an int >= 2"),
+        ({"seed": 2**63}, r"seed must be an int >= 0 and below 2\*\*63"),
+        ({"rope": 10**400}, "rope must be a number >= 0"),
         ({"repeats": 0}, "repeats must be an int >= 1"),
         ({"budget": -1.0}, "budget must be a number of seconds > 0"),
         ({"device": "tpu"}, "device must be"),
@@ -423,8 +460,8 @@ def test_ctrl_c_ends_cleanly_with_what_is_finished(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_before_the_reference_is_done_says_so_and_leaves_nothing_behind(tmp_path):
-    with pytest.raises(InputError, match="stopped before the reference was trained"):
+def test_ctrl_c_before_the_reference_is_done_is_ctrl_c_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
         quick("two", watch=interrupt_when("CrossEntropyLoss"), out=tmp_path / "deep" / "run")
     assert list(tmp_path.iterdir()) == []
 

@@ -183,6 +183,17 @@ def test_a_run_folder_that_no_run_wrote_is_refused_in_one_line(damage, run):
     assert len(message) < 1000
 
 
+def test_a_factory_for_a_model_that_has_none_is_refused(run):
+    with pytest.raises(InputError, match=r"is 'linear', of no factory: leave --model \(in Python factory=\) out"):
+        lw.load(run, factory=torch.nn.Linear)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "nowhere"])
+def test_a_name_that_no_run_folder_has_is_refused(name):
+    with pytest.raises(InputError, match="no such run folder"):
+        lw.load(name)
+
+
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_links_out_of_the_run_folder_are_not_followed(name, run, tmp_path):
     (run / name).rename(tmp_path / "elsewhere")
@@ -256,7 +267,7 @@ def test_loading_runs_no_code_even_where_a_factory_is_named(run, monkeypatch):
     for name in ("evil.py", "model.py", "sitecustomize.py", "conftest.py", "lossworks.py", "recipe.py"):
         (run / name).write_text("raise SystemExit('owned')")
     describe(run, lambda d: d["architecture"].update(model="factory"))
-    with pytest.raises(InputError, match="give it again, as factory="):
+    with pytest.raises(InputError, match=r"give it again as --model FILE.py:FUNCTION \(in Python factory=\)"):
         lw.load(run)
     for named in ("evil.py:model", "evil:model", "./evil.py", "os.system"):
         describe(run, lambda d, named=named: d["architecture"].update(model=named))

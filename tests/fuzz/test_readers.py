@@ -134,7 +134,7 @@ def use(data, given):
         assert not np.isinf(matrix).any()
         assert Encoder.from_json(encoder.to_json()) == encoder
         examine(dataset, matrix, seed=0)
-        encoder.transform(read_features(data, dataset.options))
+        encoder.transform(*read_features(data, dataset.options))
     except InputError as error:
         check_error(error)
         return REFUSED

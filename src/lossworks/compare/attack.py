@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lossworks.certify import crown_bounds, margin_spec
+from lossworks.checks import shown
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
 from lossworks.perturb import PGD, cw_margin_loss
@@ -32,6 +33,8 @@ VERIFIED = "verified_accuracy"
 """What the share of rows that no attack can make wrong is called."""
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
 """The radii of a curve, in the attack's own."""
+LARGEST = torch.finfo(torch.float32).max / SHARES[-1]
+"""The largest radius: a curve's own are still numbers in float32."""
 STEPS, RESTARTS = 20, 5
 TRAINING_STEPS = 7
 ROWS = 1000
@@ -68,8 +71,11 @@ class Attack:
             eps = float(radius)
         except ValueError:
             eps = math.nan
-        if norm not in NORMS or not 0 < eps < math.inf:
-            raise InputError(f"attack must be linf:RADIUS or l2:RADIUS with a radius above 0, got {text!r}")
+        if norm not in NORMS or not 0 < eps <= LARGEST:
+            raise InputError(
+                f"attack must be linf:RADIUS or l2:RADIUS with a radius above 0 and at most {LARGEST:g}, "
+                f"got {shown(text)}"
+            )
         return cls(norm, eps, movable(encoder))
 
     def search(self, eps: float, *, steps: int, restarts: int, generator: torch.Generator | None) -> PGD:

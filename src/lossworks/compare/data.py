@@ -94,12 +94,15 @@ def read(
     return _of_table(raw, place, target, task, group, drop, columns)
 
 
-def read_features(data: Any, options: Mapping[str, Any] | None = None) -> pl.DataFrame | np.ndarray:
-    """The features of new rows, which need no target, read as ``Dataset.options`` says; for ``Encoder.transform``."""
+def read_features(data: Any, options: Mapping[str, Any] | None = None) -> tuple[pl.DataFrame | np.ndarray, Place]:
+    """The features of new rows, which need no target, and where they came from; for ``Encoder.transform``.
+
+    They are read as ``Dataset.options`` says.
+    """
     raw, place = load(data)
     if isinstance(raw, dict):
-        return _finite_features(raw["X"], place)
-    return _prepared(raw, place, (options or {}).get("columns", {}))
+        return _finite_features(raw["X"], place), place
+    return _prepared(raw, place, (options or {}).get("columns", {})), place
 
 
 def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl.DataFrame:
@@ -110,8 +113,8 @@ def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl
 
 def read_labelled(
     data: Any, target: str, options: Mapping[str, Any] | None = None
-) -> tuple[pl.DataFrame | np.ndarray, list[str]]:
-    """The features of rows as :func:`read_features` gives them, and each row's label as text."""
+) -> tuple[pl.DataFrame | np.ndarray, list[str], Place]:
+    """The features of rows as :func:`read_features` gives them, each row's label as text, and where they came from."""
     raw, place = load(data, exact=target, arrays=("X", target))
     columns = (options or {}).get("columns", {})
     if isinstance(raw, dict):
@@ -130,7 +133,7 @@ def read_labelled(
         raise InputError(
             f"{place.label}, column {target!r} (the target) has no value in {place.row(row)}: leave it out"
         )
-    return features, labels.to_list()
+    return features, labels.to_list(), place
 
 
 def embedded(name: str = "anes96") -> Dataset:
@@ -250,6 +253,19 @@ def _of_table(
 
 def _target_column(column: pl.Series, place: Place, kind: str | None) -> pl.Series:
     """The target as booleans, numbers or texts, with what is missing as null."""
+    found = _target_as_found(column, place, kind)
+    if found.dtype.is_numeric():
+        beyond = found.cast(pl.Float32, strict=False).is_infinite().fill_null(False)
+        if bool(beyond.any()):
+            row = int(beyond.arg_max() or 0)
+            raise InputError(
+                f"{place.label}, column {column.name!r} (the target), {place.row(row)} is infinite or beyond float32 "
+                f"({found[row]}): correct it, or leave it empty"
+            )
+    return found
+
+
+def _target_as_found(column: pl.Series, place: Place, kind: str | None) -> pl.Series:
     where = f"{place.label}, column {column.name!r} (the target)"
     if kind not in (None, "category", "number"):
         raise InputError(
@@ -277,13 +293,7 @@ def _target_column(column: pl.Series, place: Place, kind: str | None) -> pl.Seri
         return column
     if not column.dtype.is_numeric() and not column.dtype.is_temporal():
         raise InputError(f"{where} holds {column.dtype}, which is neither numbers nor text: choose another --target")
-    numbers = column.to_physical().cast(pl.Float64).fill_nan(None)
-    infinite = numbers.is_infinite().fill_null(False)
-    if bool(infinite.any()):
-        raise InputError(
-            f"{where}, {place.row(int(infinite.arg_max() or 0))} is infinite: correct it, or leave it empty"
-        )
-    return numbers
+    return column.to_physical().cast(pl.Float64).fill_nan(None)
 
 
 def _target(labels: pl.Series, place: Place, task: Task | None) -> tuple[np.ndarray, Task, tuple[str, ...]]:

@@ -9,10 +9,11 @@ import polars as pl
 from lossworks.checks import check_choice, check_finite, check_int, nearest, shown
 from lossworks.compare.columns import as_number, as_text
 from lossworks.compare.errors import InputError
-from lossworks.compare.tables import listed
+from lossworks.compare.tables import Place, listed
 
 __all__ = ["Encoder"]
 
+MEMORY = Place("the data")
 MOST_LABELS = 100
 MICROSECONDS_A_DAY = 86_400_000_000
 
@@ -80,8 +81,8 @@ class _Column:
             values.append(f"{self.name} is missing")
         return tuple(values)
 
-    def write(self, column: pl.Series, out: np.ndarray) -> None:
-        """Fill ``out`` (rows, columns of ``names``)."""
+    def write(self, column: pl.Series, out: np.ndarray, place: Place) -> None:
+        """Fill ``out`` (rows, columns of ``names``) with the column, which came from that place."""
         column = _clean(column)
         if self.missing:
             out[:, -1] = column.is_null().to_numpy()
@@ -99,32 +100,30 @@ class _Column:
         elif self.kind == "date":
             if not column.dtype.is_temporal():
                 raise InputError(
-                    f"column {self.name!r} held dates in training and holds {column.dtype}: give it as dates"
+                    f"{place.label}, column {self.name!r} held dates in training and holds {column.dtype}: give it as "
+                    "dates"
                 )
             out[:, 0] = (_days(column) - self.origin).cast(pl.Float32).to_numpy()
         else:
-            out[:, 0] = self._numbers(column).cast(pl.Float32, strict=False).to_numpy()
+            out[:, 0] = self._numbers(column, place).cast(pl.Float32, strict=False).to_numpy()
             if np.isinf(out[:, 0]).any():
                 row = int(np.isinf(out[:, 0]).argmax())
                 raise InputError(
-                    f"column {self.name!r}, row {row} is infinite or beyond float32 ({column[row]}): correct it"
+                    f"{place.label}, column {self.name!r}, {place.row(row)} is infinite or beyond float32 "
+                    f"({column[row]}): correct it"
                 )
 
-    def _numbers(self, column: pl.Series) -> pl.Series:
+    def _numbers(self, column: pl.Series, place: Place) -> pl.Series:
+        where = f"{place.label}, column {self.name!r} held numbers in training"
         if column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
             return column
         if column.dtype != pl.String:
-            raise InputError(
-                f"column {self.name!r} held numbers in training and holds {column.dtype}: give it as numbers"
-            )
+            raise InputError(f"{where} and holds {column.dtype}: give it as numbers")
         numbers = as_number(column.str.to_lowercase().replace({"true": "1", "false": "0"}))
         wrong = numbers.is_null() & column.is_not_null()
         if bool(wrong.any()):
             row = int(wrong.arg_max() or 0)
-            raise InputError(
-                f"column {self.name!r} held numbers in training and row {row} has {column[row]!r}: "
-                "correct it, or leave it empty"
-            )
+            raise InputError(f"{where} and {place.row(row)} has {column[row]!r}: correct it, or leave it empty")
         return numbers
 
 
@@ -182,30 +181,35 @@ class Encoder:
         """The shape of one encoded row."""
         return (len(self.names),) if self.shape is None else self.shape
 
-    def transform(self, features: pl.DataFrame | np.ndarray) -> np.ndarray:
-        """The features as float32 ``(n, d)``, or ``(n, *shape)`` for arrays; unknown columns are ignored."""
+    def transform(self, features: pl.DataFrame | np.ndarray, place: Place = MEMORY) -> np.ndarray:
+        """The features as float32 ``(n, d)``, or ``(n, *shape)`` for arrays; unknown columns are ignored.
+
+        ``place`` is where they came from, for messages.
+        """
         if self.shape is not None:
-            return self._array(features)
+            return self._array(features, place)
         if not isinstance(features, pl.DataFrame):
             names = listed([c.name for c in self.columns])
-            raise InputError(f"a table with the columns {names} is needed, got an array of shape {features.shape}")
+            raise InputError(
+                f"{place.label}: a table with the columns {names} is needed, got an array of shape {features.shape}"
+            )
         if absent := [c.name for c in self.columns if c.name not in features.columns]:
             raise InputError(
-                f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}"
+                f"{place.label} lacks the column{'s' * (len(absent) > 1)} {listed(absent)}"
                 f"{nearest(absent[0], features.columns)}"
             )
         widths = [len(c.names) for c in self.columns]
         out = np.empty((features.height, sum(widths)), dtype=np.float32)
         for column, width, end in zip(self.columns, widths, np.cumsum(widths), strict=True):
-            column.write(features[column.name], out[:, end - width : end])
+            column.write(features[column.name], out[:, end - width : end], place)
         return out
 
-    def _array(self, features: pl.DataFrame | np.ndarray) -> np.ndarray:
+    def _array(self, features: pl.DataFrame | np.ndarray, place: Place) -> np.ndarray:
         assert self.shape is not None
         if not isinstance(features, np.ndarray) or features.shape[1:] != self.shape:
             wanted = ", ".join(["n", *map(str, self.shape)])
             got = features.shape if isinstance(features, np.ndarray) else f"a table of {features.width} columns"
-            raise InputError(f"an array of shape ({wanted}) is needed, got {got}")
+            raise InputError(f"{place.label}: an array of shape ({wanted}) is needed, got {got}")
         return np.ascontiguousarray(features, dtype=np.float32)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lossworks.checks import shown
 from lossworks.compare.errors import InputError
-from lossworks.compare.files import synced, whole
+from lossworks.compare.files import check_own, parse_json, synced, whole
 from lossworks.compare.jobs import Training
 from lossworks.compare.journal import Journal
 from lossworks.compare.reporting import versions
@@ -166,9 +167,14 @@ def _same_data(folder: Path, kept: Mapping[str, str], given: Any) -> Any:
         return given
     if given is not None and not isinstance(given, (str, Path)):
         raise InputError(f"{folder}: the run's data is the file {kept['path']}: leave the data out")
-    path = Path(kept["path"] if given is None else given).expanduser()
-    if not path.exists():
-        raise InputError(f"{path} does not exist, but the run in {folder} needs it: name it again if it has moved")
+    path = Path(kept["path"] if given is None else given)
+    try:
+        path = path.expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, a user who is not there
+        there = False
+    if not there:
+        raise InputError(f"{path} is no file, but the run in {folder} needs it: name it again if it has moved")
     if _digest(path) != kept["sha256"]:
         raise InputError(f"{path} has changed since the run in {folder} was begun: a run goes on with the same data")
     return path
@@ -178,9 +184,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     """What ``run.json`` says, if it is there, of this version and this software."""
     path = folder / RUN
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = parse_json(check_own(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     version = run.get("version") if isinstance(run, dict) else None
@@ -188,6 +196,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: is of version {version}, this lossworks reads {VERSION}; choose another --out")
     _check(path, "", run, {name: (kind,) for name, kind in FIELDS.items()})
     _check(path, "options: ", run["options"], PLAIN)
+    for name, value in run["options"].items():
+        if not _is_plain(name, value):
+            raise InputError(f"{path}: options: {name} must be as a run writes it, of texts alone, got {shown(value)}")
     if {name: type(value) for name, value in run["data"].items()} != DATA.get(str(run["data"].get("kind"))):
         raise InputError(f"{path}: data: {run['data']!r} is not known to this lossworks")
     for name, here in _software().items():
@@ -197,6 +208,20 @@ def _read(folder: Path) -> dict[str, Any] | None:
                 f"other numbers: go on with that version, or choose another --out"
             )
     return run
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether the option is one that :func:`_plain` makes, what is in it too."""
+    if name in ("model", "objectives") and isinstance(value, dict):
+        own = value.get("own")
+        return len(value) == 1 and (isinstance(own, str) if name == "model" else _are_texts(own))
+    if name in ("objectives", "drop"):
+        return value is None or _are_texts(value)
+    return name != "columns" or value is None or _are_texts(list(value.values()))
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _check(path: Path, where: str, found: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
@@ -245,9 +270,9 @@ def opened(folder: Path | None, fingerprint: str, describe: Callable[[], dict[st
                 _begin(folder, describe())
                 yield journal
             except BaseException:
-                if journal.new and not journal.done():
-                    for leftover in (*folder.glob(f"{JOURNAL}*"), folder / RUN):
-                        leftover.unlink(missing_ok=True)
+                if not journal.kept:
+                    for leftover in (RUN, *(JOURNAL + end for end in ("", "-wal", "-shm", "-journal"))):
+                        (folder / leftover).unlink(missing_ok=True)
                 raise
     except BaseException:
         with contextlib.suppress(OSError):  # one that is not empty stays, with all above it

@@ -15,6 +15,7 @@ from torch import Tensor
 from lossworks.compare.data import Dataset
 from lossworks.compare.encode import Encoder
 from lossworks.compare.engine import one_thread, train
+from lossworks.compare.errors import InputError
 from lossworks.compare.evaluate import fitted_temperature
 from lossworks.compare.files import whole, whole_folder
 from lossworks.compare.findings import Finding
@@ -121,11 +122,14 @@ class Comparison:
         group = None if dataset.group is None else torch.from_numpy(dataset.group)
         training, device = self.plan.training, self.device
         trained = train(self.x, y, [job], self.architecture, training, metric, group=group, device=device)
-        temperature = 1.0
-        if dataset.task != "real":
-            with one_thread():
-                logits = trained.outputs(0, torch.from_numpy(inner)).cpu()
-                temperature = fitted_temperature(logits, dataset.target[inner])
+        with one_thread():
+            outputs = trained.outputs(0, torch.from_numpy(inner)).cpu()
+            if not bool(outputs.isfinite().all()):
+                raise InputError(
+                    f"the model of {candidate.name} that was trained on all rows diverged, though those of the folds "
+                    "did not: choose another --seed, or in Python a smaller training=Training(lr=...)"
+                )
+            temperature = 1.0 if dataset.task == "real" else fitted_temperature(outputs, dataset.target[inner])
         return Model(
             task=dataset.task,
             target_name=dataset.target_name,

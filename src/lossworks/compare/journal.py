@@ -13,6 +13,11 @@ from lossworks.compare.files import check_own
 from lossworks.compare.replica import read_replicas
 
 VERSION = 2
+MADE = {
+    "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "groups": "CREATE TABLE groups (number INTEGER PRIMARY KEY, result TEXT, digest TEXT)",
+}
+"""The tables, and how each is made; a journal has nothing else, such as a trigger that runs when it is written to."""
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
@@ -31,14 +36,14 @@ class Journal:
         begun: Whether it must be there already, and not be empty.
 
     Attributes:
-        new: Whether it was made here.
+        kept: Whether there is something to go on with: it was here before, or a group has been committed.
 
     Raises:
         InputError: the file is not a journal, is damaged, in use, or of another version or plan, or cannot be written.
     """
 
     def __init__(self, path: Path | None, fingerprint: str, *, begun: bool = False) -> None:
-        self.path, self._fingerprint = path, fingerprint
+        self.path, self._fingerprint, self.kept = path, fingerprint, begun
         self._parsed: dict[str, list[dict[str, Any]]] = {}
         if path is not None:
             check_own(path)
@@ -48,12 +53,12 @@ class Journal:
             self._store = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=0)
         try:
             with self._explained():
-                self.new = self._open(begun)
+                self._open(begun)
         except BaseException:
             self._store.close()
             raise
 
-    def _open(self, begun: bool) -> bool:
+    def _open(self, begun: bool) -> None:
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
             self._store.execute(f"PRAGMA {pragma}")
         self._store.execute("BEGIN IMMEDIATE")
@@ -61,16 +66,20 @@ class Journal:
         if new and begun:
             raise self._damaged("it is empty or gone")
         if new:
-            self._store.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            self._store.execute("CREATE TABLE groups (number INTEGER PRIMARY KEY, result TEXT, digest TEXT)")
+            for statement in MADE.values():
+                self._store.execute(statement)
             meta = {"version": str(VERSION), "plan": self._fingerprint}
             self._store.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         self._store.execute("COMMIT")
+        self.kept = not new
         if not new:
             self._check()
-        return new
 
     def _check(self) -> None:
+        tables = [("table", name, name, statement) for name, statement in MADE.items()]
+        made = {*tables, ("index", "sqlite_autoindex_meta_1", "meta", None)}
+        if set(self._store.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")) != made:
+            raise self._damaged("it has other tables than a run makes, or more than tables")
         found = self._store.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise self._damaged(found)
@@ -92,6 +101,7 @@ class Journal:
         with self._explained():
             row = (number, text, self._digest(number, text))
             self._store.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", row)
+        self.kept = True
 
     def done(self) -> set[int]:
         """The numbers of the groups that are committed."""
@@ -140,9 +150,10 @@ class Journal:
                 f"{folder}: another process is at work on this run; wait until it ends, or choose another --out"
             )
         if code in FULL:
+            room = "make room on the disk"
+            way = f"what was committed is kept: {room}, then go on with --resume {folder}"
             return InputError(
-                f"{self.path}: cannot be written ({error}); what was committed is kept: make room on the disk, then go "
-                f"on with --resume {folder}"
+                f"{self.path}: cannot be written ({error}); {way if self.kept else f'{room} and start again'}"
             )
         if code in CLOSED:
             return InputError(f"{self.path}: cannot be written ({error}); choose another --out")

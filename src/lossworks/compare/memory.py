@@ -1,5 +1,6 @@
 """How much memory there is, how much may be used, and whether it was too little."""
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lossworks.checks import shown
 from lossworks.compare.errors import InputError
 
 __all__ = ["available", "budget", "is_out_of_memory", "size"]
@@ -19,11 +21,12 @@ SAID = ("not enough memory", "can't allocate memory", "out of memory", "bad allo
 
 def size(given: int | str) -> int:
     """Bytes of ``"4GB"`` (10⁹), ``"512 MiB"`` (2²⁰), or of a number of bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?\s*", str(given), re.IGNORECASE)
-    whole = int(float(found[1]) * (1024 if found[3] else 1000) ** UNITS[found[2].lower()]) if found else 0
-    if isinstance(given, bool) or not isinstance(given, (int, str)) or whole < 1:
-        raise InputError(f"memory must be a size > 0 such as '4GB' or '512MB', got {given!r}")
-    return whole
+    text = given if isinstance(given, str) else shown(given)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
+    amount = float(found[1]) * (1024 if found[3] else 1000) ** UNITS[found[2].lower()] if found else 0.0
+    if not isinstance(given, (int, str)) or not 1 <= amount < math.inf:
+        raise InputError(f"memory must be a size > 0 such as '4GB' or '512MB', got {shown(given)}")
+    return int(amount)
 
 
 def budget(given: int | str | None, device: torch.device) -> int | None:

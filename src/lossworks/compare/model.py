@@ -61,7 +61,8 @@ class Model:
 
     def scores(self, data: Any) -> Tensor:
         """Logits ``(n, C)``, or values ``(n,)``, of raw rows: a file, a polars or pandas frame, a dict, or an array."""
-        x = torch.from_numpy(self.encoder.transform(read_features(data, {"columns": self.columns})))
+        features, place = read_features(data, {"columns": self.columns})
+        x = torch.from_numpy(self.encoder.transform(features, place))
         with torch.inference_mode():
             return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
 
@@ -107,7 +108,7 @@ class Model:
             norm: ``"linf"`` or ``"l2"``.
             steps: Of each search, >= 1.
             restarts: How often each begins anew, >= 1.
-            seed: Of the restarts.
+            seed: Of the restarts, >= 0.
 
         Raises:
             InputError: a real target, labels that the model does not know, columns that cannot be moved.
@@ -115,16 +116,19 @@ class Model:
         if self.task == "real":
             raise InputError(f"{self.target_name!r} is real-valued: there is no accuracy to attack")
         attack = Attack.parse(f"{norm}:{eps}", self.encoder)
-        for name, value in (("steps", steps), ("restarts", restarts)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be an int >= 1, got {value!r}")
-        features, labels = read_labelled(data, self.target_name, {"columns": self.columns})
+        for name, value, low in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
+            check_option(name, value, low)
+        features, labels, place = read_labelled(data, self.target_name, {"columns": self.columns})
         if not labels:
-            raise InputError("the data has no rows to attack")
+            raise InputError(f"{place.label} has no rows to attack")
         codes = {name: code for code, name in enumerate(self.classes)}
-        if unknown := [label for label in labels if label not in codes]:
-            raise InputError(f"column {self.target_name!r} has {unknown[0]!r}, which is none of the model's classes")
-        x, y = torch.from_numpy(self.encoder.transform(features)), torch.tensor([codes[label] for label in labels])
+        if unknown := [row for row, label in enumerate(labels) if label not in codes]:
+            raise InputError(
+                f"{place.label}, {place.row(unknown[0])}: column {self.target_name!r} has {labels[unknown[0]]!r}, "
+                f"which is none of the model's classes"
+            )
+        x = torch.from_numpy(self.encoder.transform(features, place))
+        y = torch.tensor([codes[label] for label in labels])
         radii = [attack.eps * number / (POINTS - 1) for number in range(1, POINTS)]
         assert isinstance(self.network, nn.Sequential)
         curve = accuracy_curve(self.network, x, y, attack, radii, seed=seed, steps=steps, restarts=restarts)
@@ -147,6 +151,12 @@ class Model:
             "columns": dict(self.columns),
         }
         (folder / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+
+def check_option(name: str, value: object, low: int) -> None:
+    """Raise unless the option is an ``int`` from ``low`` on, of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+        raise InputError(f"{name} must be an int >= {low} and below 2**63, got {shown(value)}")
 
 
 def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -215,7 +225,7 @@ def load_model(folder: str | Path, factory: Any = None) -> Model:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, OverflowError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{folder}: the saved model is damaged ({reason}); train it again") from error
 
 
@@ -260,7 +270,11 @@ def _check_fields(described: Mapping[str, Any]) -> None:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise InputError(f"{folder}: no such run folder")
     if not path.is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: not a finished run folder (model.json and model.safetensors must be in it)")

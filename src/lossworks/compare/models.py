@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossworks.checks import check_bool, check_choice, check_int, nearest, shown
 from lossworks.compare.errors import InputError
+from lossworks.compare.memory import is_out_of_memory
 from lossworks.compare.scaling import Scaler, Scaling
 from lossworks.roles import Kind
 
@@ -19,6 +20,8 @@ __all__ = ["ARCHITECTURES", "Architecture", "Factory", "Values", "architecture_o
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 ARCHITECTURES = ("mlp", "linear", "cnn")
+GIVEN = "as --model FILE.py:FUNCTION (in Python factory=)"
+"""How a user gives a factory to a trained model."""
 
 
 class Values(nn.Module):
@@ -99,7 +102,7 @@ class Architecture:
     def network(self) -> nn.Module:
         """A newly initialised network, without scaler and head."""
         if not isinstance(self.model, str):
-            return self.model(self.input_shape, self.outputs)
+            return _built(self.model, self.input_shape, self.outputs)
         if self.model == "cnn":
             return _cnn(self.input_shape, self.outputs, self.width)
         hidden = [self.width, self.width] if self.model == "mlp" else []
@@ -118,14 +121,27 @@ class Architecture:
         return self.assembled(scaler, self.network(), Values(torch.zeros(self.outputs), one * 0, one))
 
     def loaded(self, state: Mapping[str, Tensor]) -> nn.Sequential:
-        """The whole module with these values; nothing is allocated before they are known to fit."""
+        """The whole module with these values; nothing is allocated before they are known to fit.
+
+        Raises:
+            InputError: a factory fails, or its network is not the one that was trained.
+            ValueError, RuntimeError: the values do not fit a network of ours.
+        """
         own = isinstance(self.model, str)
         with torch.device("meta" if own else "cpu"):
             module: nn.Sequential = self.empty_module()
-        for name, tensor in module.state_dict().items():
-            if name in state and state[name].dtype != tensor.dtype:
-                raise ValueError(f"{name} must be {tensor.dtype}, got {state[name].dtype}")
-        module.load_state_dict(state, assign=own)
+        try:
+            for name, tensor in module.state_dict().items():
+                if name in state and state[name].dtype != tensor.dtype:
+                    raise ValueError(f"{name} must be {tensor.dtype}, got {state[name].dtype}")
+            module.load_state_dict(state, assign=own)
+        except (RuntimeError, ValueError) as error:
+            if own:
+                raise
+            raise InputError(
+                f"model: the network of {_named(self.model)} is not the one that was trained "
+                f"({' '.join(str(error).split())}): give the same factory {GIVEN}"
+            ) from error
         return module
 
     def assembled(self, scaler: Scaler, network: nn.Module, values: Values) -> nn.Sequential:
@@ -163,8 +179,12 @@ class Architecture:
             raise ValueError(f"model must be a name, got {shown(model)}")
         if model == "factory":
             if factory is None:
-                raise InputError("the model was built by a factory of your own: give it again, as factory=")
+                raise InputError(f"the model was built by a factory of your own: give it again {GIVEN}")
+            if not callable(factory):
+                raise InputError(f"model: give the factory that the run was trained with {GIVEN}, got {shown(factory)}")
             model = factory
+        elif factory is not None:
+            raise InputError(f"the model is {shown(model)}, of no factory: leave --model (in Python factory=) out")
         return cls(**{**described, "model": model, "input_shape": tuple(shape)})
 
 
@@ -177,6 +197,25 @@ def architecture_of(model: str | Factory, features: Any) -> Architecture:
         return Architecture(model, scaling="standard" if array else "robust")
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _built(factory: Factory, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """The network that the user's factory makes, if it does."""
+    called = f"model: {_named(factory)}({input_shape}, {outputs})"
+    try:
+        network = factory(input_shape, outputs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{called} fails ({type(error).__name__}: {reason})") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{called} must give a torch.nn.Module, got {shown(network)}")
+    return network
+
+
+def _named(factory: str | Factory) -> str:
+    return str(getattr(factory, "__name__", "the factory"))
 
 
 def _cnn(input_shape: tuple[int, ...], outputs: int, width: int) -> nn.Module:

@@ -82,11 +82,11 @@ def report_data(comparison: Comparison, run: Path | None) -> ReportData:
     """Everything that the report shows of this comparison; ``run`` is the folder that it was saved to, if it was."""
     plan, dataset, ranking = comparison.plan, comparison.dataset, comparison.ranking
     metric = find_metric(plan.metric, dataset.task)
-    by_objective: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_objective: dict[str, list[dict[str, Any]]] = {}
     chosen = _chosen_keys(comparison)
     for replica in comparison.replicas:
         if _key(replica) in chosen and not replica.get("diverged"):
-            by_objective[replica["objective"]].append(replica)
+            by_objective.setdefault(replica["objective"], []).append(replica)
     columns = [known.name for known in metrics_for(dataset.task)]
     higher = {name: METRICS[name].higher_is_better for name in columns}
     if dataset.group is not None:
@@ -160,7 +160,7 @@ def _chosen_keys(comparison: Comparison) -> set[tuple[Any, ...]]:
 
 def _differences(by_objective: dict[str, list[dict[str, Any]]], plan: Plan) -> dict[str, list[Difference]]:
     metric = plan.metric
-    reference = {(r["fold"], r["repeat"]): r["metrics"][metric] for r in by_objective[plan.reference]}
+    reference = {(r["fold"], r["repeat"]): r["metrics"][metric] for r in by_objective.get(plan.reference, ())}
     return {
         name: [
             {

@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from lossworks.compare.handover import Comparison
 from lossworks.compare.jobs import Training
 from lossworks.compare.journal import Journal
 from lossworks.compare.judge import choose, judge
+from lossworks.compare.model import check_option
 from lossworks.compare.models import Architecture, Factory, architecture_of
 from lossworks.compare.plan import OUTSIDE, Plan, choose_candidates, digest_of, make_plan
 from lossworks.compare.replica import check_replicas
@@ -232,6 +233,7 @@ def _compare(
             seconds=time.monotonic() - began,
         )
         if out is not None:
+            _require_finite(comparison, out)
             comparison.save(out)
             if partial is None:
                 finish(out)
@@ -276,6 +278,8 @@ class _Bench:
                 self._count(results)
         if self.done == self.total:
             return None
+        if self.stopped and self.workload.plan.reference not in self.scores:
+            raise KeyboardInterrupt  # there is nothing to report yet
         return f"stopped after its budget of {budget:g} s" if self.spent else "stopped by the user"
 
     def _count(self, results: Results) -> None:
@@ -368,17 +372,28 @@ def _attack(
 
 def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:
     for name, value, low in (("folds", folds, 2), ("repeats", repeats, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < low:
-            raise InputError(f"{name} must be an int >= {low}, got {value!r}")
+        check_option(name, value, low)
     if budget is not None and not budget > 0:
         raise InputError(f"budget must be a number of seconds > 0, got {budget!r}")
-    if rope is not None and not 0 <= rope < math.inf:
+    if rope is not None and not 0 <= rope <= sys.float_info.max:
         raise InputError(f"rope must be a number >= 0 in the metric's unit, got {rope!r}")
 
 
 def _require_reference(replicas: Sequence[Mapping[str, Any]], plan: Plan) -> None:
     if all(replica["objective"] != plan.reference for replica in replicas):
         raise InputError("the run was stopped before the reference was trained: there is nothing to report yet")
+
+
+def _require_finite(comparison: Comparison, out: Path) -> None:
+    """Raise if the reference is nowhere finite, so that its model cannot be handed over; the report is written."""
+    reference = comparison.plan.reference
+    if all(replica.get("diverged") for replica in comparison.replicas if replica["objective"] == reference):
+        report = comparison.report(out / "report.html")
+        raise InputError(
+            f"{out}: every model of the reference {reference} diverged, so there is nothing to compare with and no "
+            f"model to hand over; what was reached is in {report}. Give the target in another unit or another --model, "
+            f"or in Python a smaller training=Training(lr=...)"
+        )
 
 
 def _flat(replica: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,8 +425,10 @@ def _check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             torch.manual_seed(0)
-            network = architecture.model(shape, 3).eval()
+            network = architecture.sized(shape, 3, "classes").network().eval()
             got = network(torch.randn(2, *shape))
+    except InputError:
+        raise
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"model: {name}({shape}, 3) fails on two rows ({type(error).__name__}: {reason})") from error
