@@ -1,5 +1,9 @@
+import io
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +15,10 @@ import pytest
 from rich.console import Console
 
 import lossworks as lw
+import lossworks_command
+from lossworks import cli as tool
 from lossworks.cli import main
-from lossworks.compare import Training
+from lossworks.compare import Progress, Training
 
 ROWS = 60
 FAST = ["--objectives", "FocalLoss", "--folds", "2", "--repeats", "1", "--model", "linear"]
@@ -164,6 +170,30 @@ def test_a_targets_name_never_leads_out_of_the_runs_folder(cli):
     assert [path.parent for path in Path("runs").rglob("model.json")] == [Path("runs/up-1")]
 
 
+def test_a_command_that_is_printed_is_one_that_a_shell_takes(capsys):
+    words = ["predict", "my 'runs'/[b] $1", "new.csv"]
+    tool._command(tool.out, "predict", *words)
+    assert shlex.split(capsys.readouterr().out) == ["predict", "lossworks", *words]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_screen_of_another_encoding_shows_what_it_can(cli, csv, monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", screen := io.TextIOWrapper(io.BytesIO(), encoding))
+    assert cli("compare", csv, "--target", "churn", *FAST).code == 0
+    assert {"ascii": b"\\xb1", "latin-1": b"\xb1"}[encoding] in screen.buffer.getvalue()
+
+
+def test_a_screen_without_width_shows_all(cli, monkeypatch):
+    monkeypatch.setattr("lossworks.cli.out", Console(width=0))
+    assert "TemperatureScaling" in cli("list").out
+
+
+def test_a_ranking_wider_than_the_screen_is_not_cut_off(cli, csv):
+    result = cli("compare", csv, "--target", "churn", "--group", "team", "--attack", "linf:0.1", "--certify", *FAST)
+    assert result.code == 0
+    assert re.search("^CrossEntropyLoss .* reference$", result.out, re.MULTILINE)
+
+
 # resume
 
 
@@ -233,6 +263,40 @@ def test_predict_quotes_formulas(cli):
     lines = cli("predict", "run", "signs.csv").out.splitlines()
     assert lines[0] == '"predicted_churn","probability_=yes","probability_@no"'
     assert {line.split(",")[0] for line in lines[1:]} <= {'"\'=yes"', '"\'@no"'}
+
+
+def test_predict_prints_the_bytes_that_it_would_write(cli, monkeypatch):
+    data = columns()
+    pl.DataFrame(data | {"churn": [{"yes": "jä€"}.get(label, label) for label in data["churn"]]}).write_csv("odd.csv")
+    assert cli("compare", "odd.csv", "--target", "churn", "--out", "run", "--quiet", *FAST).code == 0
+    assert cli("predict", "run", "odd.csv", "--out", "new.csv").code == 0
+    monkeypatch.setattr(sys, "stdout", screen := io.TextIOWrapper(io.BytesIO(), "latin-1"))
+    assert cli("predict", "run", "odd.csv").code == 0
+    assert screen.buffer.getvalue() == Path("new.csv").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("arguments", [["predict", "{0}/run", "{0}/customers.csv"], ["list"], ["--help"]])
+def test_an_output_that_is_full_or_closed_is_one_line(cli, finished, monkeypatch, arguments):
+    arguments = [argument.format(finished) for argument in arguments]
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        result = cli(*arguments)
+    assert (result.code, one_line(result)) == (1, "error: the standard output: No space left on device\n")
+    monkeypatch.setattr(sys, "stdout", None)
+    result = cli(*arguments)
+    assert (result.code, one_line(result)) == (1, "error: the standard output: it is closed\n")
+
+
+@pytest.mark.parametrize("arguments", [["predict", "{0}/run", "{0}/customers.csv"], ["list"]])
+def test_a_reader_who_has_enough_is_no_error(cli, finished, monkeypatch, arguments):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr("lossworks.cli.out", Console())  # which goes quiet
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        result = cli(*(argument.format(finished) for argument in arguments))
+    assert result.err == ""
 
 
 @pytest.mark.parametrize(
@@ -411,6 +475,12 @@ WRONG = {
     "negative rope": (table(), [*CHURN, "--rope", "-1"], "rope must be a number >= 0"),
     "output in a file": (table(), [*CHURN, "--out", "file/run"], "file/run: cannot be written"),
     "output is a file": (table(), [*CHURN, "--out", "file"], "file: cannot be written"),
+    "output is empty": (table(), [*CHURN, "--out", ""], "'--out': it is empty"),
+    "run is empty": (table(), ["--resume", ""], "'--resume': it is empty"),
+    "objectives are empty": (table(), [*CHURN, "--objectives", ""], "objectives: no part is called ''"),
+    "model file's name too long": (table(), [*CHURN, "--model", f"{'x' * 300}.py:f"], "(File name too long)"),
+    "emoji": (table(), ["--target", ":dog:"], "no column ':dog:' (target)"),
+    "emoji in a file's name": (None, ["!:dog:.csv", *CHURN], ":dog:.csv does not exist"),
 }
 
 
@@ -457,13 +527,94 @@ def test_brackets_in_names_are_shown_as_they_are(cli):
     assert "[/y]" in one_line(cli("compare", "odd.csv", "--target", "[/y]", *FAST))
 
 
-def test_ctrl_c_is_no_traceback(cli, csv, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+def test_what_is_running_is_named_as_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("lossworks.cli.err", Console(stderr=True, force_terminal=True, width=120))
+    with tool._watching(False) as watch:
+        watch(Progress(running=":dog: [b]x", done=1, total=2, share=0.5, seconds_left=None, best=":cat: [b]y"))
+    shown = capsys.readouterr().err
+    assert ":dog: [b]x" in shown
+    assert ":cat: [b]y" in shown
 
+
+def test_text_is_printed_as_it_is(capsys):
+    for text in ("[b]x[/b]", ":dog:", "ends in\\", "ends in\\\\"):
+        tool.out.print(tool._plain(text), tool._plain("more"))
+        assert capsys.readouterr().out == f"{text} more\n"
+    tool.out.print(":dog:")
+    assert capsys.readouterr().out == ":dog:\n"
+
+
+def test_the_free_folder_of_any_target_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tool._free_folder("y" * 300)
+    folder.mkdir(parents=True)
+    assert tool._free_folder("y" * 300) == folder.with_name(f"{folder.name[:-1]}2")
+
+
+def test_runs_that_cannot_be_read_are_one_line(cli, csv, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    assert "runs: cannot be read (Permission denied)" in one_line(cli("compare", csv, "--target", "churn"))
+
+
+def test_a_model_file_that_ends_the_program_does_not(cli, csv):
+    Path("ends.py").write_text("raise SystemExit(7)\n")
+    result = cli("compare", csv, "--target", "churn", "--model", "ends.py:build")
+    assert result.code == 2
+    assert "ends.py fails when imported (SystemExit: 7)" in one_line(result)
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_no_traceback(cli, csv, monkeypatch):
     monkeypatch.setattr("lossworks.compare.compare", interrupted)
     result = cli("compare", csv, "--target", "churn")
     assert (result.code, result.err) == (130, "stopped\n")
+
+
+def test_ctrl_c_says_how_to_go_on_where_there_is_something_to_go_on_with(cli, csv, finished, monkeypatch):
+    arguments = ["compare", csv, "--target", "churn", "--quiet", *FAST]
+    assert cli(*arguments, "--out", "my run", "--budget", "1e-6").code == 0
+    monkeypatch.setattr("lossworks.compare.compare", interrupted)
+    result = cli("compare", "--resume", "my run")
+    assert (result.code, result.err) == (130, "resume   lossworks compare --resume 'my run'\nstopped\n")
+    assert cli(*arguments, "--out", finished / "run").err == "stopped\n"
+
+
+def test_ctrl_c_is_heard_while_the_library_is_imported():
+    code = """
+import os, signal, sys
+
+class Impatient:
+    def find_spec(self, name, *_):
+        if name == "lossworks":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+import lossworks_command
+lossworks_command.main()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "stopped\n")
+
+
+def test_another_ctrl_c_is_no_traceback(monkeypatch, capfd):
+    def ended(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr("lossworks.cli.main", interrupted)
+    monkeypatch.setattr(os, "_exit", ended)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            lossworks_command.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "stopped\n"
 
 
 def test_the_installed_command_ends_with_one_line_and_exit_code_2(tmp_path):

@@ -33,6 +33,15 @@ def test_the_tool_is_there_when_it_is_used():
     assert done.stdout.split() == ["True"] * 3
 
 
+def test_the_command_hears_ctrl_c_before_it_imports_the_library():
+    import importlib.metadata
+
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="lossworks")
+    code = f"import sys, {command.module}; print('lossworks' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 2
+
+
 def test_nothing_in_the_package_imports_upwards():
     """The floors of the house, read from the imports that stand at the top of each file."""
     import ast

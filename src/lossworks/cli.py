@@ -2,8 +2,11 @@
 
 import contextlib
 import importlib.util
+import io
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
@@ -23,9 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 claims_app = typer.Typer(no_args_is_help=True, help="The papers' claims, measured.")
 app.add_typer(claims_app, name="claims")
-out, err = Console(), Console(stderr=True)
-WIDE = 120
-INTERRUPTED = 130
+out, err = Console(emoji=False, highlight=False), Console(stderr=True, emoji=False, highlight=False)
+NARROWEST, WIDE = 80, 120
+LONGEST_STEM = 100
+UNWRITTEN, INTERRUPTED = 1, 130
 METRIC_HEADINGS = {"balanced_accuracy": "bal. accuracy", "average_precision": "avg. precision"}
 EXTRA_HEADINGS = {"robust_accuracy": "under\nattack", "verified_accuracy": "proved"}
 VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": "red", "unclear": "dim"}
@@ -35,18 +39,56 @@ def main() -> None:
     """Run the command line: bad input is one line and exit code 2."""
     from lossworks.compare.errors import InputError
 
+    _fit_the_screen()
     try:
+        if sys.stdout is None:
+            raise OSError("it is closed")
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except (InputError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         if message:
-            err.print(f"[red]error:[/red] {_plain(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+            _refuse(" ".join(message.split()))
         sys.exit(2)
+    except BrokenPipeError:
+        _write_no_more()
+        sys.exit(UNWRITTEN)
+    except OSError as error:
+        _refuse(f"{error.filename or 'the standard output'}: {error.strerror or error}")
+        _write_no_more()
+        sys.exit(UNWRITTEN)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
         err.print("stopped")
     sys.exit(code)
+
+
+def _fit_the_screen() -> None:
+    """Have all shown: as an escape where the encoding lacks a character, and nothing cut off as too wide."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for screen in (out, err):
+        if screen.width < NARROWEST:
+            screen.width = NARROWEST
+
+
+def _refuse(message: str) -> None:
+    err.print("[red]error:[/red]", _plain(message), soft_wrap=True)
+
+
+def _write_no_more() -> None:
+    """Let go what the standard output did not take, or the interpreter tries it again when it ends."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("it is empty")  # which as a path would be the current folder
+    return Path(text)
 
 
 @app.command("compare")
@@ -75,9 +117,12 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     budget: Annotated[float | None, typer.Option(help="Seconds after which nothing further is begun.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out_: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/TARGET-N by default.")] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", parser=_path, help="The run folder; runs/TARGET-N by default.")
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="A run folder: go on with a run that was stopped; it knows its options.")
+        Path | None,
+        typer.Option(parser=_path, help="A run folder: go on with a run that was stopped; it knows its options."),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on the machines of a Ray cluster.")] = "local",
     address: Annotated[
@@ -105,11 +150,11 @@ def compare_command(
         _leave_to_the_run(context)
     name = target or (embedded().target_name if data is None else "run")
     folder = resume or out_ or _free_folder(name)
-    with _watching(quiet or as_json) as watch:
+    with _told_to_resume(folder), _watching(quiet or as_json) as watch:
         result = compare(
             data,
             target,
-            objectives=[name.strip() for name in objectives.split(",")] if objectives else None,
+            objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
             metric=metric,
             model=_model(model),
             folds=folds,
@@ -134,7 +179,7 @@ def compare_command(
     if as_json:
         print(json.dumps(result.to_json() | {"run": str(folder)}, default=str))  # noqa: T201
     elif quiet:
-        out.print(_plain(result.answer), soft_wrap=True, highlight=False)
+        out.print(_plain(result.answer), soft_wrap=True)
     else:
         _tell(result, folder)
 
@@ -144,7 +189,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[Path, typer.Argument(help="New rows: CSV, TSV, Parquet, Arrow or NPZ.")],
     out_: Annotated[
-        Path | None, typer.Option("--out", help="A CSV or Parquet file; by default CSV on the screen.")
+        Path | None, typer.Option("--out", parser=_path, help="A CSV or Parquet file; by default CSV on the screen.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, if the run used a model of your own.")] = None,
 ) -> None:
@@ -156,10 +201,10 @@ def predict(
 
     if out_ is not None and out_.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out {out_}: predictions are written as .csv or .parquet")
-    trained = load(run, factory=_model(model) if model else None)
+    trained = load(run, factory=None if model is None else _model(model))
     predicted = trained.frame(data)
     if out_ is None:
-        sys.stdout.write(write_csv(predicted) or "")
+        _print_utf8(write_csv(predicted) or "")
         return
     with whole(out_) as unfinished:
         if out_.suffix == ".parquet":
@@ -183,7 +228,7 @@ def attack(
     """Measure how the model of a run holds up when inputs are moved a little."""
     from lossworks.compare import load
 
-    trained = load(run, factory=_model(model) if model else None)
+    trained = load(run, factory=None if model is None else _model(model))
     curve = trained.robustness(data, eps, norm=norm, steps=steps, restarts=restarts, seed=seed)
     if as_json:
         print(json.dumps({"norm": norm, "steps": steps, "restarts": restarts, "curve": curve.to_dicts()}))  # noqa: T201
@@ -216,7 +261,7 @@ def find(
         raise typer.Exit(1)
     for entry, terms in found:
         out.print(f"[bold]{entry.name}[/bold]  [dim]{entry.role}; {', '.join(terms or entry.helps)}[/dim]")
-        out.print(Padding(_plain(_words(entry.summary)), (0, 0, 0, 4)), highlight=False)
+        out.print(Padding(_plain(_words(entry.summary)), (0, 0, 0, 4)))
     out.print("[dim]lossworks show NAME tells more.[/dim]")
 
 
@@ -252,23 +297,23 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as LDRLoss.")]) 
     out.print(
         f"[bold]{entry.path}[/bold]  [dim]{entry.role}; helps with {', '.join(entry.helps) or 'nothing named'}[/dim]\n"
     )
-    out.print(_plain(inspect.getdoc(entry.part) or ""), highlight=False, soft_wrap=True)
+    out.print(_plain(inspect.getdoc(entry.part) or ""), soft_wrap=True)
     measured = results()
     for key in entry.papers:
         paper = papers()[key]
-        out.print(f"\n[bold]{key}[/bold]  {_plain(paper.cite())}", soft_wrap=True, highlight=False)
+        out.print(f"\n[bold]{key}[/bold] ", _plain(paper.cite()), soft_wrap=True)
         if paper.claim or paper.note:
-            out.print(f"  {_plain(paper.claim or paper.note)}", soft_wrap=True, highlight=False)
+            out.print(_plain(f"  {paper.claim or paper.note}"), soft_wrap=True)
         if key in measured:
             shown = "shown" if measured[key]["shown"] else "not shown"
-            out.print(f"  measured: {shown}. {_plain(measured[key]['measured'])}", soft_wrap=True, highlight=False)
+            out.print(_plain(f"  measured: {shown}. {measured[key]['measured']}"), soft_wrap=True)
 
 
 @claims_app.command("run")
 def claims_run(
     keys: Annotated[list[str] | None, typer.Argument(help="Paper keys; all without them.")] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Where the results are kept; the package's own by default.")
+        Path | None, typer.Option(parser=_path, help="Where the results are kept; the package's own by default.")
     ] = None,
 ) -> None:
     """Measure claims, print claimed beside measured, and keep the results."""
@@ -285,7 +330,9 @@ def claims_run(
 
 @claims_app.command("table")
 def claims_table(
-    results: Annotated[Path | None, typer.Option(help="Where the table is kept; the package's own by default.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(parser=_path, help="Where the table is kept; the package's own by default.")
+    ] = None,
 ) -> None:
     """Measure the LDR paper's table in small (minutes), print the ranks, and keep it."""
     from lossworks.claims import ldr_table
@@ -300,14 +347,16 @@ def claims_table(
 
 @claims_app.command("document")
 def claims_document(
-    out_: Annotated[Path | None, typer.Option("--out", help="A Markdown file; by default the screen.")] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", parser=_path, help="A Markdown file; by default the screen.")
+    ] = None,
 ) -> None:
     """Write the page of all claims beside what was last measured."""
     from lossworks.claims.document import markdown
     from lossworks.compare.files import whole
 
     if out_ is None:
-        sys.stdout.write(markdown())
+        _print_utf8(markdown())
         return
     with whole(out_) as unfinished:
         unfinished.write_text(markdown(), encoding="utf-8")
@@ -324,9 +373,14 @@ def claims_list() -> None:
         out.print(f"{key}: {state}")
 
 
-def _plain(text: str) -> str:
+def _plain(text: str) -> Text:
     """Text in which brackets are brackets, not markup, and nothing steers the terminal."""
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def _print_utf8(text: str) -> None:
+    """Print what is read by programs: the same bytes in every locale, as a file would have them."""
+    sys.stdout.buffer.write(text.encode())
 
 
 def _words(text: str) -> str:
@@ -335,10 +389,15 @@ def _words(text: str) -> str:
 
 
 def _free_folder(name: str) -> Path:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    from lossworks.compare.errors import InputError
+
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:LONGEST_STEM] or "run"
     number = 1
-    while (Path("runs") / f"{stem}-{number}").exists():
-        number += 1
+    try:
+        while (Path("runs") / f"{stem}-{number}").exists():
+            number += 1
+    except OSError as error:
+        raise InputError(f"runs: cannot be read ({error.strerror}); choose another folder with --out") from error
     return Path("runs") / f"{stem}-{number}"
 
 
@@ -373,19 +432,34 @@ def _model(name: str) -> Any:
     if ".py:" not in name:
         return name
     path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
-        raise InputError(f"--model {name}: no such file {path}")
+    try:
+        if not Path(path).is_file():
+            raise InputError(f"--model {name}: no such file {path}")
+    except OSError as error:
+        raise InputError(f"--model {name}: cannot be read ({error.strerror})") from error
     spec = importlib.util.spec_from_file_location("lossworks_user_model", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--model {name}: {path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--model {name}: {path} fails when imported ({type(error).__name__}: {error})") from error
     if not callable(getattr(module, function, None)):
         raise InputError(f"--model {name}: {path} has no function {function!r}")
     return getattr(module, function)
+
+
+@contextlib.contextmanager
+def _told_to_resume(folder: Path) -> Iterator[None]:
+    """Say how to go on with a run that the user stops before there is anything to report."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if not json.loads((folder / "run.json").read_text(encoding="utf-8"))["finished"]:
+                _command(err, "resume", "compare", "--resume", str(folder))
+        raise
 
 
 @contextlib.contextmanager
@@ -398,11 +472,11 @@ def _watching(silent: bool) -> Iterator[Any]:
     from rich.progress import Progress as Display
 
     columns = (
-        TextColumn("{task.fields[running]}", style="bold"),
+        TextColumn("{task.fields[running]}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("best so far {task.fields[best]}", style="dim"),
+        TextColumn("best so far {task.fields[best]}", style="dim", markup=False),
     )
     with Display(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
         task = display.add_task("", total=None, running="reading", left="", best="none yet")
@@ -432,18 +506,23 @@ def _clock(seconds: float) -> str:
 
 def _tell(result: "Comparison", folder: Path) -> None:
     """The answer, the ranking and where everything lies."""
-    out.print(f"\n[bold]{_plain(result.answer)}[/bold]\n", highlight=False)
+    out.print(_plain(f"\n{result.answer}\n"), style="bold")
     if result.partial:
         out.print(f"[yellow]Partial: {result.partial}.[/yellow]\n")
-    out.print(_ranking(result, wide=out.width >= WIDE))
+    out.print(_ranking(result, wide=out.width >= WIDE), crop=False)
     out.print()
     for finding in result.findings:
         colour = {"info": "dim", "notice": "default", "warning": "yellow"}[finding.level]
-        out.print(f"[{colour}]- {_plain(finding.text)}[/{colour}]", highlight=False)
-    out.print(f"\nreport   {_plain(str(folder))}/report.html", soft_wrap=True, highlight=False)
-    out.print(f"predict  lossworks predict {_plain(str(folder))} new.csv", soft_wrap=True, highlight=False)
+        out.print(_plain(f"- {finding.text}"), style=colour)
+    out.print(_plain(f"\nreport   {folder}/report.html"), soft_wrap=True)
+    _command(out, "predict", "predict", str(folder), "new.csv")
     if result.partial:
-        out.print(f"resume   lossworks compare --resume {_plain(str(folder))}", soft_wrap=True, highlight=False)
+        _command(out, "resume", "compare", "--resume", str(folder))
+
+
+def _command(screen: Console, what: str, *words: str) -> None:
+    """Say a command that a shell takes as it stands."""
+    screen.print(_plain(f"{what:<8} lossworks {shlex.join(words)}"), soft_wrap=True)
 
 
 def _ranking(result: "Comparison", *, wide: bool) -> Table:

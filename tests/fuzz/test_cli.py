@@ -21,12 +21,12 @@ NAMES = (
 OPTIONS = [*(f"--{name}" for name in [*NAMES.split(), "results", "fold", ""]), "-x"]
 WORDS = (
     "y a b z accuracy rmse auroc CrossEntropyLoss FocalLoss,LDRLoss FocalLoss+ClassBalanced + , mlp linear cnn "
-    "transformer model.py:build model.py:nothing broken.py:f nowhere.py:f : .py: -1 0 1 2 3 99999999999999999999 "
-    "1.5 nan inf 1e999 linf:0.1 l2:1 linf: l2 "
+    "transformer model.py:build model.py:nothing broken.py:f ends.py:f nowhere.py:f : .py: -1 0 1 2 3 "
+    "99999999999999999999 1.5 nan inf 1e999 linf:0.1 l2:1 linf: l2 "
     "binary real multiclass auto cpu cuda data.csv data.tsv nowhere.csv folder run ../../x a=number y=date =number a= "
     "[/b] [bold] LDRLoss zhu2023ldr new.csv new.parquet new.xlsx folder/new.csv"
 )
-VALUES = [*WORDS.split(), "", "\x1b[31m", "noisy labels", "a b=date"]
+VALUES = [*WORDS.split(), "", "\x1b[31m", "noisy labels", "a b=date", ":dog:", "y" * 300, f"{'y' * 300}.py:f"]
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def place(tmp_path, monkeypatch, capsys):
     (tmp_path / "data.tsv").write_text("a\ty\n1\t2\n")
     (tmp_path / "model.py").write_text("from torch import nn\ndef build(shape, k): return nn.Linear(shape[0], k)\n")
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "ends.py").write_text("raise SystemExit(7)")
 
     def stop(*_, **__):
         raise InputError("nothing is trained here")
