@@ -411,6 +411,7 @@ def test_a_last_model_that_diverges_is_not_handed_over(target, monkeypatch):
         ({"seed": 2**63}, r"seed must be an int >= 0 and below 2\*\*63"),
         ({"rope": 10**400}, "rope must be a number >= 0"),
         ({"repeats": 0}, "repeats must be an int >= 1"),
+        ({"repeats": 10**6}, "repeats must be an int >= 1 and <= 1,000, got 1000000"),
         ({"budget": -1.0}, "budget must be a number of seconds > 0"),
         ({"device": "tpu"}, "device must be"),
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),

@@ -153,10 +153,11 @@ class Model:
         (folder / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
-def check_option(name: str, value: object, low: int) -> None:
-    """Raise unless the option is an ``int`` from ``low`` on, of 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
-        raise InputError(f"{name} must be an int >= {low} and below 2**63, got {shown(value)}")
+def check_option(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise unless the option is an ``int`` from ``low`` to ``high``, without one of 64 bits."""
+    most, end = (2**63 - 1, "below 2**63") if high is None else (high, f"<= {high:,}")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
+        raise InputError(f"{name} must be an int >= {low} and {end}, got {shown(value)}")
 
 
 def class_probabilities(logits: Tensor, temperature: float) -> Tensor:

@@ -36,6 +36,8 @@ from lossworks.roles import Loss
 
 IMBALANCED = 3.0
 """From this ratio of the largest to the smallest class on, the default metric counts every class the same."""
+MOST_REPEATS = 1_000
+"""Each is a row of the plan for every model: of a million the plan alone would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def compare(
         metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real.
             With groups ``"worst_group_accuracy"`` and the like let the worst group decide.
         model: ``"mlp"``, ``"linear"``, ``"cnn"`` (images), or a factory ``(input_shape, outputs) -> nn.Module``.
-        folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, >= 1.
+        folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, 1 to 1,000.
         group: A column of groups; the worst group's metric is then reported beside the mean, and objectives that guard
             the worst group or the worst rows are tried. It is no feature.
         seed: Of everything that is drawn.
@@ -371,8 +373,9 @@ def _attack(
 
 
 def _check_options(folds: int, repeats: int, seed: int, budget: float | None, rope: float | None) -> None:
-    for name, value, low in (("folds", folds, 2), ("repeats", repeats, 1), ("seed", seed, 0)):
-        check_option(name, value, low)
+    check_option("folds", folds, 2)
+    check_option("repeats", repeats, 1, MOST_REPEATS)
+    check_option("seed", seed, 0)
     if budget is not None and not budget > 0:
         raise InputError(f"budget must be a number of seconds > 0, got {budget!r}")
     if rope is not None and not 0 <= rope <= sys.float_info.max:
