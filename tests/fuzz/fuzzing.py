@@ -287,6 +287,7 @@ UNDRIVEN = {
 """The modules whose public functions are not driven by their signatures, and why."""
 HELPERS = {
     "lossworks.checks.as_float": "asked of numbers alone, after the checks",
+    "lossworks.checks.precise": "asked of a tensor's device alone",
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
     "lossworks.checks.taken": "a context around a user's code",
     "lossworks.optim.sharpness.buffers_kept": "a context around an optimizer's passes, after its checks",
@@ -322,7 +323,7 @@ INTERNAL = (
     "lossworks.federated.rounds.check_",
     *(
         f"lossworks.roles.{name}"
-        for name in ("about_kept", "asked_once", "evaluating", "held_back", "remember_over_ranks")
+        for name in ("about_kept", "asked_once", "evaluating", "held_back", "remember_over_ranks", "remembering")
     ),
 )
 """What other modules of ours alone call, and what all ranks of a process group must call together."""

@@ -57,12 +57,13 @@ INTRODUCTION = """
 A training run gives the same numbers however its work is split. Every part of the catalog, in every setting that it
 declares, trains a small model for some steps in each of these ways, and value, gradients and buffers of every step are
 compared with those of one process that was given each batch whole: *exact* is a difference of at most 1e-9 in float64
-and 1e-5 in float32, and none at all for *resume*. The batches are the awkward kind: rows that come twice, rows that are
-ignored, sample weights, uneven and empty shares, ranks without a row of some class. Of an optimizer the weights after
-each step are compared in place of gradients and buffers. A number refers to what must be known; alone, to why the part
-is by nature not exact there, or has no place there.
+and 1e-5 in float32 (of the largest number where that is above 1), and none at all for *resume*. The batches are the
+awkward kind: rows that come twice, rows that are ignored, sample weights, uneven and empty shares, ranks without a row
+of some class. Of an optimizer the weights after each step are compared in place of gradients and buffers. A number
+refers to what must be known; alone, to why the part is by nature not exact there, or has no place there.
 
-- **2 and 3 processes**: real ones, over gloo, each with its rows and `process_group=`, whole and in micro-batches.
+- **2 and 3 processes**: real ones, over gloo, each with its rows and `process_group=`, whole and (in float64) in
+  micro-batches.
 - **micro-batches**: gradient accumulation by `Objective.micro_batches`, and by `total=` where the rows stand alone.
 - **chunks**: the last layer and the loss a chunk of rows at a time, so that the outputs are never there as a whole.
 - **vmap**: three models stacked under `torch.func.vmap`, against each alone.
