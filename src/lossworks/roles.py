@@ -212,7 +212,8 @@ def remembering(module: nn.Module, process_group: ProcessGroup | None = None) ->
     offers: Offers = []
     with held_back(module, offers):
         yield
-    remember_over_ranks(module, offers, process_group)
+    if offers or process_group is not None:  # whose other ranks may have some
+        remember_over_ranks(module, offers, process_group)
 
 
 def remember_over_ranks(module: nn.Module, offers: Offers, process_group: ProcessGroup | None) -> None:
