@@ -125,6 +125,12 @@ def test_columns_for_a_weighting_have_a_number_a_row(name, wrong):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("index", [False, torch.tensor(1), torch.zeros(7)])
+def test_numbers_that_nobody_reads_are_not_looked_at(index):
+    given = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3).long()
+    assert linear_loss(*given, CrossEntropyLoss(), index=index) == linear_loss(*given, CrossEntropyLoss())
+
+
 def test_a_temperature_that_is_learned_is_refused():
     given = [torch.zeros(3, 4), torch.zeros(5, 4)] * 2
     with pytest.raises(ValueError, match="temperature must not require a gradient"):

@@ -287,6 +287,7 @@ UNDRIVEN = {
 """The modules whose public functions are not driven by their signatures, and why."""
 HELPERS = {
     "lossworks.checks.as_float": "asked of numbers alone, after the checks",
+    "lossworks.checks.check_function": "called with words of ours",
     "lossworks.checks.precise": "asked of a tensor's device alone",
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
     "lossworks.checks.taken": "a context around a user's code",

@@ -474,14 +474,15 @@ def loss_reader(
         ):
             form = None
     shape = torch.Size((*lead, *tail))
+    numbers = None
     if loss.needs_index:
-        index = loss._extra(index, shape)["index"]
-        index = index if kept is None else torch.where(kept, index, -1)
+        numbers = loss._extra(index, shape)["index"]
+        numbers = numbers if kept is None else torch.where(kept, numbers, -1)
     if loss.kind == "classes" and not traced():
         # So many classes, and no row, as the loss itself sees them.
         with torch.no_grad(), held_back(loss):
-            loss.rows(weight.detach().new_zeros((0, classes)), flat[:0], None if index is None else index[:0])
-    reader = LossReader(loss, flat, kept, index if loss.needs_index else None, hyper, form, tuple(tail))
+            loss.rows(weight.detach().new_zeros((0, classes)), flat[:0], None if numbers is None else numbers[:0])
+    reader = LossReader(loss, flat, kept, numbers, hyper, form, tuple(tail))
     return reader, shape
 
 
