@@ -145,6 +145,13 @@ def flat(shape, outputs):
     return torch.nn.Sequential(torch.nn.Linear(shape[0], 4), torch.nn.Tanh(), torch.nn.Linear(4, outputs))
 
 
+class Failing(torch.nn.Sequential):
+    """The trained layers, which it does not run."""
+
+    def forward(self, x):
+        return 1 / 0
+
+
 def test_a_factorys_model_is_loaded_with_the_factory_and_not_without(tmp_path):
     data = table().select("a", "b", "label")
     comparison = quick(data, "label", model=flat, out=tmp_path / "run")
@@ -162,6 +169,9 @@ def test_a_factorys_model_is_loaded_with_the_factory_and_not_without(tmp_path):
         with pytest.raises(InputError, match=says) as caught:
             lw.load(tmp_path / "run", factory=wrong)
         assert "damaged" not in str(caught.value)
+    failing = lw.load(tmp_path / "run", factory=lambda *sizes: Failing(*flat(*sizes)))
+    with pytest.raises(InputError, match=r"the network of your own fails \(ZeroDivisionError: division by zero\)"):
+        failing.predict(data)
 
 
 def wider(shape, outputs):

@@ -22,6 +22,7 @@ from lossworks.compare.data import Task, read_features, read_labelled
 from lossworks.compare.encode import Encoder
 from lossworks.compare.errors import InputError
 from lossworks.compare.files import check_own, parse_json
+from lossworks.compare.memory import is_out_of_memory
 from lossworks.compare.models import Architecture
 
 VERSION = 1
@@ -63,8 +64,14 @@ class Model:
         """Logits ``(n, C)``, or values ``(n,)``, of raw rows: a file, a polars or pandas frame, a dict, or an array."""
         features, place = read_features(data, {"columns": self.columns})
         x = torch.from_numpy(self.encoder.transform(features, place))
-        with torch.inference_mode():
-            return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
+        try:
+            with torch.inference_mode():
+                return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
+        except Exception as error:
+            if isinstance(self.architecture.model, str) or is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"model: the network of your own fails ({type(error).__name__}: {reason})") from error
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """Class probabilities ``(n, C)``, at the temperature that was fitted on inner rows."""
