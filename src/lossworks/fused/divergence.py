@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lossworks.checks import check_choice, check_positive, check_sample_weight
 from lossworks.fused.chunks import blocks
-from lossworks.fused.linear import check_layer, each, plan_for, reduced
+from lossworks.fused.linear import check_layer, each, plan_for, product_dtype, reduced
 from lossworks.fused.rows import HALF, Layer, Reader, Reading
 from lossworks.roles import REDUCTIONS, cite
 
@@ -74,7 +74,8 @@ def linear_kl(
         raise ValueError("temperature must not require a gradient, which is not computed: detach it")
     student = check_layer(student_hidden, student_weight, student_bias, "student_")
     hidden, weight, bias = check_layer(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
-    teacher = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    dtype = product_dtype(hidden)
+    teacher = hidden.detach().to(dtype), weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
     shape = student_hidden.shape[:-1]
     if teacher_hidden.shape[:-1] != shape:
         raise ValueError(
@@ -84,9 +85,8 @@ def linear_kl(
         raise ValueError(
             f"teacher_weight must have {len(student_weight)} classes as student_weight has, got {len(teacher_weight)}"
         )
-    precision = plan_for(teacher, Reader(), 1).compute
-    reader = TeacherReader(teacher, temperature, direction == "reverse", precision)
-    plan = plan_for(student, reader, chunk, copies=2)
+    reader = TeacherReader(teacher, temperature, direction == "reverse")
+    plan = plan_for(student, chunk, copies=2)
     rows = None
     if sample_weight is not None:
         check_sample_weight(sample_weight, shape)
@@ -104,7 +104,6 @@ class TeacherReader(Reader):
     teacher: Layer
     temperature: float | Tensor
     reverse: bool
-    precision: torch.dtype
     logits = "student_hidden @ student_weight.T"
 
     @property
@@ -138,8 +137,7 @@ class TeacherReader(Reader):
 
     def _logits(self, rows: slice) -> Tensor:
         hidden, weight, bias = self.teacher
-        weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
-        return torch.nn.functional.linear(hidden[rows].to(self.precision), weight, bias)
+        return torch.nn.functional.linear(hidden[rows], weight, bias)
 
 
 def _weighed(p: Tensor, gap: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def linear_loss(
     check_ignore_index(ignore_index)
     layer = check_layer(hidden, weight, bias)
     reader, shape = loss_reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
-    plan = plan_for(layer, reader, chunk, in_blocks=reader.form is None)
+    plan = plan_for(layer, chunk, in_blocks=reader.form is None)
     return reduced_rows(
         plan, reader, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
     )
@@ -399,17 +399,22 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str
     return hidden.flatten(0, -2), weight, bias
 
 
-def plan_for(layer: Layer, reader: Reader, chunk: int | None, *, copies: int = 1, in_blocks: bool = False) -> Plan:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """What the layer's products are taken in: autocast's dtype under it, else their own."""
+    device = hidden.device.type
+    half = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if half else hidden.dtype
+
+
+def plan_for(layer: Layer, chunk: int | None, *, copies: int = 1, in_blocks: bool = False) -> Plan:
     """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by who asks for one.
 
     A chunk that is read ``in_blocks`` is one block on a GPU, with a copy as its result.
     """
     hidden, weight, bias = layer
-    device = hidden.device.type
-    half = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
-    compute = torch.get_autocast_dtype(device) if half else hidden.dtype
+    compute = product_dtype(hidden)
     itemsize = 4 if compute in HALF else compute.itemsize
-    on_cpu = device == "cpu"
+    on_cpu = hidden.device.type == "cpu"
     copies += in_blocks and not on_cpu
     size = chunk_size(len(hidden), len(weight), itemsize, chunk, copies=copies, in_blocks=in_blocks and on_cpu)
     grad = torch.is_grad_enabled()

@@ -240,8 +240,8 @@ def parallel_linear_loss(
     # What is asked of the whole layer reads its shape alone.
     whole = (layer[0], weight_shard.detach().new_empty(()).expand(shards.classes, weight_shard.shape[1]), None)
     reader, shape = loss_reader(whole, target, loss, index, ignore_index, hidden.shape[:-1])
-    plan = plan_for(whole, reader, chunk, copies=1 if reader.form is not None else 3)
-    plan = replace(plan, wanted=plan_for(layer, reader, plan.chunk).wanted)
+    plan = plan_for(whole, chunk, copies=1 if reader.form is not None else 3)
+    plan = replace(plan, wanted=plan_for(layer, plan.chunk).wanted)
     shared = _ShardReader(reader, shards)
     return reduced_rows(
         plan, shared, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
