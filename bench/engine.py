@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lossworks.compare.engine import train
-from lossworks.compare.jobs import Job, Training
-from lossworks.compare.models import Architecture
+from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.train.engine import train
+from lossworks.comparison.train.jobs import Job, Training
 from lossworks.losses import CrossEntropyLoss
 from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective

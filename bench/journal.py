@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lossworks as lw
-from lossworks.compare import files, folder, run
-from lossworks.compare.handover import Comparison
-from lossworks.compare.journal import Journal
+from lossworks.comparison import run
+from lossworks.comparison.handover.comparison import Comparison
+from lossworks.runs import files, folder
+from lossworks.runs.journal import Journal
 
 REACH = 0.02
 KEPT = ("journal.sqlite", "run.json")
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object, last")
     options = parser.parse_args()
-    methods = [(Journal, name) for name in ("__init__", "add", "done", "replicas", "close")]
+    methods = [(Journal, name) for name in ("__init__", "add", "done", "results", "close")]
     keeping = Clock(*methods, *((folder, name) for name in ("_read", "_make", "_begin", "finish", "synced")))
     for owner, name in ((run, "described"), (run, "finish"), (files, "synced")):
         setattr(owner, name, keeping._timed(getattr(owner, name)))

@@ -12,27 +12,48 @@ import json
 import os
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 import torch
 from ray import cloudpickle
 
-from lossworks.compare import cluster, engines
-from lossworks.compare.data import embedded
-from lossworks.compare.encode import Encoder
-from lossworks.compare.engines import Local
-from lossworks.compare.jobs import Training
-from lossworks.compare.models import Architecture
-from lossworks.compare.plan import choose_candidates, make_plan
-from lossworks.compare.work import Workload, work
+from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.plan import choose_candidates, make_plan
+from lossworks.comparison.read.dataset import embedded
+from lossworks.comparison.read.encode import Encoder
+from lossworks.comparison.train.jobs import Training
+from lossworks.comparison.train.work import Workload
+from lossworks.runs import cluster
+from lossworks.runs.engines import Engine, Local
+from lossworks.runs.units import Unit
 
 TABLE_BYTES = 100 * 10**6
 
 
-def idle(workload: Workload, number: int, **_: object) -> list[dict[str, int]]:
-    return [{"number": number}]
+@dataclass
+class Idle:
+    """The units of a workload, each done at once."""
+
+    workload: Workload
+
+    @property
+    def device(self) -> torch.device:
+        return self.workload.device
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.workload.units
+
+    def order(self) -> list[int]:
+        return self.workload.order()
+
+    def work(self, number: int, **_: object) -> list[dict[str, int]]:
+        return [{"number": number}]
+
+    def own_code(self) -> list[object]:
+        return [Idle]
 
 
 def workload_of(groups: int, training: Training | None = None) -> Workload:
@@ -48,7 +69,7 @@ def workload_of(groups: int, training: Training | None = None) -> Workload:
     )
 
 
-def seconds(engine: engines.Engine, workload: Workload, groups: int) -> float:
+def seconds(engine: Engine, workload: Idle, groups: int) -> float:
     began = time.perf_counter()
     done = list(engine.run(workload, range(groups), tell=lambda *_: None, begin=lambda: True, stop=lambda: False))
     if len(done) != groups:
@@ -77,16 +98,14 @@ def put_and_read(rounds: int) -> tuple[float, float]:
 
 
 def measure(rounds: int, groups: int) -> dict[str, float]:
-    cluster.work = engines.work = idle  # type: ignore[assignment]  # and by value, so that it is so on the workers too
-    ray.cloudpickle.register_pickle_by_value(cluster)
-    workload, far = workload_of(groups), cluster.Ray()
+    workload, far = Idle(workload_of(groups)), cluster.Ray()
     with cluster._session(None):
         seconds(far, workload, groups)
         pairs = [(seconds(far, workload, groups), seconds(Local(), workload, groups)) for _ in range(rounds)]
         few = [seconds(far, workload, 1) for _ in range(rounds)]
         put, read = put_and_read(rounds)
         nodes = int(ray.cluster_resources()["CPU"])
-    results = work(workload_of(1, Training(64, 400, 10)), 0)
+    results = workload_of(1, Training(64, 400, 10)).work(0)
     many = workload_of(1000)
     return {
         "processors": nodes,

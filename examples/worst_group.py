@@ -59,7 +59,7 @@ def main() -> None:
         worst, mean = values.mean(axis=0)
         line = f"{name:14} worst digit {worst:.3f}, all {mean:.3f}"
         if name != "cross-entropy":
-            gain = lw.metrics.paired_test(values[:, 0] - reference[:, 0], test_fraction=TEST)
+            gain = lw.verdict.paired_test(values[:, 0] - reference[:, 0], test_fraction=TEST)
             line += f"; worst digit {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
         print(line)
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 def main() -> None:
     """Run the command line; Ctrl-C is one line, whenever it comes and however often."""
     signal.signal(signal.SIGINT, _leave)
-    import lossworks.compare  # noqa: F401  # what takes the time
+    import lossworks.comparison  # noqa: F401  # what takes the time
     from lossworks import cli
 
     try:

@@ -22,9 +22,9 @@ from lossworks.checks import (
 )
 from lossworks.layers import best_prefix_length
 from lossworks.losses import CrossEntropyLoss, GeneralRobustLoss, HuberLoss, LDRLoss, LogisticLoss
-from lossworks.metrics import borda_ranking, paired_test
 from lossworks.optim import gradient_noise_std
 from lossworks.perturb import PGD
+from lossworks.verdict import borda_ranking, paired_test
 from lossworks.weights import kl_dro_weights
 
 LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from lossworks import claims, cli
+import claims
+from claims import document, ldr_table
+from claims.record import Measurement
+from claims.training import flip_labels
+from lossworks import cli
 from lossworks.catalog import papers
-from lossworks.claims import document, ldr_table
-from lossworks.claims.record import Measurement
-from lossworks.claims.training import flip_labels
-from lossworks.compare import InputError
+from lossworks.comparison import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 
@@ -32,13 +33,13 @@ def invoke(monkeypatch, capsys, *arguments):
 def quick(monkeypatch):
     """One claim's experiment, done at once."""
     measurement = Measurement(shown=False, measured="nothing [yet]", numbers={"a": [0.5]}, seeds=2)
-    monkeypatch.setattr("lossworks.claims.colombo2022best.measure", lambda: measurement)
+    monkeypatch.setattr("claims.colombo2022best.measure", lambda: measurement)
     return "colombo2022best"
 
 
 @pytest.mark.parametrize("key", claims.keys())
 def test_every_claim_is_its_papers_with_a_rule_and_a_measurement(key):
-    module = importlib.import_module(f"lossworks.claims.{key}")
+    module = importlib.import_module(f"claims.{key}")
     assert key == module.PAPER
     assert any(digit in module.RULE for digit in "0123456789") or "half" in module.RULE
     assert callable(module.measure)
@@ -49,7 +50,7 @@ def test_the_kept_results_are_of_exactly_the_claims_under_their_present_rules():
     kept = claims.results()
     assert sorted(kept) == sorted(claims.keys())
     for key, record in kept.items():
-        assert record["rule"] == importlib.import_module(f"lossworks.claims.{key}").RULE
+        assert record["rule"] == importlib.import_module(f"claims.{key}").RULE
         assert record["claimed"] == papers()[key].claim
 
 
@@ -90,7 +91,7 @@ def test_an_unknown_claim_is_one_line_with_the_nearest_and_nothing_is_measured(t
     ],
 )
 def test_a_file_that_cannot_hold_results_is_named_before_measuring(tmp_path, monkeypatch, name, content, wanted):
-    monkeypatch.setattr("lossworks.claims.colombo2022best.measure", lambda: pytest.fail("it measured"))
+    monkeypatch.setattr("claims.colombo2022best.measure", lambda: pytest.fail("it measured"))
     path = tmp_path / name
     if content is not None:
         path.write_text(content)

@@ -99,7 +99,7 @@ def objective_and_model():
     objective = lw.Objective(
         lw.losses.AdaptiveLDRLoss(num_samples=16, lam0=1.0),
         lw.weights.KLDRO(temperature=0.5),
-        penalties=[lw.penalties.WeightMagnitude(0.1)],
+        penalties=[lw.penalties.WeightMagnitudePenalty(0.1)],
     )
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     for parameter in model.parameters():

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
-from lossworks.claims.ldr_table import RobustLogLoss, mislabel
+from claims.ldr_table import RobustLogLoss, mislabel
 from lossworks.losses import (
     AdaptiveLDRLoss,
     BiTemperedLoss,
@@ -17,7 +17,7 @@ from lossworks.losses import (
     TruncatedGeneralizedCrossEntropyLoss,
     TwoHotLoss,
 )
-from lossworks.metrics import borda_ranking
+from lossworks.verdict import borda_ranking
 
 
 @pytest.fixture

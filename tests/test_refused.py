@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import lossworks as lw
-from lossworks import losses, metrics, penalties, perturb, weights
+from lossworks import losses, metrics, penalties, perturb, verdict, weights
 from lossworks.calibrate import TemperatureScaling
 from lossworks.catalog import find, show
 from lossworks.checks import check_bool, shown
-from lossworks.compare import Encoder, InputError, read
+from lossworks.comparison import Encoder, InputError, read
 from lossworks.metrics import stacked
 from lossworks.metrics.registry import metrics_for
-from lossworks.robust import DenoisedSmoothingLoss, RSSLoss
+from lossworks.objectives import DenoisedSmoothingObjective, RSSObjective
 from lossworks.roles import Loss
-from lossworks.select import SmallLossWeights
+from lossworks.weights import SmallLossWeights
 
 X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
 SPARSE = torch.eye(3).to_sparse()
@@ -40,7 +40,9 @@ def refused(name, call, kind=(ValueError, TypeError)):
 
 
 @pytest.mark.parametrize("target", [[0, 1, 2, 0], Y.numpy(), Y.bool(), Y.to_sparse(), Y.to(torch.float8_e4m3fn)])
-@pytest.mark.parametrize("objective", [lambda: RSSLoss(), lambda: DenoisedSmoothingLoss(torch.nn.Linear(3, 3), 0.1)])
+@pytest.mark.parametrize(
+    "objective", [lambda: RSSObjective(), lambda: DenoisedSmoothingObjective(torch.nn.Linear(3, 3), 0.1)]
+)
 def test_targets_that_are_no_classes(objective, target):
     refused("target", lambda: objective()(torch.nn.Linear(3, 3), X, target))
 
@@ -121,7 +123,7 @@ def test_a_prediction_is_checked_in_losses_of_ones_own_too():
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
 def test_ints_that_no_tensor_can_be_multiplied_by(value):
     refused("quantile|gamma|c", lambda: losses.PseudoHuberLoss(c=value), ValueError)
-    refused("strength", lambda: penalties.WeightMagnitude(value), ValueError)
+    refused("strength", lambda: penalties.WeightMagnitudePenalty(value), ValueError)
 
 
 def test_sparse_numbers_are_no_hyperparameters():
@@ -226,13 +228,13 @@ def test_infinite_and_huge_values_have_infinite_errors():
 
 @pytest.mark.parametrize("given", [None, 3, "ab", [0.1, "x"], [0.1, float("nan")], [2.0]])
 def test_p_values_that_are_none(given):
-    refused("p_values", lambda: metrics.holm(given))
+    refused("p_values", lambda: verdict.holm(given))
 
 
 def test_rankings_of_nothing():
-    refused("instance_scores", lambda: metrics.two_level_borda(None), TypeError)
-    refused("instance_scores", lambda: metrics.two_level_borda([np.zeros(3)]), ValueError)
-    refused("values", lambda: metrics.paired_test([[1.0], [2.0, 3.0]], test_fraction=0.5), TypeError)
+    refused("instance_scores", lambda: verdict.two_level_borda(None), TypeError)
+    refused("instance_scores", lambda: verdict.two_level_borda([np.zeros(3)]), ValueError)
+    refused("values", lambda: verdict.paired_test([[1.0], [2.0, 3.0]], test_fraction=0.5), TypeError)
 
 
 def test_tasks_that_do_not_exist():

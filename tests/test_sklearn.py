@@ -23,7 +23,7 @@ from torch import nn
 
 from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
-from lossworks.penalties import WeightMagnitude
+from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
 from lossworks.roles import Loss
 from lossworks.sklearn import ObjectiveClassifier, ObjectiveRegressor, _in_proportion, _WeightedRows
@@ -244,7 +244,7 @@ def test_a_single_row_is_enough_for_a_regressor():
 
 def test_parts_that_are_given_and_parts_that_are_named_make_one_objective():
     facts = {"class_counts": torch.tensor([3.0, 1.0]), "num_classes": 2, "num_samples": 4}
-    penalty, noise, loss = WeightMagnitude(1e-3), GaussianNoise(0.1), CrossEntropyLoss(0.1)
+    penalty, noise, loss = WeightMagnitudePenalty(1e-3), GaussianNoise(0.1), CrossEntropyLoss(0.1)
     mixed = ObjectiveClassifier(loss, weights="ClassBalanced", perturb=noise, penalties=[penalty])
     objective = mixed._objective("binary", facts)
     assert (objective.loss, objective.perturb, list(objective.penalties)) == (loss, noise, [penalty])

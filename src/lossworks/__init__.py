@@ -3,28 +3,34 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lossworks import (
-    calibrate,
-    certify,
-    diagnose,
-    federated,
-    layers,
-    losses,
-    metrics,
-    optim,
-    penalties,
-    perturb,
-    robust,
-    select,
-    weights,
-)
 from lossworks.checks import checks
-from lossworks.objective import Objective
-from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
 
 if TYPE_CHECKING:
-    from lossworks import catalog, fused, testing
-    from lossworks.compare import Comparison, Model, compare, load
+    from lossworks import (
+        calibrate,
+        catalog,
+        certify,
+        diagnose,
+        distill,
+        embed,
+        federated,
+        fused,
+        layers,
+        losses,
+        metrics,
+        objectives,
+        optim,
+        penalties,
+        perturb,
+        roles,
+        select,
+        testing,
+        verdict,
+        weights,
+    )
+    from lossworks.comparison import Comparison, Model, compare, load
+    from lossworks.objective import Objective
+    from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
 
 __version__ = "0.1.0"
 
@@ -43,35 +49,48 @@ __all__ = [
     "checks",
     "compare",
     "diagnose",
+    "distill",
+    "embed",
     "federated",
     "fused",
     "layers",
     "load",
     "losses",
     "metrics",
+    "objectives",
     "optim",
     "penalties",
     "perturb",
-    "robust",
+    "roles",
     "select",
     "testing",
+    "verdict",
     "weights",
 ]
 
-_WHEN_USED = {
-    "Comparison": "lossworks.compare",
-    "Model": "lossworks.compare",
-    "compare": "lossworks.compare",
-    "load": "lossworks.compare",
-    "catalog": "lossworks.catalog",
-    "fused": "lossworks.fused",
-    "testing": "lossworks.testing",
+_HOMES = {
+    "BatchLoss": "roles",
+    "Comparison": "comparison",
+    "Loss": "roles",
+    "Model": "comparison",
+    "Objective": "objective",
+    "Penalty": "roles",
+    "Perturbation": "roles",
+    "Weighting": "roles",
+    "compare": "comparison",
+    "load": "comparison",
 }
+"""The names that are no subpackages, and where each is."""
 
 
 def __getattr__(name: str) -> Any:
-    """The tool and the kit, imported when first used: they are slow to import, and many users need neither."""
-    if name not in _WHEN_USED:
+    """A subpackage or a name of one, imported when it is first used: many users need few of them."""
+    if name not in __all__:
         raise AttributeError(f"module 'lossworks' has no attribute {name!r}")
-    module = importlib.import_module(_WHEN_USED[name])
-    return module if module.__name__ == f"lossworks.{name}" else getattr(module, name)
+    if name not in _HOMES:
+        return importlib.import_module(f"lossworks.{name}")
+    return getattr(importlib.import_module(f"lossworks.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "InputError",
     "as_float",
     "check_amounts",
     "check_batch",
@@ -52,10 +53,24 @@ __all__ = [
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """The floating-point dtypes that can be computed with; float8 and complex numbers cannot."""
 LONGEST_SHOWN = 100
+LONGEST_LINE = 800
 
 Number = TypeVar("Number", float, Tensor, float | Tensor)
 
 _asked: ContextVar[bool | None] = ContextVar("lossworks_checks", default=None)
+
+
+class InputError(ValueError):
+    """One line for the user: what is wrong, where (file, column, row) and what to do.
+
+    Names and values come from files that anyone may have made, so whatever would break the line or steer a terminal is
+    shown as an escape, and the line is shortened.
+    """
+
+    def __init__(self, message: str) -> None:
+        kept = message if len(message) <= 2 * LONGEST_LINE else message[:LONGEST_LINE] + message[-LONGEST_LINE:]
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in kept)
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 255]} ... {line[-250:]}")
 
 
 @contextlib.contextmanager

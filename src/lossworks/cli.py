@@ -21,7 +21,7 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from lossworks.compare import Comparison, Progress
+    from lossworks.comparison import Comparison, Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 claims_app = typer.Typer(no_args_is_help=True, help="The papers' claims, measured.")
@@ -37,7 +37,7 @@ VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": 
 
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2."""
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     _fit_the_screen()
     try:
@@ -144,7 +144,7 @@ def compare_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train every fitting objective on your data and say which is better, and whether that is real."""
-    from lossworks.compare import compare, embedded
+    from lossworks.comparison import compare, embedded
 
     if resume is not None:
         _leave_to_the_run(context)
@@ -194,10 +194,10 @@ def predict(
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, if the run used a model of your own.")] = None,
 ) -> None:
     """Predict new rows with the model of a run."""
-    from lossworks.compare import load
-    from lossworks.compare.errors import InputError
-    from lossworks.compare.files import whole
-    from lossworks.compare.model import write_csv
+    from lossworks.checks import InputError
+    from lossworks.comparison import load
+    from lossworks.comparison.handover.model import write_csv
+    from lossworks.runs.files import whole
 
     if out_ is not None and out_.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out {out_}: predictions are written as .csv or .parquet")
@@ -226,7 +226,7 @@ def attack(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure how the model of a run holds up when inputs are moved a little."""
-    from lossworks.compare import load
+    from lossworks.comparison import load
 
     trained = load(run, factory=None if model is None else _model(model))
     curve = trained.robustness(data, eps, norm=norm, steps=steps, restarts=restarts, seed=seed)
@@ -250,7 +250,7 @@ def find(
     """Find the parts that help with what you describe."""
     from lossworks.catalog import HELPS
     from lossworks.catalog import find as search
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     try:
         found = search(text, limit)
@@ -285,10 +285,10 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as LDRLoss.")]) 
     """Show one part: what it is for, its equation, arguments, papers and measured claim."""
     import inspect
 
+    from claims import results
     from lossworks.catalog import papers
     from lossworks.catalog import show as look
-    from lossworks.claims import results
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     try:
         entry = look(name)
@@ -317,7 +317,7 @@ def claims_run(
     ] = None,
 ) -> None:
     """Measure claims, print claimed beside measured, and keep the results."""
-    from lossworks.claims import run
+    from claims import run
 
     table = Table("paper", "claimed", "measured", "shown", "seconds", show_lines=True)
     for record in run(keys or None, results):
@@ -335,7 +335,7 @@ def claims_table(
     ] = None,
 ) -> None:
     """Measure the LDR paper's table in small (minutes), print the ranks, and keep it."""
-    from lossworks.claims import ldr_table
+    from claims import ldr_table
 
     measured = ldr_table.run(results)
     table = Table("loss", "mean rank", "worst rank")
@@ -352,8 +352,8 @@ def claims_document(
     ] = None,
 ) -> None:
     """Write the page of all claims beside what was last measured."""
-    from lossworks.claims.document import markdown
-    from lossworks.compare.files import whole
+    from claims.document import markdown
+    from lossworks.runs.files import whole
 
     if out_ is None:
         _print_utf8(markdown())
@@ -365,7 +365,7 @@ def claims_document(
 @claims_app.command("list")
 def claims_list() -> None:
     """List the claims that can be measured, and the last results."""
-    from lossworks.claims import keys, results
+    from claims import keys, results
 
     measured = results()
     for key in keys():
@@ -389,7 +389,7 @@ def _words(text: str) -> str:
 
 
 def _free_folder(name: str) -> Path:
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:LONGEST_STEM] or "run"
     number = 1
@@ -407,7 +407,7 @@ SESSION = {"data", "model", "budget", "engine", "address", "memory", "resume", "
 
 def _leave_to_the_run(context: typer.Context) -> None:
     """Raise if an option is given that a resumed run has in its folder."""
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
@@ -416,7 +416,7 @@ def _leave_to_the_run(context: typer.Context) -> None:
 
 
 def _columns(given: list[str]) -> dict[str, str]:
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     pairs = [pair.rpartition("=") for pair in given]
     for name, _, kind in pairs:
@@ -427,7 +427,7 @@ def _columns(given: list[str]) -> dict[str, str]:
 
 def _model(name: str) -> Any:
     """A built-in model's name, or the factory in the file that the user names: only then is a file's code run."""
-    from lossworks.compare.errors import InputError
+    from lossworks.checks import InputError
 
     if ".py:" not in name:
         return name

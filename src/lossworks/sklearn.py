@@ -23,12 +23,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from lossworks.checks import check_between
-from lossworks.compare.engine import Trained, train
-from lossworks.compare.evaluate import fitted_temperature
-from lossworks.compare.jobs import Job, Training
-from lossworks.compare.model import ROWS_AT_ONCE, class_probabilities
-from lossworks.compare.models import Architecture, Factory
-from lossworks.compare.plan import (
+from lossworks.comparison.handover.model import ROWS_AT_ONCE, class_probabilities
+from lossworks.comparison.models.architecture import Architecture, Factory
+from lossworks.comparison.options import find_device
+from lossworks.comparison.plan import (
     INNER_SHARE,
     REFERENCE,
     candidate_from_name,
@@ -37,7 +35,9 @@ from lossworks.compare.plan import (
     inner_split,
     training_facts,
 )
-from lossworks.compare.run import find_device
+from lossworks.comparison.train.engine import Trained, train
+from lossworks.comparison.train.evaluate import fitted_temperature
+from lossworks.comparison.train.jobs import Job, Training
 from lossworks.metrics.registry import Task, find_metric
 from lossworks.objective import Objective
 from lossworks.roles import Loss, Penalty, Perturbation, Weighting

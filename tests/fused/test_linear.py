@@ -24,7 +24,7 @@ from lossworks.losses import (
     LDAMLoss,
     LDRLoss,
     OneVsRestEnsLoss,
-    PredictionEntropyPenalty,
+    PredictionEntropyLoss,
     PseudoHuberLoss,
     SquaredLoss,
 )
@@ -496,7 +496,7 @@ def test_log_probabilities_of_sequences(generator):
         linear_log_probs(shaped, weight, tokens, sequence="product")
 
 
-@pytest.mark.parametrize("loss", [BiTemperedLoss(), LDRLoss(normalize="l1_mean"), PredictionEntropyPenalty()])
+@pytest.mark.parametrize("loss", [BiTemperedLoss(), LDRLoss(normalize="l1_mean"), PredictionEntropyLoss()])
 def test_rows_that_are_ignored_have_no_gradient_whatever_comes_from_above(loss):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(6, 3, dtype=torch.float64, generator=generator).requires_grad_()

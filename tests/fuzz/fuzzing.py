@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import lossworks
-from lossworks.roles import Part
 
 ACCEPTED, REFUSED = "accepted", "refused"
 LONGEST = 1000
@@ -278,8 +277,8 @@ def arguments(
 
 UNDRIVEN = {
     "testing": "assertions about parts, which raise AssertionError",
-    "claims": "measures; its command line is driven",
-    "compare": "trains; its readers, models, journal and command line are driven one by one",
+    "comparison": "trains; its readers, models and command line are driven one by one",
+    "runs": "its journal and run folder are driven one by one",
     "cli": "driven as a command line",
     "sklearn": "scikit-learn's own checks of estimators drive it",
     "report": "draws plain data that compare made; hostile names are driven in the report's tests",
@@ -292,8 +291,9 @@ HELPERS = {
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
     "lossworks.checks.taken": "a context around a user's code",
     "lossworks.optim.sharpness.buffers_kept": "a context around an optimizer's passes, after its checks",
-    "lossworks.roles.cite": "a decorator for authors",
-    "lossworks.roles.weighted_reduction": "reduces what the losses have checked",
+    "lossworks.optim.steps.norm_of": "of gradients that the optimizers have checked",
+    "lossworks.roles.part.cite": "a decorator for authors",
+    "lossworks.roles.reduction.weighted_reduction": "reduces what the losses have checked",
 }
 """Public functions that are not driven by themselves, and why."""
 
@@ -318,14 +318,12 @@ def public() -> dict[str, Any]:
 
 
 INTERNAL = (
-    "lossworks.optim.wrapper.",
-    *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "softmax")),
-    *("lossworks.distributed.", "lossworks.memories.", "lossworks.perturb.ball.", "lossworks.weights.worst_case."),
+    "lossworks.roles.wrapper.",
+    *(f"lossworks.fused.{name}." for name in ("gpu", "kernels", "parallel", "rows", "softmax")),
+    *("lossworks.distributed.", "lossworks.roles.memory.", "lossworks.perturb.ball.", "lossworks.weights.worst_case."),
     "lossworks.federated.rounds.check_",
-    *(
-        f"lossworks.roles.{name}"
-        for name in ("about_kept", "asked_once", "evaluating", "held_back", "remember_over_ranks", "remembering")
-    ),
+    *("lossworks.roles.weighting.a", "lossworks.roles.part.evaluating", "lossworks.roles.remember."),
+    *("lossworks.roles.reduction.check_no_nan", "lossworks.objective.states.", "lossworks.verdict.judge."),
 )
 """What other modules of ours alone call, and what all ranks of a process group must call together."""
 
@@ -355,5 +353,4 @@ def modules() -> dict[str, type[nn.Module]]:
 
 
 def _is_role(thing: type) -> bool:
-    abstract = (".base", ".worst_case")
-    return thing.__module__ == "lossworks.roles" or (issubclass(thing, Part) and thing.__module__.endswith(abstract))
+    return thing.__module__.startswith("lossworks.roles.") or thing.__module__.endswith(".worst_case")

@@ -8,7 +8,7 @@ from fuzzing import ACCEPTED, REFUSED
 from test_models import MODELS
 
 from lossworks import cli
-from lossworks.compare import InputError
+from lossworks.comparison import InputError
 
 COMMANDS = (
     *("compare", "predict", "attack", "find", "list", "show"),
@@ -46,9 +46,9 @@ def place(tmp_path, monkeypatch, capsys):
     def stop(*_, **__):
         raise InputError("nothing is trained here")
 
-    monkeypatch.setattr("lossworks.compare.run._Bench.run", stop)
-    monkeypatch.setattr("lossworks.claims.run", stop)
-    monkeypatch.setattr("lossworks.claims.ldr_table.run", stop)
+    monkeypatch.setattr("lossworks.runs.bench.Bench.run", stop)
+    monkeypatch.setattr("claims.run", stop)
+    monkeypatch.setattr("claims.ldr_table.run", stop)
 
     def run(arguments):
         monkeypatch.setattr(sys, "argv", ["lossworks", *arguments])

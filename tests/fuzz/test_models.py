@@ -15,13 +15,13 @@ from fuzzing import ACCEPTED, REFUSED, check_error, seeds
 from test_readers import edits, frame_of, spoiled, tables, valid
 
 import lossworks as lw
-from lossworks.compare import Encoder, InputError, Model
-from lossworks.compare.data import read
-from lossworks.compare.files import parse_json
-from lossworks.compare.journal import Journal
-from lossworks.compare.model import spreadsheet_safe, write_csv
-from lossworks.compare.models import Architecture
-from lossworks.compare.replica import check_replicas, read_replicas
+from lossworks.comparison import Encoder, InputError, Model
+from lossworks.comparison.handover.model import spreadsheet_safe, write_csv
+from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.read.dataset import read
+from lossworks.comparison.replica import check_replicas
+from lossworks.runs.files import parse_json
+from lossworks.runs.journal import Journal, read_results
 
 FRAME = frame_of(1, 40)
 WHAT = ("binary", "multiclass", "real", "array", "image")
@@ -216,7 +216,7 @@ def opened(path):
         journal = Journal(path, "plan")
         done = journal.done()
         assert all(isinstance(number, int) for number in done)
-        check_replicas(journal.replicas(), path)
+        check_replicas(journal.results(), path)
         journal.add(99, [REPLICA])
     except InputError as error:
         check_error(error)
@@ -286,7 +286,7 @@ def test_results_as_text(fuzz):
     def check(given):
         text, changes_ = given
         try:
-            replicas = read_replicas(json.dumps(edited([REPLICA, REPLICA], changes_)) if text is None else text)
+            replicas = read_results(json.dumps(edited([REPLICA, REPLICA], changes_)) if text is None else text)
             check_replicas(replicas, "here")
             parse_json(json.dumps(replicas), nan=True)
         except ValueError as error:

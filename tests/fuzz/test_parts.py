@@ -11,18 +11,18 @@ from fuzzing import ACCEPTED, REFUSED, arguments, attempt, changed, junk, outcom
 from torch import nn
 
 from lossworks import losses, penalties, perturb, weights
-from lossworks.calibrate.base import Calibrator
 from lossworks.certify import LipschitzRegressor
 from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.roles.calibrator import Calibrator
 from lossworks.testing import build, example, from_data
 from lossworks.testing.inputs import CLASSES, ROWS
 
 MODULES = fuzzing.modules()
 PARTS = {
     "loss": losses.CrossEntropyLoss(),
-    "weights": weights.Uniform(),
+    "weights": weights.UniformWeights(),
     "perturb": perturb.GaussianNoise(0.1),
-    "penalties": [penalties.WeightMagnitude()],
+    "penalties": [penalties.WeightMagnitudePenalty()],
     "num_clients": ROWS,
 }
 

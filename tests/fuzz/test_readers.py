@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from fuzzing import ACCEPTED, REFUSED, check_error, seeds
 
-from lossworks.compare import Dataset, Encoder, InputError, read
-from lossworks.compare.data import check_folds, read_features
-from lossworks.compare.findings import examine
+from lossworks.comparison import Dataset, Encoder, InputError, read
+from lossworks.comparison.findings import examine
+from lossworks.comparison.read.dataset import check_folds, read_features
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".arrow", ".feather", ".ipc", ".npz")
 ENCODINGS = (

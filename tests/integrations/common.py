@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import lossworks as lw
 from lossworks.losses import CrossEntropyLoss
-from lossworks.penalties import WeightMagnitude
+from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.roles import Weighting
 from lossworks.weights import KLDRO, SampleWeights
 
@@ -16,8 +16,8 @@ OBJECTIVES = {
     "plain": lambda: lw.Objective(CrossEntropyLoss()),
     "fixed weights": lambda: lw.Objective(CrossEntropyLoss(), SampleWeights(ROW_VALUES)),
     "coupled": lambda: lw.Objective(CrossEntropyLoss(), KLDRO()),
-    "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]),
-    "sum, penalty": lambda: lw.Objective(CrossEntropyLoss(reduction="sum"), penalties=[WeightMagnitude(0.1)]),
+    "penalty": lambda: lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitudePenalty(0.1)]),
+    "sum, penalty": lambda: lw.Objective(CrossEntropyLoss(reduction="sum"), penalties=[WeightMagnitudePenalty(0.1)]),
 }
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import lossworks as lw
 from lossworks.integrations.transformers import loss_for_trainer
 from lossworks.losses import CrossEntropyLoss, FocalLoss
-from lossworks.penalties import WeightMagnitude
+from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
 from lossworks.weights import KLDRO, ClassBalanced, SampleWeights
 
@@ -201,15 +201,17 @@ def test_evaluations_in_between_change_nothing(tmp_path):
 
 def test_penalties_count_by_the_share_of_the_step(tmp_path):
     model, other = causal_model(), causal_model()
-    objective = lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)])
+    objective = lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitudePenalty(0.1)])
     got = trained(model, tmp_path, loss_for_trainer(objective, shift=True, model=model))
-    wanted = whole_batches(other, lambda logits, labels: token_mean(logits, labels) + WeightMagnitude(0.1)(other))
+    wanted = whole_batches(
+        other, lambda logits, labels: token_mean(logits, labels) + WeightMagnitudePenalty(0.1)(other)
+    )
     assert_close(got, wanted, rtol=0, atol=1e-9)
 
 
 def test_penalties_of_a_step_without_a_label():
     model = nn.Linear(3, 3)
-    objective = lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)])
+    objective = lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitudePenalty(0.1)])
     loss, count = loss_for_trainer(objective, model=model), torch.tensor(0)
     values = [loss(model(torch.ones(2, 3)), torch.tensor([-100, -100]), count) for _ in range(2)]
     assert_close(sum(values), 0.05 * model.weight.square().sum())
@@ -360,8 +362,8 @@ def test_the_count_may_be_a_number_or_a_tensor(count):
         (CrossEntropyLoss(reduction="sum"), {}, 'reduction="mean"'),
         (lw.Objective(CrossEntropyLoss(), SampleWeights(torch.ones(3))), {}, "SampleWeights needs index="),
         (lw.Objective(CrossEntropyLoss(), perturb=GaussianNoise(0.1)), {}, "GaussianNoise changes the input"),
-        (lw.robust.EMATrajectoryLoss(nn.Linear(1, 1)), {}, "EMATrajectoryLoss runs the model itself"),
-        (lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]), {}, "model="),
+        (lw.objectives.EMATrajectoryObjective(nn.Linear(1, 1)), {}, "EMATrajectoryObjective runs the model itself"),
+        (lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitudePenalty(0.1)]), {}, "model="),
         (CrossEntropyLoss(), {"model": nn.Linear(1, 1)}, "model="),
         (lw.losses.SquaredLoss(), {"shift": True}, "shift=True is for classes"),
     ],
@@ -431,7 +433,7 @@ def test_two_processes_keep_the_penalties_of_a_step_without_a_label(by_two_proce
     model = causal_model()
 
     def risk(logits, labels):
-        price = WeightMagnitude(0.1)(model)
+        price = WeightMagnitudePenalty(0.1)(model)
         return price if (labels == -100).all() else price + token_mean(logits, labels)
 
     wanted = whole_batches(model, risk, rows=first_step_unlabelled(), size=8)
@@ -452,7 +454,9 @@ def run_one_rank(folder: Path) -> None:
         done[name] = trained(causal_model(), folder, loss, **arguments)
 
     model = causal_model()
-    loss = loss_for_trainer(lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitude(0.1)]), shift=True, model=model)
+    loss = loss_for_trainer(
+        lw.Objective(CrossEntropyLoss(), penalties=[WeightMagnitudePenalty(0.1)]), shift=True, model=model
+    )
     done["penalties"] = trained(model, folder, loss, rows=first_step_unlabelled(), **DISTRIBUTED["tokens, gathered"])
 
     def naive(outputs, labels, num_items_in_batch=None):

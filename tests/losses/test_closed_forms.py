@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lossworks.losses import AdaptiveLDRLoss, LDRLoss, PredictionEntropyPenalty, SmoothingConsistencyLoss
+from lossworks.losses import AdaptiveLDRLoss, LDRLoss, PredictionEntropyLoss, SmoothingConsistencyLoss
 
 ROWS, CLASSES = 7, 6
 LOSSES = (
@@ -14,7 +14,7 @@ LOSSES = (
     AdaptiveLDRLoss(ROWS, lam0=0.7),
     AdaptiveLDRLoss(ROWS, normalize="softplus_mean"),
     AdaptiveLDRLoss(ROWS, normalize=None),
-    PredictionEntropyPenalty(lam=0.8),
+    PredictionEntropyLoss(lam=0.8),
     SmoothingConsistencyLoss(eta=0.3),
 )
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lossworks.losses._rows import in_blocks, surprise_and_total
-from lossworks.losses.asymmetric import _price, _price_and_slope
+from lossworks.losses.classes.asymmetric import _price, _price_and_slope
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lossworks.penalties import (
-    OrthogonalConv,
+    OrthogonalConvPenalty,
     conv_orthogonality_bounds,
     conv_transform_matrix,
     orthogonal_conv_exists,
@@ -60,7 +60,7 @@ def test_bounds_hold_at_every_size_and_are_below_the_papers(outputs, inputs, k, 
     step = torch.optim.Adam(layer.parameters(), lr=0.02)
     for _ in range(steps):
         step.zero_grad()
-        OrthogonalConv(1.0)(layer).backward()
+        OrthogonalConvPenalty(1.0)(layer).backward()
         step.step()
     kernel = layer.weight.detach()
     low, high = conv_orthogonality_bounds(kernel, stride)
@@ -70,7 +70,7 @@ def test_bounds_hold_at_every_size_and_are_below_the_papers(outputs, inputs, k, 
         assert values.max() <= high + 1e-9
     rows, columns = outputs * (2 * ((k - 1) // stride) + 1) ** 2, inputs * (2 * k - 1) ** 2
     alpha = rows if outputs < inputs * stride**2 else columns
-    assert high <= (1 + (alpha * OrthogonalConv(1.0)(layer).detach()).sqrt()).sqrt()
+    assert high <= (1 + (alpha * OrthogonalConvPenalty(1.0)(layer).detach()).sqrt()).sqrt()
 
 
 def test_bounds_are_tight_where_all_shifts_add_up():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lossworks.penalties import OrthogonalConv, conv_transform_matrix
+from lossworks.penalties import OrthogonalConvPenalty, conv_transform_matrix
 
 
 def _distance(matrix):
@@ -28,20 +28,20 @@ def test_is_the_squared_distance_of_the_whole_layer_per_place(inputs, outputs, k
     layer = _circular(nn.Conv2d, inputs, outputs, k, stride)
     side = 5 * stride * (2 if k == 5 else 1)
     matrix = conv_transform_matrix(layer.weight.detach(), side // stride, stride)
-    assert_close(OrthogonalConv(1.0)(layer) * (side // stride) ** 2, _distance(matrix), rtol=1e-10, atol=1e-10)
+    assert_close(OrthogonalConvPenalty(1.0)(layer) * (side // stride) ** 2, _distance(matrix), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("outputs", "stride"), [(2, 1), (4, 1), (5, 2)])
 def test_holds_in_one_dimension_too(outputs, stride):
     layer = _circular(nn.Conv1d, 3, outputs, 3, stride)
-    found = OrthogonalConv(1.0)(layer) * (10 // stride)
+    found = OrthogonalConvPenalty(1.0)(layer) * (10 // stride)
     matrix = conv_transform_matrix(layer.weight.detach(), 10 // stride, stride)
     assert_close(found, _distance(matrix), rtol=1e-10, atol=1e-10)
 
 
 def test_groups_count_one_by_one():
     layer = _circular(nn.Conv2d, 4, 2, 3, groups=2)
-    found = OrthogonalConv(1.0)(layer) * 36
+    found = OrthogonalConvPenalty(1.0)(layer) * 36
     matrix = torch.block_diag(*[conv_transform_matrix(kernel, 6) for kernel in layer.weight.detach().chunk(2)])
     assert_close(found, _distance(matrix), rtol=1e-10, atol=1e-10)
 
@@ -49,14 +49,14 @@ def test_groups_count_one_by_one():
 @pytest.mark.parametrize("shape", [(2, 5), (5, 2)])
 def test_a_linear_layer_is_the_distance_of_its_matrix(shape):
     layer = nn.Linear(*shape).double()
-    assert_close(OrthogonalConv(0.5)(layer), 0.5 * _distance(layer.weight.detach()))
+    assert_close(OrthogonalConvPenalty(0.5)(layer), 0.5 * _distance(layer.weight.detach()))
 
 
 def test_a_kernel_that_copies_channels_is_free():
     layer = _circular(nn.Conv2d, 3, 2, 3)
     with torch.no_grad():
         layer.weight.zero_()[:, :, 1, 1] = torch.eye(2, 3)
-    assert OrthogonalConv(1.0)(layer).item() == 0
+    assert OrthogonalConvPenalty(1.0)(layer).item() == 0
 
 
 def test_one_tap_of_padding_would_miss_products_that_count():
@@ -67,7 +67,7 @@ def test_one_tap_of_padding_would_miss_products_that_count():
     short = nn.functional.conv2d(kernel, kernel, padding=1)
     short[0, 0, 1, 1] -= 1
     assert_close(short.norm().item(), 0.0)
-    assert_close(OrthogonalConv(1.0)(layer).item(), 0.5)
+    assert_close(OrthogonalConvPenalty(1.0)(layer).item(), 0.5)
     assert_close(_distance(conv_transform_matrix(kernel, 6)).item() / 36, 0.5)
 
 
@@ -76,7 +76,7 @@ def test_less_of_it_makes_singular_values_one():
     step = torch.optim.Adam(layer.parameters(), lr=0.01)
     for _ in range(800):
         step.zero_grad()
-        OrthogonalConv(1.0)(layer).backward()
+        OrthogonalConvPenalty(1.0)(layer).backward()
         step.step()
     values = torch.linalg.svdvals(conv_transform_matrix(layer.weight.detach(), 8))
     assert 0.99 < values.min() <= values.max() < 1.01
@@ -84,8 +84,8 @@ def test_less_of_it_makes_singular_values_one():
 
 def test_what_it_cannot_price_is_named():
     with pytest.raises(ValueError, match="model must have a convolution"):
-        OrthogonalConv()(nn.ReLU())
+        OrthogonalConvPenalty()(nn.ReLU())
     with pytest.raises(ValueError, match="both stride and dilation"):
-        OrthogonalConv()(nn.Conv2d(1, 1, 3, stride=2, dilation=2))
+        OrthogonalConvPenalty()(nn.Conv2d(1, 1, 3, stride=2, dilation=2))
     with pytest.raises(ValueError, match="strength"):
-        OrthogonalConv(-1.0)
+        OrthogonalConvPenalty(-1.0)

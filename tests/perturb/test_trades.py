@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from lossworks import Objective
 from lossworks.losses import CompSumLoss, CrossEntropyLoss, EnsLoss
+from lossworks.objectives import SmoothAdversarialCompSumObjective
 from lossworks.perturb import FGSM, PGD, TRADES, LargestMarginChange, cw_margin_loss
-from lossworks.robust import SmoothAdversarialCompSumLoss
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_the_smooth_adversarial_loss_bounds_the_ramps_under_any_change(tau, rho,
     x, target = (batch[0].double(), batch[1])
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     nu = math.sqrt(2) / rho
-    found = SmoothAdversarialCompSumLoss(
+    found = SmoothAdversarialCompSumObjective(
         tau, rho, nu, PGD(0.3, steps=60, step_size=0.02, restarts=4, generator=generator), reduction="none"
     )(lambda z: z @ weight, x, target)
 
@@ -131,7 +131,7 @@ def test_the_smooth_adversarial_loss_bounds_the_ramps_under_any_change(tau, rho,
 def test_the_smooth_adversarial_loss_without_room_is_comp_sum(batch):
     x, target = batch
     weight = torch.randn(4, 3)
-    value = SmoothAdversarialCompSumLoss(1.5, 0.5, attack=FGSM(0.0))(lambda z: z @ weight, x, target)
+    value = SmoothAdversarialCompSumObjective(1.5, 0.5, attack=FGSM(0.0))(lambda z: z @ weight, x, target)
     assert_close(value, CompSumLoss(1.5)(x @ weight / 0.5, target))
 
 

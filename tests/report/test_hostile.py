@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 import lossworks as lw
-from lossworks.compare import Training
+from lossworks.comparison import Training
 from lossworks.losses import CrossEntropyLoss, FocalLoss, LogisticLoss
 
 OWN = "document.title='owned';document.body.dataset.owned=1"

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from lossworks import Objective
 from lossworks.losses import CrossEntropyLoss
-from lossworks.weights import ClassBalanced, CompositionalEMA, GroupDRO, SampleWeights, Uniform
+from lossworks.weights import ClassBalanced, CompositionalEMA, GroupDRO, SampleWeights, UniformWeights
 
 COUNTS = torch.tensor([60.0, 30.0, 10.0])
 
@@ -55,7 +55,9 @@ def test_sample_weights_equal_repeated_rows(generator):
 
 def test_uniform_weights_change_nothing(generator):
     logits, target = torch.randn(4, 3, generator=generator), torch.tensor([0, 1, 2, 0])
-    assert_close(Objective(CrossEntropyLoss(), Uniform()).risk(logits, target), CrossEntropyLoss()(logits, target))
+    assert_close(
+        Objective(CrossEntropyLoss(), UniformWeights()).risk(logits, target), CrossEntropyLoss()(logits, target)
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.calibrate.base import Calibrator, class_logits
 from lossworks.checks import check_floating, check_positive
+from lossworks.roles.calibrator import Calibrator, class_logits
 
 
 class TemperatureScaling(Calibrator):

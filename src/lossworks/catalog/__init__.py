@@ -18,10 +18,12 @@ __all__ = ["HELPS", "Entry", "Paper", "find", "papers", "parts", "show"]
 
 ROLES = {
     "losses": "loss",
+    "embed": "embedding loss",
+    "distill": "distillation loss",
     "weights": "weighting",
     "perturb": "perturbation",
     "penalties": "penalty",
-    "robust": "objective",
+    "objectives": "objective",
     "layers": "layer",
     "optim": "optimizer",
     "select": "selector",
@@ -31,6 +33,7 @@ ROLES = {
     "federated": "federated round",
     "fused": "fused form",
     "metrics": "metric",
+    "verdict": "verdict",
 }
 """The folders whose public names are parts, and the role that a part in it plays."""
 
@@ -63,6 +66,7 @@ class Entry:
 
     name: str
     role: str
+    folder: str
     part: Any
     papers: tuple[str, ...]
     helps: tuple[str, ...]
@@ -75,8 +79,7 @@ class Entry:
     @property
     def path(self) -> str:
         """How it is reached from Python."""
-        folder = next(folder for folder, role in ROLES.items() if role == self.role)
-        return f"lossworks.{folder}.{self.name}"
+        return f"lossworks.{self.folder}.{self.name}"
 
 
 @functools.cache
@@ -98,7 +101,9 @@ def parts() -> dict[str, Entry]:
         for name in module.__all__:
             part = getattr(module, name)
             if hasattr(part, "papers"):
-                found[name] = Entry(name, role, part, tuple(part.papers), tuple(part.helps))
+                if name in found:
+                    raise ValueError(f"two parts are called {name}: {found[name].path} and lossworks.{folder}.{name}")
+                found[name] = Entry(name, role, folder, part, tuple(part.papers), tuple(part.helps))
     return dict(sorted(found.items()))
 
 
@@ -115,7 +120,7 @@ def show(name: str) -> Entry:
 @functools.cache
 def _shown() -> frozenset[str]:
     """The papers whose claim showed when it was last measured."""
-    kept = importlib.resources.files("lossworks").joinpath("claims/results.json").read_text(encoding="utf-8")
+    kept = importlib.resources.files("lossworks").joinpath("catalog/claims.json").read_text(encoding="utf-8")
     return frozenset(key for key, result in json.loads(kept).items() if result["shown"])
 
 

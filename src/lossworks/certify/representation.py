@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_function, check_int, check_positive, check_same_shape
-from lossworks.losses import infonce_loss
+from lossworks.embed import infonce_loss
 from lossworks.roles import cite
 
 __all__ = [
@@ -156,7 +156,7 @@ class RepresentationConsistencyLoss:
         + \underbrace{\mathrm{NCE}\big(f^1(x_i + \sigma_s \varepsilon_i), \mathrm{sg}\,
         f^1(x_i + \sigma_{s+1} \varepsilon_i)\big)}_{\text{consistency}}
 
-    with NCE as :func:`lossworks.losses.infonce_loss` has it, :math:`\bar f` the target network, sg no gradient, the two
+    with NCE as :func:`lossworks.embed.infonce_loss` has it, :math:`\bar f` the target network, sg no gradient, the two
     views :math:`a_i, b_i` with noise of :math:`\sigma_{min}`, and the levels those of :func:`karras_sigmas`. The noise
     is one draw for all of a row's points. What a row looks like in much noise is so tied, level by level, to what it
     looks like in none.

@@ -20,7 +20,7 @@ from lossworks.checks import (
     taken,
 )
 from lossworks.diagnose.drawing import axes
-from lossworks.objective import _resting
+from lossworks.objective.states import resting
 from lossworks.perturb import FGSM
 from lossworks.roles import Perturbation, cite
 
@@ -95,7 +95,7 @@ def linear_adversarial_radius(
     """
     order = DUAL[check_choice("norm", norm, DUAL)]
     check_batch("x", x)
-    with _resting(model), torch.enable_grad():
+    with resting(model), torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = _logits(model, leaf)
         wanted = logits.argmax(dim=1) if target is None else target
@@ -155,7 +155,7 @@ def adversarial_error_curve(
         raise ValueError("eps must hold at least one size, got none")
     check_function("attack", attack, "a size")
     errors = []
-    with _resting(model):
+    with resting(model):
         with torch.no_grad():
             logits = _logits(model, x)
         check_classes(logits, target)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lossworks.checks import check_choice, check_classes, check_floating, check_int, check_positive, check_tensor
 from lossworks.diagnose.curvature import AT_ONCE, METHODS, Curvature
-from lossworks.objective import _resting
+from lossworks.objective.states import resting
 from lossworks.roles import cite
 
 __all__ = ["InfluenceRelabeler", "influence_matrix", "influence_review_queue", "self_influence"]
@@ -86,7 +86,7 @@ def influence_matrix(
     tensor([[-0.2500, -0.5000],
             [ 0.2500,  0.5000]])
     """
-    with _resting(model), torch.no_grad():
+    with resting(model), torch.no_grad():
         bent = Curvature(model, x, target, loss, damping=damping, curvature=curvature, batch_size=batch_size)
         bent.checked("x_test", x_test, "target_test", target_test)
         solve = bent.solver(method, steps=steps, tol=tol, generator=generator)
@@ -144,7 +144,7 @@ def self_influence(
     >>> self_influence(model, torch.tensor([[1.0], [1.0], [1.0]]), torch.tensor([0, 0, 1])).argmin()
     tensor(2)
     """
-    with _resting(model), torch.no_grad():
+    with resting(model), torch.no_grad():
         bent = Curvature(model, x, target, loss, damping=damping, curvature=curvature, batch_size=batch_size)
         solve = bent.solver(method, steps=steps, tol=tol, generator=generator)
         return _own_influence(bent, solve).to(bent.flat.dtype)

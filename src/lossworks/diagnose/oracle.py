@@ -21,7 +21,7 @@ from lossworks.checks import (
 )
 from lossworks.diagnose.adversarial import _logits
 from lossworks.diagnose.drawing import axes
-from lossworks.objective import _resting
+from lossworks.objective.states import resting
 from lossworks.perturb.ball import Bounds, check_ball
 from lossworks.roles import cite
 
@@ -189,7 +189,7 @@ def foundation_model_robustness(
     1.0
     """
     found, agreed = _attacked(model, oracle, x, target, step, budget, encoder, decoder, sparse, bounds)
-    with _resting(model), torch.no_grad():
+    with resting(model), torch.no_grad():
         before, after = (((model(rows).argmax(dim=1) == target) & agreed) for rows in (x, found.x))
     if not bool(before.any()):
         raise ValueError("target must be what oracle and model both answer on one row at least, it is on none")
@@ -221,7 +221,7 @@ def _attacked(
     def logits_of(z: Tensor) -> Tensor:
         return model(_inputs(decoder, z, x))
 
-    with _resting(model, *oracles, encoder, decoder):
+    with resting(model, *oracles, encoder, decoder):
         with torch.no_grad():
             logits = _logits(model, x)
         check_classes(logits, target)

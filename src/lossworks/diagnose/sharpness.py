@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from lossworks.checks import check_floating, check_positive
 from lossworks.diagnose.adversarial import output_of
 from lossworks.losses import CrossEntropyLoss
-from lossworks.objective import _resting
-from lossworks.optim.wrapper import moved, norm_of
+from lossworks.objective.states import resting
+from lossworks.optim.steps import moved, norm_of
 from lossworks.roles import Loss, cite, weighted_reduction
 
 __all__ = ["sam_sharpness"]
@@ -60,7 +60,7 @@ def sam_sharpness(
     loss = CrossEntropyLoss() if loss is None else loss
     if not isinstance(loss, Loss) or loss.needs_index or loss.stochastic:
         raise TypeError(f"loss must be a Loss that neither draws nor remembers, got {type(loss).__name__}")
-    with _resting(model):
+    with resting(model):
         with torch.enable_grad():
             here = _risk(model, loss, x, target)
             parameters = [p for p in model.parameters() if p.requires_grad]

@@ -9,7 +9,7 @@ from torch import Tensor
 from lossworks.checks import check_choice, check_positive, check_sample_weight
 from lossworks.fused.chunks import blocks
 from lossworks.fused.linear import check_layer, each, plan_for, product_dtype, reduced
-from lossworks.fused.rows import HALF, Layer, Reader, Reading
+from lossworks.fused.readers import HALF, Layer, Reader, Reading
 from lossworks.roles import REDUCTIONS, cite
 
 
@@ -108,11 +108,11 @@ class TeacherReader(Reader):
 
     @property
     def read_again(self) -> tuple[Tensor, ...]:
-        """See :class:`lossworks.fused.rows.Reader`."""
+        """See :class:`lossworks.fused.readers.Reader`."""
         return tuple(given for given in self.teacher if given is not None)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
-        """See :class:`lossworks.fused.rows.Reader`."""
+        """See :class:`lossworks.fused.readers.Reader`."""
         taught = self._logits(rows).to(logits.dtype)
         losses = logits.new_empty(len(logits))
         for block in blocks(logits):
@@ -128,7 +128,7 @@ class TeacherReader(Reader):
         return Reading(losses)
 
     def trace(self, logits: Tensor, rows: slice) -> Tensor:
-        """See :class:`lossworks.fused.rows.Reader`."""
+        """See :class:`lossworks.fused.readers.Reader`."""
         logits = logits.float() if logits.dtype in HALF else logits
         student = (logits / self.temperature).log_softmax(dim=1)
         teacher = (self._logits(rows).to(logits.dtype) / self.temperature).log_softmax(dim=1)

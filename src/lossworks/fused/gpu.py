@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lossworks.fused import kernels
 from lossworks.fused.chunks import slices
-from lossworks.fused.rows import Layer, LossReader, Plan, Run
+from lossworks.fused.readers import Layer, LossReader, Plan, Run
 from lossworks.fused.softmax import handicaps
 from lossworks.roles import SoftmaxForm
 

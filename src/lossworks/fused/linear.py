@@ -21,7 +21,8 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.fused.chunks import chunk_size, slices
-from lossworks.fused.rows import HALF, Layer, LossReader, Plan, Reader, run
+from lossworks.fused.readers import HALF, Layer, LossReader, Plan, Reader
+from lossworks.fused.rows import run
 from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import (
     REDUCTIONS,

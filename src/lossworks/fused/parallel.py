@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossworks.checks import check_choice, check_floating, check_int
 from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows, traced
-from lossworks.fused.rows import Layer, LossReader, Reading
+from lossworks.fused.readers import Layer, LossReader, Reading
 from lossworks.fused.softmax import handicaps, row_gradient_, row_statistics
 from lossworks.roles import REDUCTIONS, Loss, SoftmaxForm, Weighting, cite
 
@@ -94,7 +94,7 @@ class _ShardReader(LossReader):
             self.label = torch.where((self.target >= own.start) & (self.target < own.stop), self.target - own.start, -1)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
-        """See :class:`lossworks.fused.rows.Reader`."""
+        """See :class:`lossworks.fused.readers.Reader`."""
         if self.form is not None:
             return self._merged(self.form, logits, rows, coefficient)
         every = self.shards.gather_columns(logits)

@@ -54,7 +54,7 @@ def loss_for_trainer(
     Raises:
         TypeError: not an objective; outputs without logits; labels or a count of another type.
         ValueError: the objective needs what the Trainer does not hand over (``index``, ``group``, the input, a run of
-            the model, as those of ``lossworks.robust`` do); the loss has another ``reduction`` or ``ignore_index``;
+            the model, as those of ``lossworks.objectives`` do); the loss has another ``reduction`` or ``ignore_index``;
             ``shift`` is missing, or against what the outputs are; a step's rows are split under a part that couples
             them; the Trainer counted other labels than the loss has rows, or no number >= 0.
 

@@ -48,7 +48,7 @@ class SpectralNormBall(Part):
         TypeError: a weight that is not floating-point.
 
     Use it on linear layers that must not amplify a disturbance of their input while they are trained. A convolution's
-    kernel is not its matrix; for that there is :class:`lossworks.penalties.OrthogonalConv`.
+    kernel is not its matrix; for that there is :class:`lossworks.penalties.OrthogonalConvPenalty`.
 
     Papers: makdah2021lipschitz
 

@@ -1,48 +1,59 @@
 r""":math:`\ell`: what a row costs, given the model's output and the target."""
 
-from lossworks.losses.active_passive import (
+from lossworks.losses.binary.ens import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
+from lossworks.losses.binary.margin import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss
+from lossworks.losses.classes.active_passive import (
     ActivePassiveLoss,
     AsymmetricGeneralizedCrossEntropyLoss,
     AsymmetricUnhingedLoss,
     NormalizedCrossEntropyLoss,
     ReverseCrossEntropyLoss,
 )
-from lossworks.losses.asymmetric import AsymmetricLoss, MultiLabelAsymmetricLoss
-from lossworks.losses.bi_tempered import BiTemperedLoss
-from lossworks.losses.binary import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss
-from lossworks.losses.boundary import BoundaryAwarePseudoLabelLoss, ConfidenceWeightedCE, sobel_boundary_mask
-from lossworks.losses.bpr import BPRLoss
-from lossworks.losses.brier import BrierLoss
-from lossworks.losses.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
-from lossworks.losses.cross_entropy import CrossEntropyLoss
-from lossworks.losses.ens import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
-from lossworks.losses.feature_separation import FeatureSeparationLoss
-from lossworks.losses.focal import FocalLoss
-from lossworks.losses.general_robust import GeneralRobustLoss
-from lossworks.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, TruncatedGeneralizedCrossEntropyLoss
-from lossworks.losses.histogram import HLGaussLoss, TwoHotLoss
-from lossworks.losses.jensen_shannon import JensenShannonLoss
-from lossworks.losses.ldr import AdaptiveLDRLoss, LDRLoss, ldr_label_weights, normalize_scores
-from lossworks.losses.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
-from lossworks.losses.margin_control import MarginControlLoss
-from lossworks.losses.mean_absolute_error import MeanAbsoluteErrorLoss
-from lossworks.losses.mixing import MixingLoss
-from lossworks.losses.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
-from lossworks.losses.nt_xent import infonce_loss, nt_xent_loss
-from lossworks.losses.poly import PolyLoss
-from lossworks.losses.prediction_entropy import PredictionEntropyPenalty
-from lossworks.losses.pseudo_huber import PseudoHuberLoss
-from lossworks.losses.pseudo_label_selection import (
+from lossworks.losses.classes.asymmetric import AsymmetricLoss, MultiLabelAsymmetricLoss
+from lossworks.losses.classes.bi_tempered import BiTemperedLoss
+from lossworks.losses.classes.brier import BrierLoss
+from lossworks.losses.classes.comp_sum import CompSumLoss, comp_sum_h_consistency_bound
+from lossworks.losses.classes.cross_entropy import CrossEntropyLoss
+from lossworks.losses.classes.focal import FocalLoss
+from lossworks.losses.classes.generalized_cross_entropy import (
+    GeneralizedCrossEntropyLoss,
+    TruncatedGeneralizedCrossEntropyLoss,
+)
+from lossworks.losses.classes.jensen_shannon import JensenShannonLoss
+from lossworks.losses.classes.ldr import AdaptiveLDRLoss, LDRLoss, ldr_label_weights, normalize_scores
+from lossworks.losses.classes.long_tail import BalancedSoftmaxLoss, LDAMLoss, LogitAdjustedLoss
+from lossworks.losses.classes.margin_control import MarginControlLoss
+from lossworks.losses.classes.mean_absolute_error import MeanAbsoluteErrorLoss
+from lossworks.losses.classes.mixing import MixingLoss
+from lossworks.losses.classes.multiclass_hinge import CrammerSingerLoss, WestonWatkinsLoss
+from lossworks.losses.classes.poly import PolyLoss
+from lossworks.losses.classes.prediction_entropy import PredictionEntropyLoss
+from lossworks.losses.classes.pseudo_label_selection import (
     PseudoLabelSelectionLoss,
     pseudo_label_targets,
-    uniform_prediction_penalty,
+    uniform_prediction_loss,
 )
-from lossworks.losses.real import AbsoluteLoss, HuberLoss, LogCoshLoss, PinballLoss, SquaredLoss, TukeyBiweightLoss
-from lossworks.losses.smoothing_consistency import SmoothingConsistencyLoss
-from lossworks.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss
-from lossworks.losses.trajectory import TrajectoryLoss, trajectory_divergence
-from lossworks.losses.weight_aware_distillation import WeightAwareDistillationLoss
-from lossworks.losses.z import ZLoss, spherical_statistics, z_loss_from_statistics
+from lossworks.losses.classes.smoothing_consistency import SmoothingConsistencyLoss
+from lossworks.losses.classes.symmetric_cross_entropy import SymmetricCrossEntropyLoss
+from lossworks.losses.classes.trajectory import TrajectoryLoss, trajectory_divergence
+from lossworks.losses.classes.z import ZLoss, spherical_statistics, z_loss_from_statistics
+from lossworks.losses.dense.boundary import (
+    BoundaryAwarePseudoLabelLoss,
+    ConfidenceWeightedCrossEntropyLoss,
+    sobel_boundary_mask,
+)
+from lossworks.losses.pairs.bpr import BPRLoss
+from lossworks.losses.real.general_robust import GeneralRobustLoss
+from lossworks.losses.real.histogram import HLGaussLoss, TwoHotLoss
+from lossworks.losses.real.pseudo_huber import PseudoHuberLoss
+from lossworks.losses.real.regression import (
+    AbsoluteLoss,
+    HuberLoss,
+    LogCoshLoss,
+    PinballLoss,
+    SquaredLoss,
+    TukeyBiweightLoss,
+)
 
 __all__ = [
     "AbsoluteLoss",
@@ -57,12 +68,11 @@ __all__ = [
     "BoundaryAwarePseudoLabelLoss",
     "BrierLoss",
     "CompSumLoss",
-    "ConfidenceWeightedCE",
+    "ConfidenceWeightedCrossEntropyLoss",
     "CrammerSingerLoss",
     "CrossEntropyLoss",
     "EnsLoss",
     "ExponentialLoss",
-    "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralRobustLoss",
     "GeneralizedCrossEntropyLoss",
@@ -83,7 +93,7 @@ __all__ = [
     "OneVsRestEnsLoss",
     "PinballLoss",
     "PolyLoss",
-    "PredictionEntropyPenalty",
+    "PredictionEntropyLoss",
     "PseudoHuberLoss",
     "PseudoLabelSelectionLoss",
     "ReverseCrossEntropyLoss",
@@ -95,20 +105,17 @@ __all__ = [
     "TruncatedGeneralizedCrossEntropyLoss",
     "TukeyBiweightLoss",
     "TwoHotLoss",
-    "WeightAwareDistillationLoss",
     "WestonWatkinsLoss",
     "ZLoss",
     "comp_sum_h_consistency_bound",
-    "infonce_loss",
     "ldr_label_weights",
     "normalize_scores",
-    "nt_xent_loss",
     "pair_derivatives",
     "pseudo_label_targets",
     "sample_calibrated_derivatives",
     "sobel_boundary_mask",
     "spherical_statistics",
     "trajectory_divergence",
-    "uniform_prediction_penalty",
+    "uniform_prediction_loss",
     "z_loss_from_statistics",
 ]

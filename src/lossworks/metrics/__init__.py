@@ -1,4 +1,4 @@
-"""What is reported: numbers for predictions, on numpy arrays or tensors, and rankings of systems.
+"""What is reported: numbers for predictions, on numpy arrays or tensors.
 
 :mod:`lossworks.metrics.stacked` has the same numbers for many models at once, on raw outputs.
 """
@@ -16,36 +16,27 @@ from lossworks.metrics.classification import (
     reliability_bins,
     tail_class_accuracy,
 )
-from lossworks.metrics.paired import Paired, holm, paired_test
-from lossworks.metrics.ranking import KEMENY_LIMIT, borda_ranking, kemeny_consensus, two_level_borda
 from lossworks.metrics.registry import METRICS, Metric, find_metric, metrics_for, worst_group
 from lossworks.metrics.regression import mae, r2, rmse
 
 __all__ = [
-    "KEMENY_LIMIT",
     "METRICS",
     "Metric",
-    "Paired",
     "ReliabilityBins",
     "accuracy",
     "auroc",
     "average_precision",
     "balanced_accuracy",
-    "borda_ranking",
     "expected_calibration_error",
     "find_metric",
-    "holm",
-    "kemeny_consensus",
     "log_loss",
     "macro_f1",
     "mae",
     "metrics_for",
-    "paired_test",
     "per_class_recall",
     "r2",
     "reliability_bins",
     "rmse",
     "tail_class_accuracy",
-    "two_level_borda",
     "worst_group",
 ]

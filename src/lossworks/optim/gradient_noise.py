@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lossworks.checks import as_float, check_generator, check_int, check_positive
-from lossworks.optim.wrapper import Closure, Wrapper
 from lossworks.roles import cite
+from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["AnnealedGradientNoise", "gradient_noise_std"]
 

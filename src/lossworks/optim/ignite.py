@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossworks.checks import as_float, check_choice, check_floating, check_positive
-from lossworks.optim.wrapper import Closure, Wrapper, moved, norm_of
+from lossworks.optim.steps import moved, norm_of
+from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["IGNITE"]
 

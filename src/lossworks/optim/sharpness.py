@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lossworks.checks import as_float, check_bool, check_positive
-from lossworks.optim.wrapper import Closure, Wrapper, moved, norm_of
+from lossworks.optim.steps import moved, norm_of
+from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["GSAM", "SAM", "buffers_kept"]
 

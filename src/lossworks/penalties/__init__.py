@@ -1,12 +1,12 @@
 """R: a price on the model itself."""
 
 from lossworks.penalties.conv_matrix import conv_orthogonality_bounds, conv_transform_matrix, orthogonal_conv_exists
-from lossworks.penalties.magnitude import WeightMagnitude
-from lossworks.penalties.orthogonal import OrthogonalConv
+from lossworks.penalties.magnitude import WeightMagnitudePenalty
+from lossworks.penalties.orthogonal import OrthogonalConvPenalty
 
 __all__ = [
-    "OrthogonalConv",
-    "WeightMagnitude",
+    "OrthogonalConvPenalty",
+    "WeightMagnitudePenalty",
     "conv_orthogonality_bounds",
     "conv_transform_matrix",
     "orthogonal_conv_exists",

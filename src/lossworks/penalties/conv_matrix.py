@@ -122,10 +122,10 @@ def conv_orthogonality_bounds(
         \alpha_\text{rows} = \prod_d \Big(2 \Big\lfloor \frac{k_d - 1}{S} \Big\rfloor + 1\Big), \quad
         \alpha_\text{columns} = \prod_d \Big(2 \Big\lfloor \frac{k_d + S - 2}{S} \Big\rfloor + 1\Big)
 
-    with :math:`L` the kernel's term in :class:`OrthogonalConv`. :math:`\alpha` counts the shifts at which the rows
-    overlap (:math:`M \le C S^d`), or the columns (:math:`M \ge C S^d`), and the less where both hold: the Gram matrix
-    less the identity is a sum of one block a shift, whose squared norms add up to :math:`L`. The paper's constants are
-    these times M and up to C.
+    with :math:`L` the kernel's term in :class:`OrthogonalConvPenalty`. :math:`\alpha` counts the shifts at which
+    the rows overlap (:math:`M \le C S^d`), or the columns (:math:`M \ge C S^d`), and the less where both hold: the
+    Gram matrix less the identity is a sum of one block a shift, whose squared norms add up to :math:`L`. The
+    paper's constants are these times M and up to C.
 
     Args:
         kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the taps may differ by dimension.

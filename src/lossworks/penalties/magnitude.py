@@ -9,7 +9,7 @@ from lossworks.distributed import replicated
 from lossworks.roles import Penalty
 
 
-class WeightMagnitude(Penalty):
+class WeightMagnitudePenalty(Penalty):
     r"""The size of the weights, :math:`R(\theta) = \lambda \sum_j |\theta_j|^p / p`, without biases and norms.
 
     With ``p=2`` its gradient is weight decay, :math:`\lambda \theta`; with ``p=1`` it is the lasso. Parameters of fewer
@@ -29,7 +29,7 @@ class WeightMagnitude(Penalty):
 
     Papers: krogh1991weightdecay
 
-    >>> WeightMagnitude(2.0)(nn.Linear(2, 1, bias=False)) >= 0
+    >>> WeightMagnitudePenalty(2.0)(nn.Linear(2, 1, bias=False)) >= 0
     tensor(True)
     """
 

@@ -12,7 +12,7 @@ from lossworks.distributed import replicated
 from lossworks.roles import Penalty
 
 
-class OrthogonalConv(Penalty):
+class OrthogonalConvPenalty(Penalty):
     r"""How far the convolutions are from orthogonal maps, so that a network neither stretches nor flattens its input.
 
     .. math::
@@ -44,7 +44,7 @@ class OrthogonalConv(Penalty):
 
     Papers: achour2022orthogonal
 
-    >>> OrthogonalConv(1.0)(nn.Linear(2, 1, bias=False)) >= 0
+    >>> OrthogonalConvPenalty(1.0)(nn.Linear(2, 1, bias=False)) >= 0
     tensor(True)
     """
 

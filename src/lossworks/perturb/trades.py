@@ -74,9 +74,10 @@ class LargestMarginChange(Consistency):
         \ell(f(x_i), y_i) + \nu \max_{\|\delta_i\| \le \varepsilon} \| D(x_i + \delta_i) - D(x_i) \|_2, \qquad
         D(x) = (f_y(x) - f_k(x))_{k \ne y}
 
-    With the comp-sum loss at scale :math:`\rho` it is :class:`lossworks.robust.SmoothAdversarialCompSumLoss`, which
-    bounds the loss under attack from above for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws its starts,
-    a batch that is split by its nature has others.
+    With the comp-sum loss at scale :math:`\rho` it is
+    :class:`lossworks.objectives.SmoothAdversarialCompSumObjective`, which bounds the loss under attack from above
+    for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws its starts, a batch that is split by its nature
+    has others.
 
     Args:
         nu: The price :math:`\nu`, >= 0, in loss units per logit unit.

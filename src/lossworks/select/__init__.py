@@ -1,4 +1,7 @@
-"""Which rows: subsets of the data, and how sure one is of them."""
+"""Which rows: subsets of the data, and how sure one is of them.
+
+Stands on ``weights``.
+"""
 
 from lossworks.select.alternating import AlternatingSelector
 from lossworks.select.co_teaching import CoTeachingSelector, co_teaching_step
@@ -6,7 +9,7 @@ from lossworks.select.confidence_threshold import dynamic_confidence_threshold
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.personal_loss import PersonalLossResampler, personal_loss_weights
 from lossworks.select.pseudo_loss import pseudo_loss_weights
-from lossworks.select.small_loss import SmallLossGMMSelector, SmallLossWeights
+from lossworks.select.small_loss import SmallLossGMMSelector
 from lossworks.select.wad import WADWeights
 
 __all__ = [
@@ -15,7 +18,6 @@ __all__ = [
     "LinearSeparationSelector",
     "PersonalLossResampler",
     "SmallLossGMMSelector",
-    "SmallLossWeights",
     "WADWeights",
     "co_teaching_step",
     "dynamic_confidence_threshold",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lossworks.checks import check_floating, check_tensor
 from lossworks.roles import cite
-from lossworks.select.mixture import probability_of_high
+from lossworks.weights.mixture import probability_of_high
 
 __all__ = ["pseudo_loss_weights"]
 

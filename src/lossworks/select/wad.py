@@ -27,7 +27,7 @@ class WADWeights:
         s_{jk} = \max_{i : y_i = k} \cos(h_j, h_i), \qquad \hat y_j = \arg\max_k s_{jk}, \qquad
         \omega_j = s_{j(1)} - s_{j(2)}
 
-    on features of a teacher that was trained without labels, as by :func:`lossworks.losses.nt_xent_loss`. Rows of no
+    on features of a teacher that was trained without labels, as by :func:`lossworks.embed.nt_xent_loss`. Rows of no
     known class are about as far from all classes, and get small weights. The weight is in [0, 2]; the authors' code has
     :math:`s_{(1)} (1 - s_{(2)} / s_{(1)})`, which is the same number but where :math:`s_{(1)} = 0`, there NaN.
 
@@ -39,7 +39,7 @@ class WADWeights:
         TypeError: labels that are not int64.
 
     Use it where unlabelled rows come from elsewhere in part, for
-    :class:`lossworks.losses.WeightAwareDistillationLoss`. A class without a labelled row has similarity minus infinity
+    :class:`lossworks.distill.WeightAwareDistillationLoss`. A class without a labelled row has similarity minus infinity
     and is never the answer.
 
     Papers: du2023wad

@@ -2,6 +2,8 @@
 
 ``check_loss(MyLoss())`` runs every assertion that applies and returns, for each, ``"passed"`` or why it does not apply.
 ``check_exactness(MyLoss())`` holds it to the same numbers over processes, micro-batches, chunks, ``vmap`` and a resume.
+
+Stands on ``catalog``.
 """
 
 from collections.abc import Callable, Mapping

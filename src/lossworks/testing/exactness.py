@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lossworks.calibrate.base import Calibrator
 from lossworks.objective import Objective
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
+from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.inputs import instances
 from lossworks.testing.ranks import Ranks
 from lossworks.testing.ways import (

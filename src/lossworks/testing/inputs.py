@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossworks.optim.wrapper import Wrapper
 from lossworks.roles import Loss, Part
+from lossworks.roles.wrapper import Wrapper
 
 CLASSES = 5
 ROWS = 12

@@ -11,7 +11,7 @@ from torch.optim import SGD
 from lossworks.losses import CrossEntropyLoss, SquaredLoss
 from lossworks.objective import Objective
 from lossworks.optim import IGNITE, RSGS
-from lossworks.optim.wrapper import Wrapper
+from lossworks.roles.wrapper import Wrapper
 from lossworks.testing.exactness import COLUMNS, TOLERANCES, Cell, titled
 from lossworks.testing.inputs import CLASSES, Recipe
 from lossworks.testing.ranks import Ranks

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lossworks.calibrate.base import Calibrator
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
+from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, exactness_matrix
 from lossworks.testing.inputs import Recipe
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix

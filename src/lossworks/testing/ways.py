@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.utils import parametrize
 
-from lossworks.calibrate.base import Calibrator
 from lossworks.distributed import gather_rows
 from lossworks.fused import linear_loss
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting, asked_once
+from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.inputs import CLASSES, ROWS
 
 FEATURES = 4

@@ -8,7 +8,7 @@ from lossworks.checks import check_amounts, check_floating, check_rows
 from lossworks.roles import Weighting
 
 
-class Uniform(Weighting):
+class UniformWeights(Weighting):
     r"""Every row counts the same, :math:`w_i = 1`: the mean risk.
 
     Shape:
@@ -21,7 +21,7 @@ class Uniform(Weighting):
 
     Papers: none, it is the definition of empirical risk.
 
-    >>> Uniform()(torch.tensor([0.1, 2.0]))
+    >>> UniformWeights()(torch.tensor([0.1, 2.0]))
     tensor([1., 1.])
     """
 

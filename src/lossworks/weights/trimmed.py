@@ -20,7 +20,7 @@ class TrimmedWeights(WorstCase):
     The :math:`(1 - q) n` rows with the smallest losses have weight :math:`1 / (1 - q)` (the row at the edge its
     fraction, shared by rows of one loss) and the others 0. It is the counterpart of
     :class:`~lossworks.weights.CVaR`, which leaves out the rows with the smallest losses: that is what the authors of
-    AdaWAC compare with as trim-ratio. The dual variable is the loss at the edge.
+    AdaWACObjective compare with as trim-ratio. The dual variable is the loss at the edge.
 
     The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
     with ``process_group=`` and by its ``micro_batches``.

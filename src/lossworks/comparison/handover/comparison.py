@@ -1,0 +1,139 @@
+"""What a comparison gives back: the ranking and its reasons, the trained model, the report, the run folder."""
+
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lossworks.checks import InputError
+from lossworks.comparison.handover.model import Model
+from lossworks.comparison.handover.outcome import Outcome
+from lossworks.comparison.handover.recipe import recipe
+from lossworks.comparison.handover.reporting import answer, report_data
+from lossworks.comparison.plan import OUTSIDE, derive_seed, inner_split, training_facts
+from lossworks.comparison.read.tables import load
+from lossworks.comparison.train.engine import one_thread, train
+from lossworks.comparison.train.evaluate import fitted_temperature
+from lossworks.comparison.train.jobs import Job
+from lossworks.metrics.registry import find_metric
+from lossworks.report import render
+from lossworks.runs.files import whole, whole_folder
+
+
+class Comparison(Outcome):
+    """The result of :func:`lossworks.compare`: the ranking, the trained model, the report and the run folder.
+
+    Attributes:
+        plan: What was trained.
+        findings: What was seen in the data, in plain words.
+        judgement: The ranking and what it rests on.
+        results: One row a trained model: setting, fold, repeat, whether its setting was chosen, every metric.
+        partial: Why the run is incomplete, or None.
+    """
+
+    @property
+    def answer(self) -> str:
+        """The result in one sentence."""
+        return answer(self.plan, self.ranking, self.winner)
+
+    def model(self) -> Model:
+        """The winner, trained on all rows but the inner ones that stop it and set its temperature."""
+        return self._model
+
+    @cached_property
+    def _model(self) -> Model:
+        candidate, dataset = self.candidate(self.winner), self.dataset
+        setting = self.chosen_setting(self.winner)
+        everything = np.arange(len(dataset.target))
+        seed = derive_seed(self.plan.seed, "final", candidate.name)
+        fit, inner = inner_split(everything, dataset.target, dataset.task != "real", seed)
+        job = Job(
+            objective=candidate.objective(
+                setting, training_facts(dataset.target, fit, len(dataset.classes), len(dataset.group_names))
+            ),
+            fit=torch.from_numpy(fit),
+            inner=torch.from_numpy(inner),
+            seed=seed,
+            contest=0,
+        )
+        y = torch.from_numpy(dataset.target).to(torch.float32 if dataset.task == "real" else torch.int64)
+        metric = find_metric(self.plan.metric, dataset.task)
+        group = None if dataset.group is None else torch.from_numpy(dataset.group)
+        training, device = self.plan.training, self.device
+        trained = train(self.x, y, [job], self.architecture, training, metric, group=group, device=device)
+        with one_thread():
+            outputs = trained.outputs(0, torch.from_numpy(inner)).cpu()
+            if not bool(outputs.isfinite().all()):
+                raise InputError(
+                    f"the model of {candidate.name} that was trained on all rows diverged, though those of the folds "
+                    "did not: choose another --seed, or in Python a smaller training=Training(lr=...)"
+                )
+            temperature = 1.0 if dataset.task == "real" else fitted_temperature(outputs, dataset.target[inner])
+        return Model(
+            task=dataset.task,
+            target_name=dataset.target_name,
+            classes=dataset.classes,
+            objective=candidate.name,
+            setting=candidate.setting(setting),
+            temperature=temperature,
+            encoder=self.encoder,
+            architecture=trained.architectures[0],
+            network=trained.module(0).cpu().eval(),
+            columns=dataset.options.get("columns", {}),
+        )
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report as one HTML file that opens offline."""
+        path = Path(path)
+        run = path.parent if (path.parent / "model.json").is_file() else None
+        with whole(path) as unfinished:
+            unfinished.write_text(render(report_data(self, run)), encoding="utf-8")
+        return path
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run folder: report, results, model, recipe; all of them or none."""
+        folder = Path(path)
+        model = self.model()
+        with whole_folder(folder) as staging:
+            self.results.write_parquet(staging / "results.parquet")
+            source = self._source(staging)
+            (staging / "recipe.py").write_text(recipe(self, source), encoding="utf-8")
+            (staging / "report.html").write_text(render(report_data(self, folder)), encoding="utf-8")
+            model.save(staging)
+        return folder
+
+    def _source(self, folder: Path) -> str | None:
+        """Where the recipe reads the data: the user's file, a copy of what came without one, or the embedded set."""
+        if self.dataset.source is not None:
+            return str(Path(self.dataset.source).resolve())
+        if self.data is None:
+            return None
+        raw, _ = load(self.data, exact=self.dataset.target_name, arrays=("X", self.dataset.target_name))
+        if isinstance(raw, dict):
+            plain = {name: values.astype(str) if values.dtype.kind == "O" else values for name, values in raw.items()}
+            np.savez(folder / "data.npz", allow_pickle=False, **plain)
+            return "data.npz"
+        raw.write_parquet(folder / "data.parquet")
+        return "data.parquet"
+
+    def to_json(self) -> dict[str, Any]:
+        """The result for scripts."""
+        return {
+            "answer": self.answer,
+            "winner": self.winner,
+            "metric": self.plan.metric,
+            "partial": self.partial,
+            "seconds": round(self.seconds, 1),
+            "ranking": [_finite(row) for row in self.ranking.to_dicts()],
+            "groups": None if self.groups is None else [_finite(row) for row in self.groups.to_dicts()],
+            "findings": [{"level": f.level, "key": f.key, "text": f.text} for f in self.findings],
+            "outside": OUTSIDE,
+        }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as JSON has it, which knows no NaN and no infinity."""
+    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}

@@ -1,0 +1,297 @@
+"""The trained model that a run hands over: preprocessing, network and calibration, saved without a pickle."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lossworks.checks import InputError, shown
+from lossworks.comparison.attack import RESTARTS, STEPS, Attack, accuracy_curve
+from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.read.columns import check_kind
+from lossworks.comparison.read.dataset import Task, read_features, read_labelled
+from lossworks.comparison.read.encode import Encoder
+from lossworks.runs.files import check_own, parse_json
+from lossworks.runs.memory import is_out_of_memory
+
+VERSION = 1
+ROWS_AT_ONCE = 16_384
+POINTS = 6
+"""How many radii a model's robustness is measured at, 0 among them."""
+FORMULA = "^\\s*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
+"""How a text begins that a spreadsheet may run; East Asian settings read full-width signs as the plain ones."""
+NUMBER = r"^[+\-]?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?$"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model with everything that it needs to predict on new rows.
+
+    Attributes:
+        task: ``"binary"``, ``"multiclass"`` or ``"real"``.
+        target_name: The column that it predicts.
+        classes: The labels in the order of the probabilities; empty for real targets.
+        objective: The name of the objective that it was trained with, and ``setting`` its setting.
+        temperature: What the logits are divided by before they are read as probabilities.
+        encoder: How raw columns become numbers.
+        network: From encoded rows to one value or one logit a class.
+        columns: How raw columns are read that do not say it themselves, such as ``{"signup": "date:%Y-%m-%d"}``.
+    """
+
+    task: Task
+    target_name: str
+    classes: tuple[str, ...]
+    objective: str
+    setting: str
+    temperature: float
+    encoder: Encoder
+    architecture: Architecture
+    network: nn.Module
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def scores(self, data: Any) -> Tensor:
+        """Logits ``(n, C)``, or values ``(n,)``, of raw rows: a file, a polars or pandas frame, a dict, or an array."""
+        features, place = read_features(data, {"columns": self.columns})
+        x = torch.from_numpy(self.encoder.transform(features, place))
+        try:
+            with torch.inference_mode():
+                return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
+        except Exception as error:
+            if isinstance(self.architecture.model, str) or is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"model: the network of your own fails ({type(error).__name__}: {reason})") from error
+
+    def predict_proba(self, data: Any) -> np.ndarray:
+        """Class probabilities ``(n, C)``, at the temperature that was fitted on inner rows."""
+        if self.task == "real":
+            raise InputError(f"{self.target_name!r} is real-valued: there are no class probabilities, use predict")
+        return class_probabilities(self.scores(data).double(), self.temperature).numpy()
+
+    def predict(self, data: Any) -> np.ndarray:
+        """The most probable label of each row as text ``(n,)``, or its value as float64."""
+        if self.task == "real":
+            return self.scores(data).double().numpy()
+        return np.asarray(self.classes)[self.predict_proba(data).argmax(axis=1)]
+
+    def frame(self, data: Any) -> pl.DataFrame:
+        """The predictions as a table: the label or value, and one probability a class."""
+        if self.task == "real":
+            return pl.DataFrame({f"predicted_{self.target_name}": self.predict(data)})
+        probabilities = self.predict_proba(data)
+        labels = np.asarray(self.classes)[probabilities.argmax(axis=1)]
+        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
+        return pl.DataFrame({f"predicted_{self.target_name}": labels, **columns})
+
+    def robustness(
+        self,
+        data: Any,
+        eps: float,
+        *,
+        norm: str = "linf",
+        steps: int = STEPS,
+        restarts: int = RESTARTS,
+        seed: int = 0,
+    ) -> pl.DataFrame:
+        """How the accuracy falls as inputs may be moved further: ``radius`` from 0 to ``eps``, and ``accuracy``.
+
+        PGD looks for the worst input in a ball in the units of the scaled columns; only numbers and dates are moved.
+        What it does not find may still be there.
+
+        Args:
+            data: Rows with their target: a file, a polars or pandas frame, a dict, or a pair ``(X, y)``.
+            eps: The largest radius, > 0.
+            norm: ``"linf"`` or ``"l2"``.
+            steps: Of each search, >= 1.
+            restarts: How often each begins anew, >= 1.
+            seed: Of the restarts, >= 0.
+
+        Raises:
+            InputError: a real target, labels that the model does not know, columns that cannot be moved.
+        """
+        if self.task == "real":
+            raise InputError(f"{self.target_name!r} is real-valued: there is no accuracy to attack")
+        attack = Attack.parse(f"{norm}:{eps}", self.encoder)
+        for name, value, low in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
+            check_option(name, value, low)
+        features, labels, place = read_labelled(data, self.target_name, {"columns": self.columns})
+        if not labels:
+            raise InputError(f"{place.label} has no rows to attack")
+        codes = {name: code for code, name in enumerate(self.classes)}
+        if unknown := [row for row, label in enumerate(labels) if label not in codes]:
+            raise InputError(
+                f"{place.label}, {place.row(unknown[0])}: column {self.target_name!r} has {labels[unknown[0]]!r}, "
+                f"which is none of the model's classes"
+            )
+        x = torch.from_numpy(self.encoder.transform(features, place))
+        y = torch.tensor([codes[label] for label in labels])
+        radii = [attack.eps * number / (POINTS - 1) for number in range(1, POINTS)]
+        assert isinstance(self.network, nn.Sequential)
+        curve = accuracy_curve(self.network, x, y, attack, radii, seed=seed, steps=steps, restarts=restarts)
+        return pl.DataFrame(curve, schema={"radius": pl.Float64, "accuracy": pl.Float64}, orient="row")
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into the folder, the latter when all else is there."""
+        state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(state))
+        described = {
+            "version": VERSION,
+            "task": self.task,
+            "target": self.target_name,
+            "classes": list(self.classes),
+            "objective": self.objective,
+            "setting": self.setting,
+            "temperature": self.temperature,
+            "architecture": self.architecture.to_json(),
+            "encoder": self.encoder.to_json(),
+            "columns": dict(self.columns),
+        }
+        (folder / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+
+def check_option(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise unless the option is an ``int`` from ``low`` to ``high``, without one of 64 bits."""
+    most, end = (2**63 - 1, "below 2**63") if high is None else (high, f"<= {high:,}")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
+        raise InputError(f"{name} must be an int >= {low} and {end}, got {shown(value)}")
+
+
+def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities ``(n, C)`` of logits ``(n, C)``, or ``(n, 2)`` of the scores ``(n,)`` of class 1."""
+    scaled = logits / temperature
+    if scaled.ndim == 1:
+        scaled = torch.stack([torch.zeros_like(scaled), scaled], dim=1)
+    return scaled.softmax(dim=1)
+
+
+def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same table with texts that a spreadsheet would run as formulas quoted, in cells and in column names.
+
+    A text that is a number, such as the label -1, runs nothing and stays as it is.
+    """
+    texts = pl.selectors.string()
+    risky = texts.str.contains(FORMULA) & ~texts.str.contains(NUMBER)
+    safe = frame.with_columns(pl.when(risky).then("'" + texts).otherwise(texts).name.keep())
+    names: dict[str, str] = {}
+    for name in frame.columns:
+        names[name] = f"'{name}" if re.match(FORMULA, name) else name
+        while names[name] != name and names[name] in (*frame.columns, *list(names.values())[:-1]):
+            names[name] = f"'{names[name]}"
+    return safe.rename(names)
+
+
+def write_csv(frame: pl.DataFrame, path: Path | None = None) -> str | None:
+    """The table as CSV that is safe to open in a spreadsheet, in a file or as text.
+
+    All texts stand in quotation marks, so that no separator that a spreadsheet may take for the comma parts them.
+    """
+    return spreadsheet_safe(frame).write_csv(path, quote_style="non_numeric")
+
+
+def load_model(folder: str | Path, factory: Any = None) -> Model:
+    """The model of a run folder.
+
+    Args:
+        folder: The run folder.
+        factory: The model factory, where the run was trained with one of the user's own: its code is not in the folder.
+
+    Raises:
+        InputError: not a run folder, one of another version, or a damaged one.
+    """
+    folder = Path(folder)
+    described = _read_description(folder)
+    try:
+        _check_fields(described)
+        encoder = Encoder.from_json(described["encoder"])
+        architecture = Architecture.from_json(described["architecture"], factory=factory)
+        if architecture.input_shape != encoder.width:
+            raise ValueError(f"a network of inputs {architecture.input_shape} does not fit rows of {encoder.width}")
+        network = architecture.loaded(load_file(check_own(folder / "model.safetensors")))
+        return Model(
+            task=described["task"],
+            target_name=described["target"],
+            classes=tuple(described["classes"]),
+            objective=described["objective"],
+            setting=described["setting"],
+            temperature=float(described["temperature"]),
+            encoder=encoder,
+            architecture=architecture,
+            network=network.eval(),
+            columns=described["columns"],
+        )
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, OverflowError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{folder}: the saved model is damaged ({reason}); train it again") from error
+
+
+FIELDS = {
+    "version": int,
+    "task": str,
+    "target": str,
+    "classes": list,
+    "objective": str,
+    "setting": str,
+    "temperature": float,
+    "architecture": dict,
+    "encoder": dict,
+    "columns": dict,
+}
+"""What ``model.json`` holds; nothing else is read."""
+
+
+def _check_fields(described: Mapping[str, Any]) -> None:
+    """Raise unless the description has exactly the known fields, each of its kind, and they fit together."""
+    if strange := sorted(set(described) ^ set(FIELDS)):
+        raise ValueError(f"model.json has{' not' * (strange[0] in FIELDS)} the field {strange[0]!r}")
+    for name, kind in FIELDS.items():
+        if not isinstance(described[name], kind):
+            raise ValueError(f"model.json: {name} must be of type {kind.__name__}, got {shown(described[name])}")
+    task, classes, outputs = described["task"], described["classes"], described["architecture"].get("outputs")
+    if task not in get_args(Task):
+        raise ValueError(f"model.json: there is no task {shown(task)}")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("model.json: classes must be texts")
+    if not 0 < described["temperature"] < math.inf:
+        raise ValueError(f"model.json: temperature must be finite and > 0, got {described['temperature']}")
+    for name, kind in described["columns"].items():
+        if not isinstance(kind, str):
+            raise ValueError(f"model.json: columns must say how each is read, got {shown(kind)}")
+        check_kind(name, kind)
+    kind = described["architecture"].get("kind")
+    wanted = {"classes": outputs, "binary": 2, "real": 0}.get(kind) if isinstance(kind, str) else None
+    if (task == "real") != (kind == "real") or len(classes) != wanted or len(set(classes)) != len(classes):
+        raise ValueError(f"model.json: {len(classes)} classes do not fit a {task} model of {shown(outputs)} outputs")
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
+        raise InputError(f"{folder}: no such run folder")
+    if not path.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: not a finished run folder (model.json and model.safetensors must be in it)")
+    try:
+        described = parse_json(check_own(path).read_text(encoding="utf-8"))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    version = described.get("version") if isinstance(described, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"{path}: is of version {shown(version)}, this lossworks reads {VERSION}; train it again")
+    return dict(described)

@@ -1,0 +1,1 @@
+"""What is trained: networks, how their inputs are scaled, and the line from outside."""

@@ -1,0 +1,232 @@
+"""The architectures that ``compare`` trains: three of its own, and any that a factory of the user's builds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from math import gcd, prod
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lossworks.checks import InputError, check_bool, check_choice, check_int, nearest, shown
+from lossworks.comparison.models.scaling import Scaler, Scaling
+from lossworks.roles import Kind
+from lossworks.runs.memory import is_out_of_memory
+
+__all__ = ["ARCHITECTURES", "Architecture", "Factory", "Values", "architecture_of"]
+
+Factory = Callable[[tuple[int, ...], int], nn.Module]
+ARCHITECTURES = ("mlp", "linear", "cnn")
+GIVEN = "as --model FILE.py:FUNCTION (in Python factory=)"
+"""How a user gives a factory to a trained model."""
+
+
+class Values(nn.Module):
+    """Real values in the target's own unit, of one standardised output or of logits over bins.
+
+    Args:
+        support: The standardised value that each bin stands for, ``(k,)``; not read where there is one output.
+        mean: Of the target over the fit rows.
+        std: Likewise.
+    """
+
+    support: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, support: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("support", support)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, output: Tensor) -> Tensor:
+        """``(n,)`` of ``(n, k)``."""
+        standardised = output.softmax(dim=-1) @ self.support if len(self.support) > 1 else output.flatten()
+        return (standardised.to(self.mean.dtype) * self.std + self.mean).to(output.dtype)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is trained: a scaler, a network, and what reads the network's outputs.
+
+    Args:
+        model: ``"mlp"`` (two hidden layers with ReLU), ``"linear"``, ``"cnn"`` (for ``(c, h, w)`` inputs), or a factory
+            ``(input_shape, outputs) -> nn.Module`` whose module maps ``(n, *input_shape)`` to ``(n, outputs)``.
+        width: Hidden units of the MLP, channels of the CNN.
+        scaling: How inputs are scaled: ``"robust"`` for tables, ``"standard"`` for arrays.
+        generic: Differentiate the module automatically even where a hand-written gradient exists.
+        input_shape: Of one row; known once the data is, see :meth:`sized`.
+        outputs: How many the loss asks for.
+        kind: The kind of target.
+    """
+
+    model: str | Factory = "mlp"
+    width: int = 64
+    scaling: Scaling = "robust"
+    generic: bool = False
+    input_shape: tuple[int, ...] = ()
+    outputs: int = 0
+    kind: Kind = "classes"
+
+    def __post_init__(self) -> None:
+        check_int("width", self.width, low=1)
+        if isinstance(self.model, str) and self.model not in ARCHITECTURES:
+            known = ", ".join(map(repr, ARCHITECTURES))
+            hint = nearest(self.model, ARCHITECTURES)
+            raise ValueError(f"model must be one of {known} or a factory, got {self.model!r}{hint}")
+
+    @property
+    def layered(self) -> bool:
+        """Whether the network is linear layers with ReLU between, which the engine differentiates by hand."""
+        return self.model in ("mlp", "linear") and not self.generic
+
+    def described(self) -> str:
+        """What it is, in words."""
+        if not isinstance(self.model, str):
+            return "a model of your own"
+        hidden = {
+            "mlp": f"two hidden layers of {self.width}",
+            "linear": "no hidden layer",
+            "cnn": f"{self.width} channels",
+        }
+        return f"{self.model}, {hidden[self.model]}"
+
+    def sized(self, input_shape: tuple[int, ...], outputs: int, kind: Kind) -> "Architecture":
+        """The same for data and a loss that are known."""
+        return replace(self, input_shape=input_shape, outputs=outputs, kind=kind)
+
+    def network(self) -> nn.Module:
+        """A newly initialised network, without scaler and head."""
+        if not isinstance(self.model, str):
+            return _built(self.model, self.input_shape, self.outputs)
+        if self.model == "cnn":
+            return _cnn(self.input_shape, self.outputs, self.width)
+        hidden = [self.width, self.width] if self.model == "mlp" else []
+        sizes = [prod(self.input_shape), *hidden, self.outputs]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    def empty_module(self) -> nn.Sequential:
+        """The whole module with values to be loaded: scaler, network, head."""
+        shape = (self.input_shape[0],) + (1,) * (len(self.input_shape) - 1)
+        scaling: Scaling = "standard" if len(self.input_shape) > 1 else self.scaling
+        scaler = Scaler(torch.zeros(shape), torch.ones(shape), scaling)
+        one = torch.ones((), dtype=torch.float64)
+        return self.assembled(scaler, self.network(), Values(torch.zeros(self.outputs), one * 0, one))
+
+    def loaded(self, state: Mapping[str, Tensor]) -> nn.Sequential:
+        """The whole module with these values; nothing is allocated before they are known to fit.
+
+        Raises:
+            InputError: a factory fails, or its network is not the one that was trained.
+            ValueError, RuntimeError: the values do not fit a network of ours.
+        """
+        own = isinstance(self.model, str)
+        with torch.device("meta" if own else "cpu"):
+            module: nn.Sequential = self.empty_module()
+        try:
+            for name, tensor in module.state_dict().items():
+                if name in state and state[name].dtype != tensor.dtype:
+                    raise ValueError(f"{name} must be {tensor.dtype}, got {state[name].dtype}")
+            module.load_state_dict(state, assign=own)
+        except (RuntimeError, ValueError) as error:
+            if own:
+                raise
+            raise InputError(
+                f"model: the network of {_named(self.model)} is not the one that was trained "
+                f"({' '.join(str(error).split())}): give the same factory {GIVEN}"
+            ) from error
+        return module
+
+    def assembled(self, scaler: Scaler, network: nn.Module, values: Values) -> nn.Sequential:
+        """A plain module from rows ``(n, *input_shape)`` to logits ``(n, C)``, scores ``(n,)`` or values ``(n,)``."""
+        heads: Mapping[Kind, nn.Module] = {"classes": nn.Identity(), "binary": nn.Flatten(0), "real": values}
+        return nn.Sequential(scaler, network, heads[self.kind])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a factory is kept as a word, as its code is not ours to save."""
+        return asdict(self) | {
+            "model": self.model if isinstance(self.model, str) else "factory",
+            "input_shape": list(self.input_shape),
+        }
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any], *, factory: Factory | None = None) -> "Architecture":
+        """The architecture that :meth:`to_json` described.
+
+        Raises:
+            ValueError: a field that is unknown, missing or of another kind than it is saved.
+        """
+        known = {field.name for field in fields(cls)}
+        if strange := sorted(set(described) ^ known):
+            raise ValueError(f"architecture has{' not' * (strange[0] in known)} the field {shown(strange[0])}")
+        model, shape = described["model"], described["input_shape"]
+        for name, allowed in (("scaling", get_args(Scaling)), ("kind", get_args(Kind))):
+            check_choice(name, described[name], allowed)
+        check_bool("generic", described["generic"])
+        check_int("outputs", described["outputs"], low=1)
+        if not isinstance(shape, list) or len(shape) not in (1, 3):
+            raise ValueError(f"input_shape must be [d] or [c, h, w], got {shown(shape)}")
+        for size in shape:
+            check_int("input_shape", size, low=1)
+        if not isinstance(model, str):
+            raise ValueError(f"model must be a name, got {shown(model)}")
+        if model == "factory":
+            if factory is None:
+                raise InputError(f"the model was built by a factory of your own: give it again {GIVEN}")
+            if not callable(factory):
+                raise InputError(f"model: give the factory that the run was trained with {GIVEN}, got {shown(factory)}")
+            model = factory
+        elif factory is not None:
+            raise InputError(f"the model is {shown(model)}, of no factory: leave --model (in Python factory=) out")
+        return cls(**{**described, "model": model, "input_shape": tuple(shape)})
+
+
+def architecture_of(model: str | Factory, features: Any) -> Architecture:
+    """The architecture for these features: a frame is scaled robustly, an array by mean and standard deviation."""
+    array = isinstance(features, np.ndarray)
+    if model == "cnn" and not (array and features.ndim == 4):
+        raise InputError("model 'cnn' needs images, X of shape (n, c, h, w); use 'mlp' or 'linear'")
+    try:
+        return Architecture(model, scaling="standard" if array else "robust")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _built(factory: Factory, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """The network that the user's factory makes, if it does."""
+    called = f"model: {_named(factory)}({input_shape}, {outputs})"
+    try:
+        network = factory(input_shape, outputs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{called} fails ({type(error).__name__}: {reason})") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{called} must give a torch.nn.Module, got {shown(network)}")
+    return network
+
+
+def _named(factory: str | Factory) -> str:
+    return str(getattr(factory, "__name__", "the factory"))
+
+
+def _cnn(input_shape: tuple[int, ...], outputs: int, width: int) -> nn.Module:
+    if len(input_shape) != 3:
+        raise ValueError(f"model 'cnn' needs inputs of shape (c, h, w), got {input_shape}: use 'mlp' or 'linear'")
+    layers: list[nn.Module] = []
+    channels = input_shape[0]
+    for stride, wanted in ((1, max(width // 2, 1)), (2, width), (2, width)):
+        layers += [
+            nn.Conv2d(channels, wanted, 3, stride=stride, padding=1),
+            nn.GroupNorm(gcd(wanted, 8), wanted),
+            nn.ReLU(),
+        ]
+        channels = wanted
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, outputs))

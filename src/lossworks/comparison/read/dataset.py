@@ -1,0 +1,421 @@
+"""The user's data as a data set: features, target and task, checked so that what follows can rely on them."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from lossworks.checks import InputError, nearest
+from lossworks.comparison.read.columns import MOSTLY, as_number, as_text, check_kind, prepare
+from lossworks.comparison.read.tables import Arrays, Place, listed, load, series
+
+__all__ = ["Dataset", "Task", "check_folds", "embedded", "read", "read_features"]
+
+Task = Literal["binary", "multiclass", "real"]
+
+EMBEDDED = {"anes96": "party"}
+MOST_CLASSES_OF_NUMBERS = 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows to learn from.
+
+    Attributes:
+        name: The file's stem, or ``"data"``.
+        features: The columns without target, group and dropped ones; or float32 ``(n, d)`` or ``(n, c, h, w)``.
+        target: ``(n,)`` int64 class codes, or float64 values.
+        classes: The labels as text, in the order of their codes; empty when real.
+        group: ``(n,)`` int64 codes into ``group_names``, if a group was named.
+        source: The file, if there is one.
+        options: How it was read; ``read(source, **options)`` reads it again.
+        notes: What was done to it, one sentence each.
+    """
+
+    name: str
+    features: pl.DataFrame | np.ndarray
+    target: np.ndarray
+    task: Task
+    target_name: str
+    classes: tuple[str, ...]
+    group: np.ndarray | None
+    group_names: tuple[str, ...]
+    source: Path | None
+    options: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read(
+    data: Any,
+    *,
+    target: str | None = None,
+    task: Task | None = None,
+    group: str | None = None,
+    drop: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Read a data set and find its task.
+
+    Args:
+        data: A path (.csv, .tsv, .txt, .parquet, .arrow, .feather, .ipc, .npz with arrays ``X`` and ``y``), a polars or
+            pandas frame, a dict of columns, or a tuple ``(X, y)``.
+        target: The column to predict; needed for tables. In an NPZ file the array's name, ``"y"`` unless said.
+        task: ``"binary"``, ``"multiclass"`` or ``"real"``; found from the target unless said: texts, booleans and whole
+            numbers of few distinct values are classes.
+        group: A column that names each row's group; it is no feature.
+        drop: Columns to leave out.
+        columns: What columns are: ``"category"`` (text, the 100 most common kept apart), ``"number"`` (text that is no
+            number becomes missing), ``"date"`` or ``"date:FORMAT"`` (days since the earliest).
+
+    Raises:
+        InputError: one line that says what is wrong, where, and what to do.
+    """
+    if task is not None and task not in get_args(Task):
+        raise InputError(
+            f"task must be one of {listed(get_args(Task))}, got {task!r}{nearest(str(task), get_args(Task))}"
+        )
+    names = ["X", target or "y"] + ([group] if group else [])
+    raw, place = load(data, exact=target, arrays=names)
+    drop, columns = list(drop), dict(columns or {})
+    if isinstance(raw, dict):
+        if drop or columns:
+            raise InputError(
+                f"{place.label} holds arrays, whose columns have no names: drop= and columns= are for tables"
+            )
+        return _of_arrays(raw, place, names, task)
+    if target is None and isinstance(data, tuple):
+        target = "y"
+    return _of_table(raw, place, target, task, group, drop, columns)
+
+
+def read_features(data: Any, options: Mapping[str, Any] | None = None) -> tuple[pl.DataFrame | np.ndarray, Place]:
+    """The features of new rows, which need no target, and where they came from; for ``Encoder.transform``.
+
+    They are read as ``Dataset.options`` says.
+    """
+    raw, place = load(data)
+    if isinstance(raw, dict):
+        return _finite_features(raw["X"], place), place
+    return _prepared(raw, place, (options or {}).get("columns", {})), place
+
+
+def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """The table with the columns read as they are said to be."""
+    known = [(name, kind) for name, kind in kinds.items() if name in table.columns]
+    return table.with_columns(prepare(table[name], place, kind)[0] for name, kind in known)
+
+
+def read_labelled(
+    data: Any, target: str, options: Mapping[str, Any] | None = None
+) -> tuple[pl.DataFrame | np.ndarray, list[str], Place]:
+    """The features of rows as :func:`read_features` gives them, each row's label as text, and where they came from."""
+    raw, place = load(data, exact=target, arrays=("X", target))
+    columns = (options or {}).get("columns", {})
+    if isinstance(raw, dict):
+        if target not in raw:
+            raise InputError(f"{place.label} is X alone, without a target: give a tuple (X, y)")
+        features: pl.DataFrame | np.ndarray = _finite_features(raw["X"], place)
+        column = _vector(raw[target], target, len(features), place)
+    else:
+        if target not in raw.columns:
+            raise InputError(f"{place.label} has no column {target!r} (the target){nearest(target, raw.columns)}")
+        features = _prepared(raw, place, columns)
+        column = raw[target]
+    labels = as_text(_target_column(column, place, columns.get(target)))
+    if bool(labels.is_null().any()):
+        row = int(labels.is_null().arg_max() or 0)
+        raise InputError(
+            f"{place.label}, column {target!r} (the target) has no value in {place.row(row)}: leave it out"
+        )
+    return features, labels.to_list(), place
+
+
+def embedded(name: str = "anes96") -> Dataset:
+    """A real data set that comes with the package: ``anes96``, party identification in 7 classes from 9 answers."""
+    if name not in EMBEDDED:
+        raise InputError(
+            f"there is no embedded data set {name!r}{nearest(name, EMBEDDED)}; there is {listed(list(EMBEDDED))}"
+        )
+    with resources.as_file(resources.files("lossworks.comparison.read") / "data" / f"{name}.csv") as path:
+        dataset = read(path, target=EMBEDDED[name])
+    return replace(dataset, source=None, options={"embedded": name})
+
+
+def check_folds(dataset: Dataset, folds: int) -> None:
+    """Raise unless every class (or the table) has a row for each fold."""
+    rows = len(dataset.target)
+    if dataset.task == "real" or rows < folds:
+        if rows < 2 * folds:
+            raise InputError(
+                f"{_label(dataset)} has {rows} rows, too few for {folds} folds: use --folds {max(2, rows // 2)}"
+            )
+        return
+    counts = np.bincount(dataset.target, minlength=len(dataset.classes))
+    rarest = int(counts.argmin())
+    if (few := int(counts[rarest])) < folds:
+        way = (
+            f"use --folds {few}, or leave the class's rows out" if few >= 2 else "leave its row out, or add rows of it"
+        )
+        raise InputError(
+            f"{_label(dataset)}, column {dataset.target_name!r}: class {dataset.classes[rarest]!r} has {few} "
+            f"row{'s' * (few != 1)}, fewer than the {folds} folds: {way}"
+        )
+
+
+def _label(dataset: Dataset) -> str:
+    return str(dataset.source or dataset.name)
+
+
+# Tables
+
+
+def _of_table(
+    table: pl.DataFrame,
+    place: Place,
+    target: str | None,
+    task: Task | None,
+    group: str | None,
+    drop: list[str],
+    columns: dict[str, str],
+) -> Dataset:
+    if target is None:
+        raise InputError(
+            f"{place.label}: say which column to predict, --target NAME; its columns are {listed(table.columns)}"
+        )
+    for what, name in [
+        ("target", target),
+        ("group", group),
+        *(("drop", n) for n in drop),
+        *(("columns", n) for n in columns),
+    ]:
+        if name is not None and name not in table.columns:
+            raise InputError(
+                f"{place.label} has no column {name!r} ({what}){nearest(name, table.columns)}; its columns are "
+                f"{listed(table.columns)}"
+            )
+    if group == target:
+        raise InputError(f"column {target!r} cannot be both the target and the group")
+    if taken := [name for name in drop if name in (target, group)]:
+        raise InputError(
+            f"column {taken[0]!r} cannot be dropped: it is the {'target' if taken[0] == target else 'group'}"
+        )
+    kinds = dict(columns)
+    for name, kind in columns.items():
+        check_kind(name, kind)
+
+    labels = _target_column(table[target], place, kinds.get(target))
+    kept = labels.is_not_null()
+    gone = len(labels) - int(kept.sum())
+    if gone == len(labels):
+        raise InputError(f"{place.label}, column {target!r} (the target) has no values: choose another --target")
+    values, found, classes = _target(labels, place, task)
+    groups, group_names = _groups(table[group].filter(kept)) if group else (None, ())
+
+    prepared = []
+    for name in table.columns:
+        if name in (target, group, *drop):
+            continue
+        column, kind_read = prepare(table[name], place, columns.get(name))
+        if kind_read is not None:
+            kinds[name] = kind_read
+        column = column.filter(kept) if gone else column
+        if column.null_count() == len(column):
+            raise InputError(f"{place.label}, column {name!r} has no values: use --drop {shlex.quote(name)}")
+        prepared.append(column)
+    if not prepared:
+        raise InputError(
+            f"{place.label} has no columns beside the target and those left out: there is nothing to learn from"
+        )
+
+    notes = [] if task else _task_notes(labels, found, len(classes))
+    if gone:
+        notes.append(f"{gone:,} row{'s' * (gone > 1)} without a target {'were' if gone > 1 else 'was'} left out")
+    return Dataset(
+        name=place.path.stem if place.path else "data",
+        features=pl.DataFrame(prepared),
+        target=values,
+        task=found,
+        target_name=target,
+        classes=classes,
+        group=groups,
+        group_names=group_names,
+        source=place.path,
+        options={"target": target, "task": found, "group": group, "drop": drop, "columns": kinds},
+        notes=tuple(notes),
+    )
+
+
+def _target_column(column: pl.Series, place: Place, kind: str | None) -> pl.Series:
+    """The target as booleans, numbers or texts, with what is missing as null."""
+    found = _target_as_found(column, place, kind)
+    if found.dtype.is_numeric():
+        beyond = found.cast(pl.Float32, strict=False).is_infinite().fill_null(False)
+        if bool(beyond.any()):
+            row = int(beyond.arg_max() or 0)
+            raise InputError(
+                f"{place.label}, column {column.name!r} (the target), {place.row(row)} is infinite or beyond float32 "
+                f"({found[row]}): correct it, or leave it empty"
+            )
+    return found
+
+
+def _target_as_found(column: pl.Series, place: Place, kind: str | None) -> pl.Series:
+    where = f"{place.label}, column {column.name!r} (the target)"
+    if kind not in (None, "category", "number"):
+        raise InputError(
+            f"{where} cannot be predicted as dates: use --as {shlex.quote(column.name)}=number or =category"
+        )
+    if kind is None and column.dtype.is_temporal():
+        raise InputError(f"{where} holds dates or times: use --as {shlex.quote(column.name)}=number or =category")
+    if kind is None and column.dtype == pl.String:
+        text = as_text(column)
+        numbers = as_number(text)
+        found, known = len(text) - numbers.null_count(), len(text) - text.null_count()
+        if known and found == known:
+            return numbers
+        if found >= MOSTLY * known and text.n_unique() > MOST_CLASSES_OF_NUMBERS:
+            row = int((numbers.is_null() & text.is_not_null()).arg_max() or 0)
+            name = shlex.quote(column.name)
+            raise InputError(
+                f"{where} mixes numbers with text: {place.row(row)} has {text[row]!r}; correct it, or use "
+                f"--as {name}=number to leave such rows out, or --as {name}=category if the values are classes"
+            )
+        return text
+    if kind == "category" or column.dtype in (pl.String, pl.Categorical, pl.Enum):
+        return as_number(as_text(column)) if kind == "number" else as_text(column)
+    if column.dtype in (pl.Boolean, pl.Null) or column.dtype.is_integer():
+        return column
+    if not column.dtype.is_numeric() and not column.dtype.is_temporal():
+        raise InputError(f"{where} holds {column.dtype}, which is neither numbers nor text: choose another --target")
+    return column.to_physical().cast(pl.Float64).fill_nan(None)
+
+
+def _target(labels: pl.Series, place: Place, task: Task | None) -> tuple[np.ndarray, Task, tuple[str, ...]]:
+    """The target's codes or values, its task, and the classes."""
+    where = f"{place.label}, column {labels.name!r} (the target)"
+    labels = labels.drop_nulls()
+    distinct = labels.unique().sort()
+    if len(distinct) == 1:
+        raise InputError(
+            f"{where} has one value, {str(distinct[0])!r}, in all {len(labels)} rows: there is nothing to predict"
+        )
+    found = task or _task_of(labels, distinct)
+    if found == "real":
+        if not labels.dtype.is_numeric():
+            held = "text" if labels.dtype == pl.String else "booleans"
+            raise InputError(f"{where} holds {held}, so it is not real: leave task= out")
+        return labels.cast(pl.Float64).to_numpy().copy(), found, ()
+    if found == "binary" and len(distinct) != 2:
+        raise InputError(
+            f"{where} has {len(distinct)} classes ({listed(as_text(distinct).to_list(), 4)}), so it is not binary"
+        )
+    codes = labels.replace_strict(distinct, pl.Series(range(len(distinct)), dtype=pl.Int64), return_dtype=pl.Int64)
+    return codes.to_numpy().copy(), found, tuple(as_text(distinct).to_list())
+
+
+def _task_of(labels: pl.Series, distinct: pl.Series) -> Task:
+    if labels.dtype.is_numeric():
+        whole = not labels.dtype.is_float() or bool((distinct == distinct.round(0)).all())
+        # few distinct whole numbers are labels: at most 20, and at most 5 % of the rows (up to 10 if each has 5 rows)
+        rows = len(labels)
+        if not whole or len(distinct) > min(MOST_CLASSES_OF_NUMBERS, max(2, min(10, rows // 5), rows // 20)):
+            return "real"
+    return "binary" if len(distinct) == 2 else "multiclass"
+
+
+def _task_notes(labels: pl.Series, task: Task, classes: int) -> list[str]:
+    """Say how numbers were understood where they could have been meant otherwise."""
+    if not labels.dtype.is_numeric():
+        return []
+    if task == "multiclass":
+        return [f"the target's whole numbers were taken for {classes} classes; --task real takes them as amounts"]
+    distinct = labels.drop_nulls().n_unique()
+    if task == "real" and not labels.dtype.is_float() and distinct <= 100:
+        return [
+            f"the target's {distinct} different numbers were taken for amounts; --task multiclass takes them as classes"
+        ]
+    return []
+
+
+def _groups(column: pl.Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    text = as_text(column).fill_null("(missing)")
+    names = text.unique().sort()
+    codes = text.replace_strict(names, pl.Series(range(len(names)), dtype=pl.Int64), return_dtype=pl.Int64)
+    return codes.to_numpy().copy(), tuple(names.to_list())
+
+
+# Arrays
+
+
+def _of_arrays(arrays: Arrays, place: Place, names: list[str], task: Task | None) -> Dataset:
+    target_name, group_name = names[1], names[2] if len(names) > 2 else None
+    if target_name not in arrays:
+        raise InputError(f"{place.label} is X alone, without a target: give a tuple (X, y)")
+    features = _finite_features(arrays["X"], place)
+    if group_name and group_name not in arrays:
+        raise InputError(f"{place.label} has no array {group_name!r} (group): give a frame with a group column")
+    labels = _target_column(_vector(arrays[target_name], target_name, len(features), place), place, None)
+    if (unknown := labels.is_null()).any():
+        row = int(unknown.arg_max() or 0)
+        raise InputError(
+            f"{place.label}, array {target_name!r} has no value (NaN) in row {row}: leave the row out of X and y"
+        )
+    values, found, classes = _target(labels, place, task)
+    groups, group_names = (
+        _groups(_vector(arrays[group_name], group_name, len(features), place)) if group_name else (None, ())
+    )
+    return Dataset(
+        name=place.path.stem if place.path else "data",
+        features=features,
+        target=values,
+        task=found,
+        target_name=target_name,
+        classes=classes,
+        group=groups,
+        group_names=group_names,
+        source=place.path,
+        options={"target": target_name, "task": found, "group": group_name, "drop": [], "columns": {}},
+        notes=tuple([] if task else _task_notes(labels, found, len(classes))),
+    )
+
+
+def _vector(values: np.ndarray, name: str, rows: int, place: Place) -> pl.Series:
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (rows,):
+        raise InputError(
+            f"{place.label}, array {name!r} must have shape ({rows},), one value a row of X, got {values.shape}"
+        )
+    column = series(name, values.tolist() if values.dtype.kind in "TmM" else values)
+    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
+        raise InputError(f"{place.label}, array {name!r} must hold numbers, booleans or text, got {column.dtype}")
+    return column
+
+
+def _finite_features(x: np.ndarray, place: Place) -> np.ndarray:
+    """``X`` as float32, if it is a table or images of finite numbers."""
+    where = f"{place.label}, array 'X'"
+    if x.ndim not in (2, 4):
+        raise InputError(f"{where} must have shape (n, d), or (n, c, h, w) for images, got {x.shape}")
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"{where} must hold numbers, got {x.dtype}: give a frame instead, whose columns may hold text")
+    if not x.size:
+        raise InputError(f"{where} is empty: its shape is {x.shape}")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(x, dtype=np.float32)
+    for start in range(0, len(features), 65_536):
+        wrong = ~np.isfinite(features[start : start + 65_536])
+        if wrong.any():
+            index = [int(i) for i in np.argwhere(wrong)[0]]
+            index[0] += start
+            place_in = ", ".join(map(str, index[1:]))
+            raise InputError(
+                f"{where} has {x[tuple(index)]} in row {index[0]}, column {place_in}: arrays must be finite in "
+                "float32; correct it, or give a frame, where missing values are allowed"
+            )
+    return features

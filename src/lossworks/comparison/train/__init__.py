@@ -1,0 +1,1 @@
+"""Training: many models at once, each with its own objective, rows and seed."""

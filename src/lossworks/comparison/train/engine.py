@@ -1,0 +1,512 @@
+"""Many models trained at once, each with its own objective, rows, seed and early stopping."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import isfinite, prod, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from lossworks.comparison.models.architecture import Architecture, Values
+from lossworks.comparison.models.scaling import Scaler, TargetScale
+from lossworks.comparison.train.feed import Feed, Order, Table
+from lossworks.comparison.train.jobs import Job, Replica, Training, seed_from
+from lossworks.comparison.train.packing import (
+    EVALUATED_VALUES,
+    Unit,
+    models_in,
+    packed,
+    pieces_of,
+    taken_by,
+    too_large,
+    units_of,
+)
+from lossworks.comparison.train.risk import StackedObjective
+from lossworks.comparison.train.stack import LayerStack, ModuleStack, Stack
+from lossworks.metrics.registry import Metric
+from lossworks.objective import Objective
+from lossworks.roles import Kind, Loss, Part, Perturbation
+from lossworks.runs.memory import is_out_of_memory
+
+__all__ = ["Trained", "one_thread", "train"]
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass
+class Trained:
+    """Replicas at their best state, in the order of the jobs.
+
+    Attributes:
+        curves: Per replica ``(step, score)`` at each evaluation; larger is better.
+        best_step: When each was best; 0 where no score was finite.
+        best_score: How good.
+        dropped: Whether each was dropped from its race.
+        architectures: What each is, with its sizes.
+        complete: Whether it ran to its end, and was not stopped by ``stop``.
+        notes: What was unusual, in words.
+        parts: In how many parts they were trained, one after the other.
+        short: How memory was too short, in words.
+    """
+
+    curves: list[list[tuple[int, float]]]
+    best_step: list[int]
+    best_score: list[float]
+    dropped: list[bool]
+    architectures: list[Architecture]
+    complete: bool
+    notes: list[str]
+    parts: int
+    short: list[str]
+    _table: Table = field(repr=False)
+    _replicas: list[Replica] = field(repr=False)
+
+    def outputs(self, replica: int, rows: Tensor) -> Tensor:
+        """Logits ``(len(rows), C)``, scores ``(len(rows),)`` of binary losses, or values in the target's unit."""
+        module, x = self.module(replica), self._table.x
+        at_once = max(1, EVALUATED_VALUES // prod(self._table.shape))
+        with torch.inference_mode():
+            return torch.cat([module(x.index_select(0, part)) for part in rows.to(x.device).split(at_once)])
+
+    def module(self, replica: int) -> nn.Module:
+        """The replica as a plain module in evaluation mode, scaler included: :meth:`outputs` of any rows."""
+        one = self._replicas[replica]
+        with torch.random.fork_rng([]):
+            network = one.architecture.network().to(self._table.x.device)
+        network.load_state_dict(one.best, strict=False)
+        return copy.deepcopy(one.architecture.assembled(one.scaler, network, one.values)).eval()
+
+
+@dataclass
+class _Tile:
+    """Replicas that are stepped together."""
+
+    replicas: list[Replica]
+    stack: Stack
+    feed: Feed
+    table: Table
+
+    @property
+    def small(self) -> bool:
+        """Whether its operations are too small to be worth sharing between threads."""
+        return self.replicas[0].architecture.model in ("mlp", "linear")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it may draw from torch's one generator, and so must not run beside another."""
+        parts = [module for module in self.stack.objective.base.modules() if isinstance(module, Part)]
+        return not self.small or any(part.stochastic or isinstance(part, Perturbation) for part in parts)
+
+    def keep_going(self) -> bool:
+        """Leave out the replicas that are done; whether any is left."""
+        going = [number for number, replica in enumerate(self.replicas) if not replica.done]
+        if going and len(going) < len(self.replicas):
+            self.replicas = [self.replicas[number] for number in going]
+            self.stack.keep(going)
+            self.feed.keep(going)
+        return bool(going)
+
+    def train(self, begun: int, steps: int, training: Training) -> None:
+        """So many steps."""
+        torch.manual_seed(seed_from(self.replicas[0].job.seed, 2, begun))
+        self.stack.objective.set_progress(begun / training.max_steps)
+        for x, batch in self.feed.batches(steps, training.batch_size):
+            self.stack.step(x, batch)
+
+    def evaluate(self, step: int, metric: Metric, patience: int) -> None:
+        """Score every replica on its inner rows and keep those states that are the best yet."""
+        lengths = [len(replica.job.inner) for replica in self.replicas]
+        architecture = self.replicas[0].architecture
+        longest = max(lengths)
+        together = max(1, EVALUATED_VALUES // (longest * architecture.outputs))
+        for start in range(0, len(self.replicas), together):
+            some = slice(start, min(start + together, len(self.replicas)))
+            index = torch.stack([_padded(replica.job.inner, longest) for replica in self.replicas[some]]).to(
+                self.table.x.device
+            )
+            mask = (
+                torch.arange(longest, device=index.device) < torch.tensor(lengths[some], device=index.device)[:, None]
+            )
+            outputs = self._outputs(index, some)
+            scores = _scores(metric, outputs, self.table, index, mask)
+            finite = torch.where(mask[..., None], outputs, 0).isfinite().flatten(1).all(dim=1)
+            for offset, (score, sound) in enumerate(zip(scores.tolist(), finite.tolist(), strict=True)):
+                replica = self.replicas[start + offset]
+                if replica.note(step, score if sound and isfinite(score) else float("-inf"), patience):
+                    replica.best = self.stack.snapshot(start + offset)
+
+    def _outputs(self, index: Tensor, some: slice) -> Tensor:
+        """Outputs ``(r, n, k)``, real ones as values in the target's own unit."""
+        at_once = max(1, EVALUATED_VALUES // (len(index) * prod(self.table.shape)))
+        outputs = torch.cat(
+            [self.stack.outputs(self.feed.inputs(rows, some), some) for rows in index.split(at_once, 1)], 1
+        )
+        if self.replicas[0].architecture.kind != "real":
+            return outputs
+        pairs = zip(outputs, self.replicas[some], strict=True)
+        return torch.stack([replica.values(output) for output, replica in pairs])[..., None]
+
+
+def train(
+    x: Tensor,
+    y: Tensor,
+    jobs: Sequence[Job],
+    architecture: Architecture,
+    training: Training,
+    metric: Metric,
+    *,
+    group: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    memory: int | None = None,
+    finished: Callable[[Trained, Sequence[int]], None] | None = None,
+) -> Trained:
+    """Train all jobs together, each to its own best state.
+
+    Jobs whose objectives differ in more than the values of their tensors, or whose network ``vmap`` cannot stack, are
+    trained beside each other by the same steps. The same arguments give bit-identical results on one machine; on the
+    CPU, ``"mlp"`` and ``"linear"`` do so whatever the number of threads. Which replicas are stepped together is a
+    matter of the arguments alone: ``memory`` and a lack of it decide how many of these tiles there are at a time, and
+    change no bit of any model.
+
+    Args:
+        x: ``(n, *shape)``; it is gathered from and never copied, but to the device.
+        y: ``(n,)``, int64 classes or floating-point values, which are standardised by each job's fit rows.
+        jobs: The replicas.
+        architecture: What they are.
+        training: How they are trained.
+        metric: Its score on inner rows decides when a replica is best; where it lies in [0, 1], settings of one contest
+            that are behind its best by more than two binomial standard errors are dropped at ``race_after``.
+        group: ``(n,)`` int64, for weightings that need it.
+        device: Where it happens.
+        progress: Called with the steps done, their total and the best score, after each evaluation.
+        stop: Asked before each interval, from any thread; training ends with what there is when it says so.
+        memory: About how many bytes may be taken at a time, beside ``x``. What does not fit together is trained in
+            parts, one after the other, settings that race each other always in one. A part that runs out of memory all
+            the same is trained again in two halves.
+        finished: Called with the jobs' numbers when a part of them is trained; their states are let go after it, and
+            :meth:`Trained.outputs` is there for these jobs in this call alone.
+
+    Raises:
+        MemoryError: memory ran out, and what is left must be trained at once.
+    """
+    device = torch.device(device)
+    _check(x, y, jobs)
+    table = Table(x.to(device, torch.float32), y.to(device), None if group is None else group.to(device))
+    with _quiet_and_seeded(device), torch.no_grad():
+        with _crew() as crew:
+            replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
+        racing = bool(training.race_after) and metric.bounded01
+        pieces = pieces_of(replicas, training, partial(_cannot_stack, table, training), notes)
+        waiting = packed(units_of(pieces, racing), training, memory)
+        short = too_large(waiting, training, memory)
+        total, done, reached, complete, parts = len(replicas) * training.max_steps, 0, 0, True, 0
+
+        def tell(now: int) -> None:
+            nonlocal reached
+            reached = max(reached, done + now)
+            if progress is not None:
+                progress(reached, total, max(replica.best_score for replica in replicas))
+
+        while waiting and complete:
+            units = waiting.pop(0)
+            part = [replica for unit in units for piece in unit for replica in piece]
+            ended = _attempt(table, units, training, metric, tell, stop)
+            if ended is None:
+                for replica in part:
+                    replica.begin()
+                if table.x.is_cuda:
+                    torch.cuda.empty_cache()
+                halves = units[: len(units) // 2], units[len(units) // 2 :]
+                short.append(
+                    f"memory ran out with {models_in(units)} models in training at once: they were trained in parts, "
+                    f"which changes no number"
+                )
+                waiting[:0] = halves
+                continue
+            complete, done, parts = ended, done + len(part) * training.max_steps, parts + 1
+            if finished is not None:
+                with torch.enable_grad():
+                    so_far = _trained(replicas, table, complete, notes, parts, short)
+                    finished(so_far, [replica.number for replica in part])
+                for replica in part:
+                    replica.best = {}
+    return _trained(replicas, table, complete, notes, parts, short)
+
+
+def _trained(
+    replicas: list[Replica], table: Table, complete: bool, notes: list[str], parts: int, short: list[str]
+) -> Trained:
+    return Trained(
+        curves=[replica.curve for replica in replicas],
+        best_step=[replica.best_step for replica in replicas],
+        best_score=[replica.best_score for replica in replicas],
+        dropped=[replica.dropped for replica in replicas],
+        architectures=[replica.architecture for replica in replicas],
+        complete=complete,
+        notes=notes,
+        parts=parts,
+        short=short,
+        _table=table,
+        _replicas=replicas,
+    )
+
+
+def _attempt(
+    table: Table,
+    units: list[Unit],
+    training: Training,
+    metric: Metric,
+    tell: Callable[[int], None],
+    stop: Callable[[], bool] | None,
+) -> bool | None:
+    """Train these together: whether to the end, or None if memory ran out; no thread is at work afterwards."""
+    try:
+        with _crew() as crew:
+            tiles = [_tile(table, piece, training) for unit in units for piece in unit]
+            return _run(tiles, training, metric, _rows_that_count(metric, table), tell, stop, crew)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(units) == 1:
+            raise MemoryError(
+                f"{models_in(units)} models that must be trained at once take about "
+                f"{taken_by(units, training) / 1e6:,.0f} MB, more than there is: use a smaller model or batch"
+            ) from error
+    return None
+
+
+def _run(
+    tiles: list[_Tile],
+    training: Training,
+    metric: Metric,
+    count: Callable[[Tensor], int],
+    tell: Callable[[int], None],
+    stop: Callable[[], bool] | None,
+    crew: Executor,
+) -> bool:
+    """Train until every replica is done; False if stopped before."""
+
+    def advance(tile: _Tile, begun: int, steps: int) -> bool:
+        if stop is not None and stop():
+            return False
+        with torch.no_grad():
+            tile.train(begun, steps, training)
+            tile.evaluate(begun + steps, metric, training.patience)
+        return True
+
+    replicas = [replica for tile in tiles for replica in tile.replicas]
+    race_at, done = training.race_after * training.max_steps, 0
+    raced = not race_at or not metric.bounded01
+    for begun in range(0, training.max_steps, training.eval_every):
+        steps = min(training.eval_every, training.max_steps - begun)
+        for tile, advanced in _each(crew, tiles, partial(advance, begun=begun, steps=steps)):
+            if not advanced:
+                return False
+            done += sum(steps + replica.done * (training.max_steps - begun - steps) for replica in tile.replicas)
+            tell(done)
+        if not raced and begun + steps >= race_at:
+            raced = True
+            done += len(_race(replicas, count)) * (training.max_steps - begun - steps)
+        tiles = [tile for tile in tiles if tile.keep_going()]
+    return True
+
+
+def _each(crew: Executor, tiles: Sequence[_Tile], advance: Callable[[_Tile], bool]) -> Iterator[tuple[_Tile, bool]]:
+    """Every tile with whether it was advanced: side by side, but those that draw from torch's generator in turn."""
+    beside = [tile for tile in tiles if not tile.drawn]
+    yield from zip(beside, crew.map(advance, beside), strict=True)
+    for tile in tiles:
+        if tile.drawn:
+            yield tile, crew.submit(advance, tile).result() if tile.small else advance(tile)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations by one thread each, so that how they round is the same however many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _crew() -> Iterator[Executor]:
+    """As many threads as torch uses within an operation, each of which works through its operations by itself.
+
+    Small operations that are shared between threads wait for the slowest one each time, which on a busy machine takes
+    many times as long as the operation.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as crew:
+            yield crew
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _race(replicas: Sequence[Replica], count: Callable[[Tensor], int]) -> list[Replica]:
+    """Drop the settings that are behind the best of their contest by more than two standard errors; those dropped."""
+    contests: dict[int, list[Replica]] = {}
+    for replica in replicas:
+        contests.setdefault(replica.job.contest, []).append(replica)
+    dropped = []
+    for settings in contests.values():
+        best = max(settings, key=lambda replica: replica.best_score)
+        if not 0 <= best.best_score <= 1:
+            continue
+        rows = count(best.job.inner)
+        for replica in settings:
+            worse = min(max(replica.best_score, 0.0), 1.0)
+            error = sqrt(max(p * (1 - p) for p in (best.best_score, worse)) / rows)
+            if not replica.done and best.best_score - replica.best_score > 2 * error:
+                replica.dropped = replica.done = True
+                dropped.append(replica)
+    return dropped
+
+
+def _scores(metric: Metric, outputs: Tensor, table: Table, index: Tensor, mask: Tensor) -> Tensor:
+    """Each replica's score on its rows; of its worst group, where the metric is of groups."""
+    if not metric.of_groups:
+        return metric.score(outputs, table.y[index], mask)
+    group = _groups(table)[index]
+    each = []
+    for number in group[mask].unique().tolist():
+        rows = mask & (group == number)
+        scores = metric.score(outputs, table.y[index], rows)
+        each.append(torch.where(rows.any(dim=1), scores, torch.inf))
+    return torch.stack(each).amin(dim=0)
+
+
+def _groups(table: Table) -> Tensor:
+    if table.group is None:
+        raise ValueError("group must be given for a metric of groups, got None")
+    return table.group
+
+
+def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
+    """How many rows a standard error goes by: all for accuracy, else the rarest class's, once for each class.
+
+    Of a metric of groups, the fewest that a group has.
+    """
+
+    def count(rows: Tensor) -> int:
+        if metric.of_one_group == "accuracy" or table.y.is_floating_point():
+            return len(rows)
+        counts = table.y[rows].bincount()
+        present = counts[counts > 0]
+        return int(present.min()) * len(present)
+
+    def counted(rows: Tensor) -> int:
+        rows = rows.to(table.y.device)
+        if not metric.of_groups:
+            return count(rows)
+        group = _groups(table)[rows]
+        return min(count(rows[group == number]) for number in group.unique())
+
+    return counted
+
+
+@torch.no_grad()
+def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> list[Replica]:
+    real = table.y.is_floating_point()
+    classes = 1 if real else int(table.y.max()) + 1
+    fitted: dict[tuple[int, int], tuple[Scaler, TargetScale]] = {}
+    replicas = []
+    for number, job in enumerate(jobs):
+        key = (job.fit.data_ptr(), len(job.fit))
+        if key not in fitted:
+            scale = TargetScale.fit(table.y, job.fit.to(table.y.device)) if real else TargetScale()
+            fitted[key] = (Scaler.fit(table.x, job.fit, architecture.scaling), scale)
+        loss = job.objective.loss
+        kind: Kind = loss.kind if isinstance(loss, Loss) else ("real" if real else "classes")
+        sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
+        scaler, scale = fitted[key]
+        values = _values(job.objective, scale, sized.outputs, table.x.device)
+        replicas.append(Replica(number, job, sized, scaler, scale, values))
+    return replicas
+
+
+def _values(objective: Objective, scale: TargetScale, outputs: int, device: torch.device) -> Values:
+    """What reads the outputs of a real loss; bins are found by asking what each of them alone predicts."""
+    loss, support = objective.loss, torch.zeros(outputs)
+    if isinstance(loss, Loss) and loss.kind == "real" and outputs > 1:
+        support = loss.predict(1e4 * torch.eye(outputs)).detach()
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in (scale.mean, scale.std))
+    return Values(support, mean, std).to(device)
+
+
+def _tile(table: Table, replicas: list[Replica], training: Training) -> _Tile:
+    networks, objectives = (
+        [_initial(replica, table) for replica in replicas],
+        [replica.job.objective for replica in replicas],
+    )
+    kind, outputs = replicas[0].architecture.kind, replicas[0].architecture.outputs
+    squeeze = kind != "classes" and outputs == 1
+    options = (networks, objectives, training.lr, training.weight_decay, squeeze)
+    by_hand = replicas[0].architecture.layered and StackedObjective(objectives[:1], table.x.device).risk_alone
+    stack: Stack = (LayerStack if by_hand else ModuleStack)(*options)
+    targets = [replica.target for replica in replicas] if kind == "real" else []
+    feed = Feed(table, [replica.order for replica in replicas], [replica.scaler for replica in replicas], targets)
+    for number, replica in enumerate(replicas):
+        replica.best = replica.best or stack.snapshot(number)
+    return _Tile(replicas, stack, feed, table)
+
+
+def _initial(replica: Replica, table: Table) -> nn.Module:
+    torch.manual_seed(seed_from(replica.job.seed, 0))
+    return replica.architecture.network().to(table.x.device)
+
+
+def _cannot_stack(table: Table, training: Training, replicas: Sequence[Replica]) -> str:
+    """Why ``vmap`` cannot train two of these together, found by trying; empty if it can."""
+    if len(replicas) < 2:
+        return ""
+    pair = [copy.copy(replica) for replica in replicas[:2]]
+    for replica in pair:
+        replica.order = Order(replica.job.fit, torch.Generator().manual_seed(0))
+    tile = _tile(table, pair, training)
+    try:
+        for x, batch in tile.feed.batches(1, training.batch_size):
+            tile.stack.step(x, batch)
+            tile.stack.outputs(x, slice(0, 2))
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        return str(error).split("\n", maxsplit=1)[0]
+    return ""
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    return torch.cat([rows, rows[:1].expand(length - len(rows))])
+
+
+@contextmanager
+def _quiet_and_seeded(device: torch.device) -> Iterator[None]:
+    """Torch's own generators as they were, afterwards, and no advice about how fast ``vmap`` is."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
+
+
+def _check(x: Tensor, y: Tensor, jobs: Sequence[Job]) -> None:
+    if not jobs:
+        raise ValueError("jobs must not be empty")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},), one target a row of x, got {tuple(y.shape)}")
+    for number, job in enumerate(jobs):
+        for name, rows in (("fit", job.fit), ("inner", job.inner)):
+            if rows.dtype != torch.int64 or rows.ndim != 1 or not len(rows):
+                raise ValueError(
+                    f"jobs[{number}].{name} must be int64 row numbers, got {rows.dtype} {tuple(rows.shape)}"
+                )
+        if getattr(job.objective.loss, "reduction", "mean") == "none":
+            raise ValueError(f"jobs[{number}].objective must reduce to one number, its loss has reduction='none'")

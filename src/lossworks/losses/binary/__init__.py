@@ -1,0 +1,1 @@
+"""Losses on one score, whose sign is the answer."""

@@ -1,0 +1,1 @@
+"""Losses on maps, one row a pixel."""

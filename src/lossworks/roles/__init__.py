@@ -1,0 +1,46 @@
+r"""The roles of the formula: one base class a symbol, one file each.
+
+.. math::
+    \min_\theta \; \max_{w, \delta} \; \sum_i w_i \, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)
+
+:class:`Loss` is :math:`\ell`, :class:`Weighting` is :math:`w`, :class:`Perturbation` is :math:`\delta` and
+:class:`Penalty` is :math:`R`. All are :class:`Part`: modules whose tensors are buffers and which say where they come
+from.
+"""
+
+from lossworks.roles.batch_loss import BatchLoss
+from lossworks.roles.calibrator import Calibrator
+from lossworks.roles.kinds import Kind
+from lossworks.roles.loss import Loss, SoftmaxForm
+from lossworks.roles.part import Part, cite, evaluating
+from lossworks.roles.penalty import Penalty
+from lossworks.roles.perturbation import Consistency, Perturbation
+from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
+from lossworks.roles.remember import Offers, held_back, remember_over_ranks, remembering
+from lossworks.roles.weighting import Weighting, about_kept, asked_once
+from lossworks.roles.wrapper import Wrapper
+
+__all__ = [
+    "REDUCTIONS",
+    "BatchLoss",
+    "Calibrator",
+    "Consistency",
+    "Kind",
+    "Loss",
+    "Offers",
+    "Part",
+    "Penalty",
+    "Perturbation",
+    "SoftmaxForm",
+    "Weighting",
+    "Wrapper",
+    "about_kept",
+    "asked_once",
+    "check_no_nan",
+    "cite",
+    "evaluating",
+    "held_back",
+    "remember_over_ranks",
+    "remembering",
+    "weighted_reduction",
+]

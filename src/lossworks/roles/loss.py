@@ -1,0 +1,306 @@
+"""The loss with one value a row."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from lossworks.checks import (
+    check_binary,
+    check_choice,
+    check_classes,
+    check_floating,
+    check_ignore_index,
+    check_real,
+    check_same_shape,
+    check_sample_weight,
+    check_tensor,
+    check_total,
+    precise,
+)
+from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
+from lossworks.roles.kinds import Kind
+from lossworks.roles.part import AnyFunction, Part
+from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
+from lossworks.roles.remember import remembering
+
+__all__ = ["Loss", "SoftmaxForm"]
+
+
+@dataclass(frozen=True)
+class SoftmaxForm:
+    r"""A loss as a function of one or two numbers of a row, through which its gradient has a closed form.
+
+    .. math::
+        \ell(z, y) = g\Big({-\log p_y},\; {-\sum_k \log p_k}\Big), \qquad
+        p = \mathrm{softmax}\big(a z + b + c_y [k = y]\big)
+
+    Args:
+        value: :math:`g`, of the first number ``(n,)``, and of the second too where ``reads_total``; differentiable.
+        scale: :math:`a`, a number or a 0-d tensor.
+        shift: :math:`b`, ``(C,)``.
+        handicap: :math:`c`, a number or a 0-d tensor, or ``(C,)`` by the target's class.
+        reads_total: Whether :math:`g` takes the second number.
+    """
+
+    value: Callable[..., Tensor]
+    scale: float | Tensor = 1.0
+    shift: Tensor | None = None
+    handicap: float | Tensor | None = None
+    reads_total: bool = False
+
+
+def _of_floats(predict: AnyFunction) -> AnyFunction:
+    """The same method, which checks what it is given first."""
+
+    @functools.wraps(predict)
+    def checked(self: Any, output: Tensor) -> Tensor:
+        check_floating("output", output)
+        return predict(self, output)
+
+    return cast(AnyFunction, checked)
+
+
+class Loss(Part):
+    """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
+
+    Four kinds of target, by the class attribute ``kind``:
+
+    - ``"classes"``: output ``(n, C)`` or ``(n, C, d1, ...)``, target int64 ``(n,)`` or ``(n, d1, ...)``, with
+      ``ignore_index``; where ``soft_targets`` is true also class probabilities in the output's shape.
+    - ``"binary"``: output and target of one shape; the target is 0 or 1 (float, int64 or bool), the output a score
+      whose sign is the answer.
+    - ``"real"``: output and target of one shape, both floating-point.
+    - ``"pairs"``: output and target of one shape, both scores of the model, with gradients in both; of the pair the
+      output is the one that should be higher. No table has such a target.
+
+    Half-precision outputs are computed and returned in float32.
+
+    Class attributes:
+        kind: See above.
+        rowwise: Whether a row's value reads that row's logits alone, so that the fused path may take it in chunks.
+        soft_targets: Whether class-probability targets are allowed.
+        probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss), or needs calibration first.
+        surrogate_gradient: Whether its gradient is by definition not the derivative of its value.
+    """
+
+    kind: ClassVar[Kind] = "classes"
+    rowwise: ClassVar[bool] = False
+    soft_targets: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = False
+    surrogate_gradient: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "predict" in cls.__dict__:
+            cls.predict = _of_floats(cls.predict)  # type: ignore[method-assign]  # checked wherever it is overridden
+
+    def __init__(self, reduction: str = "mean", *, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        self.ignore_index = check_ignore_index(ignore_index)
+
+    def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
+        """One value a row, from flat rows whose shapes the base has checked."""
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample(output, target) -> (n,)")
+
+    def softmax_form(self, num_classes: int) -> "SoftmaxForm | None":
+        """How the loss reads a row of so many logits with a class as target, if it is by their softmax alone."""
+        return None
+
+    def value_and_logit_gradient(
+        self, output: Tensor, target: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Each row's loss for a class as target and its gradient in the row's logits, if it has a closed form.
+
+        Not recorded by autograd, so not asked for where a hyperparameter learns. A loss with a memory is given the
+        rows' own, see :meth:`recall`.
+        """
+        return None
+
+    def recall(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """For a loss with a memory: what it reads of it for these rows, and would remember.
+
+        Nothing that is read changes before :meth:`keep`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define recall(output, target, index) -> (n, ...)")
+
+    def keep(self, index: Tensor, memory: Tensor) -> None:
+        """Have the loss's memory be what :meth:`recall` gave for these rows."""
+        (name,) = self.memories
+        self.remember(name, index, memory)
+
+    def output_size(self, num_classes: int = 1) -> int:
+        """How many outputs a model needs for this loss."""
+        return num_classes if self.kind == "classes" else 1
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class probabilities ``(n, C)``, the probability of class 1 ``(n,)``, or the value ``(n,)``."""
+        check_floating("output", output)
+        if self.kind == "classes":
+            return output.softmax(dim=-1)
+        return output.sigmoid() if self.kind == "binary" else output
+
+    def forward(
+        self,
+        output: Float[Tensor, "n *rest"],
+        target: Shaped[Tensor, "n *rest2"],
+        *,
+        sample_weight: Float[Tensor, "n *rest2"] | None = None,
+        index: Int[Tensor, "n *rest2"] | None = None,
+        total: float | Tensor | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> Tensor:
+        """The reduced loss.
+
+        In data-parallel training ``process_group=torch.distributed.group.WORLD`` makes the gradient that it averages
+        over ranks that of the whole batch, however many rows each rank has: a rank returns its own sum times the number
+        of ranks over the sum of all ranks' weights. A loss that couples the batch is computed by every rank from all
+        ranks' outputs, gathered with their gradients; if it draws, the ranks' generators must be in one state.
+
+        Args:
+            output: The model's outputs, see the class.
+            target: The targets, see the class.
+            sample_weight: One weight a row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
+            index: The rows' numbers in the training data, for losses with a memory per row.
+            total: What ``mean`` divides by instead, when this batch is a part of a larger one: the sum of
+                :meth:`total_of` over its parts on all ranks.
+            process_group: The ranks that hold the other rows of one batch; all of them call this.
+        """
+        if process_group is not None and self.couples_batch:
+            counts = row_counts(len(output), process_group, output.device)
+
+            def all_ranks(rows: Tensor | None) -> Any:
+                return None if rows is None else gather_rows(rows, process_group, counts)
+
+            value = self.forward(
+                all_ranks(output),
+                all_ranks(target),
+                sample_weight=all_ranks(sample_weight),
+                index=all_ranks(index),
+                total=total,
+            )
+            return own_rows(value, process_group, counts) if self.reduction == "none" else value
+        check_floating("output", output)
+        check_tensor("target", target)
+        if total is not None:
+            check_total(total)
+        losses, weights = self.weighted_rows(
+            output, target, sample_weight=sample_weight, index=index, process_group=process_group
+        )
+        return weighted_reduction(losses, weights, self.reduction, total, process_group)
+
+    def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """What ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights.
+
+        A loss whose rows aren't its targets' entries says so here.
+        """
+        check_tensor("target", target)
+        rows, kept = target, None
+        if self.kind == "classes":
+            if target.is_floating_point():
+                if target.ndim < 2:
+                    raise TypeError(f"target must be int64 classes, or probabilities (n, C, ...), got {target.dtype}")
+                rows = target[:, 0]
+            else:
+                kept = target != self.ignore_index
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, rows.shape)
+            exact = sample_weight.to(precise(sample_weight.device))
+            return exact.sum() if kept is None else (exact * kept).sum()
+        return torch.tensor(rows.numel(), device=target.device) if kept is None else kept.sum()
+
+    def weighted_rows(
+        self,
+        output: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        index: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Per-row losses and what they weigh in the mean; a memory per row is then the same on all ranks."""
+        with remembering(self, process_group):
+            losses, kept = self.rows(output, target, index)
+            if sample_weight is not None:
+                check_sample_weight(sample_weight, losses.shape)
+        weights = kept.to(losses.dtype) if kept is not None else None
+        if sample_weight is not None:
+            weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
+        return losses, weights
+
+    def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Per-row losses in the target's shape, and which rows are kept (None where all are).
+
+        A row that isn't kept has index -1 for the loss, so that it isn't remembered.
+        """
+        check_floating("output", output)
+        check_tensor("target", target)
+        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        if self.kind != "classes":
+            check_same_shape(output, target)
+            shape = target.shape
+            extra = self._extra(index, shape)
+            output, target = output.flatten(), _flat_target(self.kind, output, target)
+            losses, kept = self.per_sample(output, target, **extra), None
+        else:
+            output, target, shape = self._class_rows(output, target)
+            extra = self._extra(index, shape)
+            kept = None if target.is_floating_point() else target != self.ignore_index
+            hard = target
+            if kept is not None:
+                hard = torch.where(kept, target, 0)
+                extra = {name: torch.where(kept, index, -1) for name, index in extra.items()}
+            losses = self.per_sample(output, hard, **extra)
+            if kept is not None:
+                losses = torch.where(kept, losses, torch.zeros_like(losses))
+                kept = kept.reshape(shape)
+        check_no_nan(output, losses)
+        return losses.reshape(shape), kept
+
+    def _extra(self, index: Tensor | None, shape: torch.Size) -> dict[str, Tensor]:
+        if not self.needs_index:
+            return {}
+        if index is None:
+            raise ValueError(
+                f"{type(self).__name__} remembers a value per training row: give it index=, the rows' numbers"
+            )
+        check_tensor("index", index)
+        if index.dtype != torch.int64 or index.shape != shape:
+            raise ValueError(f"index must be int64 of shape {tuple(shape)}, got {index.dtype} {tuple(index.shape)}")
+        return {"index": index.flatten()}
+
+    def _class_rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+        """Class scores as ``(rows, C)``, the target as rows, and the shape that the rows came in."""
+        if output.ndim < 2:
+            raise ValueError(f"output must have shape (n, C) or (n, C, d1, ...), got {tuple(output.shape)}")
+        shape = output.shape[:1] + output.shape[2:]
+        flat = output.movedim(1, -1).flatten(0, -2)
+        if target.is_floating_point():
+            if not self.soft_targets:
+                raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")
+            check_same_shape(output, target)
+            return flat, target.movedim(1, -1).reshape(flat.shape).to(flat.dtype), shape
+        if target.dtype != torch.int64:
+            raise TypeError(f"target must be int64 classes, got {target.dtype}")
+        if target.shape != shape:
+            raise ValueError(
+                f"target must have shape {tuple(shape)} for output {tuple(output.shape)}, got {tuple(target.shape)}"
+            )
+        target = target.flatten()
+        check_classes(flat, target, ignore_index=self.ignore_index)
+        return flat, target, shape
+
+
+def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
+    if kind != "binary":
+        check_floating("target", target)
+    check_real("target", target)
+    flat = target.flatten().to(output.dtype)
+    if kind == "binary":
+        check_binary(flat)
+    return flat

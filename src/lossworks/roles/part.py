@@ -1,0 +1,146 @@
+"""What every part is: a module whose tensors are buffers, and which says where it comes from."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+
+from lossworks.checks import (
+    check_choice,
+)
+from lossworks.roles.memory import MERGES, merge_rows
+
+__all__ = ["AnyFunction", "Part", "cite", "evaluating"]
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], AnyFunction]:
+    """Mark a public function as a part of the catalog: the papers it carries, and what it helps with."""
+
+    def mark(function: AnyFunction) -> AnyFunction:
+        function.papers, function.helps = papers, helps  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Part(nn.Module):
+    """A piece of an objective: it names its papers, and every tensor that it holds is a parameter or a buffer.
+
+    Its ``state_dict()`` also has the state of a ``generator`` that it was given.
+
+    Class attributes:
+        papers: Keys into ``catalog/papers.toml``.
+        helps: What it helps with, in the catalog's vocabulary.
+        settings: One to four settings worth trying, as keyword arguments; the first is the default.
+        needs: Constructor arguments that come from the training data, of ``class_counts``, ``num_classes``,
+            ``num_groups``, ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``.
+            :func:`lossworks.compare` fills them in.
+        needs_index: Whether it has a memory per training row and so must be given ``index=``.
+        memories: The buffers with one value a training row, ``(N, ...)``, and how several values for one row in one
+            batch become one: ``"amin"``, ``"amax"`` or ``"mean"`` replaces what was held, ``"sum"`` is added to it.
+            ``"mean"`` is for floating-point buffers, the others for integers too. They are written by :meth:`remember`
+            and by nothing else, which keeps them the same on all ranks and however a batch is split, and a call that
+            is refused leaves them as they were.
+        couples_batch: Whether a row's value depends on the other rows of its batch by definition. Any other buffer
+            that changes in training makes it so too: the part is then asked once about the whole batch.
+        stochastic: Whether it draws random numbers.
+    """
+
+    papers: ClassVar[tuple[str, ...]] = ()
+    helps: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_index: ClassVar[bool] = False
+    memories: ClassVar[Mapping[str, str]] = {}
+    couples_batch: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    _held_back: list[tuple[str, Tensor, Tensor]] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for merge in cls.memories.values():
+            check_choice(f"{cls.__name__}.memories", merge, MERGES)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name not in self._buffers:
+            self.__dict__.pop(name, None)
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def remember(self, name: str, index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"]) -> None:
+        """Write these rows' values into the memory ``name``, merged as :attr:`memories` says.
+
+        An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
+        """
+        if self._held_back is None:
+            merge_rows(self.get_buffer(name), index, values.detach(), self.memories[name])
+        else:
+            self._held_back.append((name, index, values.detach()))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A generator's state goes with the buffers, as a uint8 tensor, so that a resumed training draws on."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: generator.get_state() for name, generator in self._generators()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """A state that was saved without a generator leaves it as it is."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name, generator in self._generators():
+            key = prefix + name
+            if key not in state_dict:
+                continue
+            if strict:
+                unexpected_keys.remove(key)
+            try:
+                generator.set_state(state_dict[key].cpu())
+            except (RuntimeError, TypeError, AttributeError) as error:
+                error_msgs.append(f'"{key}" is no state of a generator on {generator.device}: {error}')
+
+    def _generators(self) -> list[tuple[str, torch.Generator]]:
+        return [(name, held) for name, held in vars(self).items() if isinstance(held, torch.Generator)]
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell a part with a schedule how far the training is, in [0, 1]; the others ignore it."""
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as the constructor takes them."""
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, None)
+            if name in ("self", "reduction") or value is None or value is parameter.default:
+                continue
+            if isinstance(value, Tensor) and value.numel() > 8:
+                value = f"tensor{tuple(value.shape)}"
+            shown.append(f"{name}={value.tolist() if isinstance(value, Tensor) else value}")
+        return ", ".join(shown)
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Everything in ``modules`` in evaluation mode, and afterwards each in the mode that it was in."""
+    modes = [(member, member.training) for module in modules for member in module.modules()]
+    try:
+        for member, _ in modes:
+            member.training = False
+        yield
+    finally:
+        for member, mode in modes:
+            member.training = mode

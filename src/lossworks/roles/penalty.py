@@ -1,0 +1,16 @@
+"""The price on the model."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lossworks.roles.part import Part
+
+__all__ = ["Penalty"]
+
+
+class Penalty(Part):
+    """A price on the model itself."""
+
+    def forward(self, model: nn.Module, *, features: Tensor | None = None) -> Float[Tensor, ""]:
+        """The penalty, one number, to be added to the risk."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(model) -> scalar")
