@@ -1,4 +1,4 @@
-r""":math:`\ell`: what a row costs, given the model's output and the target."""
+r"""Losses on the model's outputs, :math:`\ell` in the formula: what a row costs, given its output and its target."""
 
 from lossworks.losses.binary.ens import EnsLoss, OneVsRestEnsLoss, pair_derivatives, sample_calibrated_derivatives
 from lossworks.losses.binary.margin import ExponentialLoss, HingeLoss, LogisticLoss, SquaredHingeLoss

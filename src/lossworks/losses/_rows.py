@@ -1,4 +1,4 @@
-"""What many losses read of a row of logits, with a gradient in closed form: cheaper than the sum of torch's steps."""
+"""Numbers that many losses read from a row of logits, with closed-form gradients that cost less than torch's steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_BLOCK = 2**17  # numbers: half a megabyte in float32, with a few results of steps beside it
-_LARGEST_POWER = 16  # up to it a power is taken by multiplication
+_BLOCK = 2**17  # numbers a block: half a megabyte in float32, beside a few intermediate results of that size
+_LARGEST_POWER = 16  # powers up to this one are taken by multiplication
 
 
 def surprise_and_total(
     output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Each row's cross-entropy, and the sum of the cross-entropies over all labels that it could have."""
-    # A compiler fuses the steps by itself, and takes no function with a forward-mode derivative.
+    # The compiler fuses the steps by itself, and accepts no function with a forward-mode derivative.
     steps = _Surprise.forward if torch.compiler.is_compiling() else _Surprise.apply
     own, total, _ = steps(output, target)
     return own, total
@@ -24,9 +24,9 @@ def surprise_and_total(
 def in_blocks(
     function: Callable[[Tensor], tuple[Tensor, ...]], rows: Float[Tensor, "n *rest"], *, size: int | None = None
 ) -> tuple[Tensor, ...]:
-    """What ``function`` gives for the rows, a block that fits the processor's cache at a time.
+    """The results of ``function`` on the rows, computed in blocks that fit the processor's cache.
 
-    ``size`` is how many numbers the steps make of a row, if not as many as it has.
+    ``size`` is how many numbers the intermediate steps have a row; by default, as many as the row itself.
     """
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return function(rows)
@@ -46,7 +46,7 @@ def in_blocks(
 def softmax_and_surprise(
     output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
-    """Each row's softmax and the cross-entropy of its label, with one exponential for both; without autograd."""
+    """Each row's softmax and its label's cross-entropy, from a single exponential; not recorded by autograd."""
     probability = output.softmax(dim=1)
     behind = output.amax(dim=1) - output.gather(1, target[:, None]).squeeze(1)
     # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
@@ -56,11 +56,11 @@ def softmax_and_surprise(
 def with_entropy(
     output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], price: float | Tensor
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-    """Each row's cross-entropy plus its prediction's entropy at a price, and the gradient; without autograd."""
+    """Each row's cross-entropy plus ``price`` times its prediction's entropy, and the gradient; without autograd."""
     log_p = output.log_softmax(dim=1)
     p = log_p.exp()
     own = -log_p.gather(1, target[:, None])
-    # So far down p is 0 in every dtype, and 0 times -inf would be NaN.
+    # Below -1e4, p is 0 in every dtype, and 0 times -inf would be NaN.
     part = log_p.clamp_(min=-1e4).mul_(p).mul_(price)
     entropy = -part.sum(dim=1, keepdim=True)
     gradient = p.mul_(1 - entropy).sub_(part).scatter_add_(1, target[:, None], -torch.ones_like(own))
@@ -68,13 +68,13 @@ def with_entropy(
 
 
 def whole_number(number: float) -> int | None:
-    """The whole number that this is, if it is a small one to a few rounding errors."""
+    """The number as an int if it is a small whole number up to a few rounding errors, else None."""
     nearest = round(number)
     return nearest if 0 <= nearest <= _LARGEST_POWER and abs(number - nearest) <= 1e-14 * number else None
 
 
 def whole_power(x: Tensor, exponent: int) -> Tensor:
-    """``x ** exponent`` for an exponent >= 1 by squaring: torch's own takes logarithm and exponential from 4 on."""
+    """``x ** exponent`` for an exponent >= 1, by squaring; torch's own takes a log and an exponential from 4 on."""
     if exponent == 1:
         return x
     half = whole_power(x, exponent // 2)

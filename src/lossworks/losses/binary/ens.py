@@ -1,4 +1,4 @@
-"""Ensembles of losses: each step trains with a freshly drawn convex, calibrated loss of the margin."""
+"""EnsLoss, an ensemble of losses: each step trains with a newly drawn convex, calibrated loss of the margin."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +19,14 @@ _LEAST_SLOPE = 1e-6
 
 @cite("dai2025ensloss")
 def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n *rest"]) -> Float[Tensor, "n *rest"]:
-    """Hand the draws out so that they rise with the margins, which makes them the derivative of some convex loss.
+    """Assign draws to margins in rising order, which makes them the derivatives of some convex loss at these margins.
 
-    Draws that are a convex loss's derivatives at these margins, in any order, come back as that loss's derivative.
+    If the draws are the derivatives of a convex loss at these margins, in any order, each margin gets its own
+    derivative back.
 
     Args:
         draws: Derivatives, in any order along the first dimension.
-        margins: The margins; each further dimension is paired by itself.
+        margins: The margins, in the draws' shape. Each position in the further dimensions is paired on its own.
 
     Raises:
         ValueError: shapes that differ.
@@ -50,22 +51,23 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
 def sample_calibrated_derivatives(
     margins: Float[Tensor, "n *rest"], lam: float | Tensor = 0.0, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n *rest"]:
-    r"""Draw a convex, classification-calibrated loss and give its derivative at each margin.
+    r"""Draw a random convex, classification-calibrated loss and return its derivative at each margin.
 
     .. math::
         g_i = -\min\big(1, \mathrm{BoxCox}^{-1}_\lambda(u_i)\big), \quad u_i \sim N(0, 1), \quad
         \mathrm{BoxCox}^{-1}_\lambda(u) = (1 + \lambda u)_+^{1/\lambda}, \quad \mathrm{BoxCox}^{-1}_0(u) = e^u
 
-    sorted to rise with the margin, divided by the margin above 1 so that the loss grows no faster than a logarithm
-    falls, less :math:`10^{-6}` so that none is 0.
+    The :math:`g_i` are sorted to rise with the margin. Where the margin is above 1 they are divided by it, so that the
+    loss falls there no faster than a negative logarithm. Last, :math:`10^{-6}` is subtracted, so that none is 0.
 
     Args:
-        margins: Positive where the score has the right sign; each dimension but the first is a problem of its own.
-        lam: Of the Box-Cox transformation.
-        generator: Where the draws come from; torch's own if None.
+        margins: ``(n, ...)``, positive where the score has the right sign. Each position in the dimensions after the
+            first is a problem of its own.
+        lam: The parameter :math:`\lambda` of the Box-Cox transformation, any finite number.
+        generator: The random generator; torch's global one if None.
 
     Returns:
-        Derivatives, below 0 and without a gradient.
+        The derivatives, in the margins' shape, below 0 and without a gradient.
 
     Raises:
         TypeError: margins are not floating-point.
@@ -127,7 +129,7 @@ class _DrawnLoss(Loss):
             self.calls = torch.zeros((), dtype=torch.int64)
 
     def surrogate(self, margins: Float[Tensor, "n *rest"]) -> Float[Tensor, "n *rest"]:
-        """Each margin times its drawn derivative, so that the derivative is the gradient."""
+        """Each margin times its drawn derivative: a value whose gradient in the margin is that derivative."""
         return sample_calibrated_derivatives(margins.detach(), self._lambda(), self.generator) * margins
 
     def _lambda(self) -> float | Tensor:
@@ -142,28 +144,30 @@ class _DrawnLoss(Loss):
 
 
 class EnsLoss(_DrawnLoss):
-    r"""A different loss at every step, drawn from the convex and calibrated ones, so that none is overfitted to.
+    r"""EnsLoss for two classes: each step draws a new convex, calibrated loss, so that training overfits to none.
 
     .. math::
         \ell_i = g_i m_i, \qquad m_i = (2 y_i - 1) z_i, \qquad \frac{\partial \ell_i}{\partial z_i} = g_i (2 y_i - 1)
 
-    where :math:`g_i < 0`, rising with the margin, are drawn anew in each call: :func:`sample_calibrated_derivatives`.
-    Training needs a loss's derivative only; the value is not that of a loss, so don't stop early by it.
+    The derivatives :math:`g_i < 0` rise with the margin and are drawn anew in each call, by
+    :func:`sample_calibrated_derivatives`. Training needs only the gradient. The value is not that of a loss, so don't
+    use it for early stopping.
 
-    The derivatives are paired with the margins over the batch, so the loss is by definition another one when the batch
-    is split; each split is trained on a calibrated loss all the same. With ``process_group=``, and with
-    :meth:`lossworks.Objective.micro_batches`, the split is paired as one batch; ranks need their generators in one
-    state. Margins that are equal but for rounding may be paired either way.
+    The derivatives are paired with the margins of the whole batch, so a batch that is split by hand has another loss,
+    though still a calibrated one. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, a split
+    batch is paired as a whole; all ranks then need their random generators in the same state. Margins that differ only
+    by rounding may be paired either way.
 
     Args:
-        boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.
-        resample_lambda_every: Draw another ``boxcox_lambda`` from U(-1, 1) every so many calls in ``train()`` mode;
-            None never.
-        generator: Where the draws come from, with its state in ``state_dict()``; torch's own if None.
+        boxcox_lambda: How the sizes of the derivatives are distributed: 0 is log-normal, 1 normal, both capped at 1.
+        resample_lambda_every: After how many calls in ``train()`` mode a new ``boxcox_lambda`` is drawn from U(-1, 1);
+            with None it never changes.
+        generator: The random generator, whose state is kept in ``state_dict()``; torch's global one if None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Buffers:
-        drawn_lambda, calls: ``()``, with ``resample_lambda_every`` only: the one in use, and how many calls were made.
+        drawn_lambda: ``()``, only with ``resample_lambda_every``: the ``boxcox_lambda`` in use.
+        calls: ``()`` int64, only with ``resample_lambda_every``: how many calls were made in ``train()`` mode.
 
     Shape:
         - output: scores ``(n,)`` or any shape; target: 0 or 1, in the output's shape.
@@ -174,7 +178,7 @@ class EnsLoss(_DrawnLoss):
             that is neither 0 nor 1.
 
     Use it when a large network overfits a binary task and training is long; not when the scores must be probabilities.
-    It sorts the batch's margins, which at millions of them costs some forty times binary cross-entropy.
+    It sorts the batch's margins: with millions of them it costs about forty times as much as binary cross-entropy.
 
     Papers: dai2025ensloss
 
@@ -201,26 +205,27 @@ class EnsLoss(_DrawnLoss):
 
 
 class OneVsRestEnsLoss(_DrawnLoss):
-    r"""EnsLoss for classes: each class against the rest is a binary task with a drawn loss of its own; they are summed.
+    r"""EnsLoss for several classes: the sum over the classes of an EnsLoss for that class against the rest.
 
     .. math::
         \ell_i = \sum_k g_{ik} m_{ik}, \qquad m_{ik} = z_{ik} \text{ if } k = y_i \text{ else } -z_{ik}
 
-    Each class's derivatives are paired with its margins over the batch, so the loss is by definition another one when
-    the batch is split. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, the split is paired
-    as one batch; ranks need their generators in one state. Margins that are equal but for rounding may be paired either
-    way. The paper treats binary tasks; this is the plain extension.
+    Each class has derivatives of its own, which are paired with its margins over the whole batch, so a batch that is
+    split by hand has another loss. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, a split
+    batch is paired as a whole; all ranks then need their random generators in the same state. Margins that differ only
+    by rounding may be paired either way. The paper treats binary tasks; this is the plain extension to several classes.
 
     Args:
-        boxcox_lambda: How the derivatives are distributed: 0 log-normal, 1 normal, both capped at 1.
-        resample_lambda_every: Draw another ``boxcox_lambda`` from U(-1, 1) every so many calls in ``train()`` mode;
-            None never.
-        generator: Where the draws come from, with its state in ``state_dict()``; torch's own if None.
+        boxcox_lambda: How the sizes of the derivatives are distributed: 0 is log-normal, 1 normal, both capped at 1.
+        resample_lambda_every: After how many calls in ``train()`` mode a new ``boxcox_lambda`` is drawn from U(-1, 1);
+            with None it never changes.
+        generator: The random generator, whose state is kept in ``state_dict()``; torch's global one if None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: The class whose rows have loss 0; they still take draws.
+        ignore_index: The class whose rows have loss 0; derivatives are drawn for them all the same.
 
     Buffers:
-        drawn_lambda, calls: ``()``, with ``resample_lambda_every`` only: the one in use, and how many calls were made.
+        drawn_lambda: ``()``, only with ``resample_lambda_every``: the ``boxcox_lambda`` in use.
+        calls: ``()`` int64, only with ``resample_lambda_every``: how many calls were made in ``train()`` mode.
 
     Shape:
         - output: scores ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
@@ -231,8 +236,8 @@ class OneVsRestEnsLoss(_DrawnLoss):
             outside ``[0, C)``.
 
     Use it when a large network overfits and training is long; not when the scores must be probabilities, nor with so
-    many classes that a batch has few rows of each. It sorts the margins of each class, which with a thousand of them
-    costs some seventy times cross-entropy.
+    many classes that a batch has few rows of each. It sorts the margins of each class: with a thousand classes it costs
+    about seventy times as much as cross-entropy.
 
     Papers: dai2025ensloss
 

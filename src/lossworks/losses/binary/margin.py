@@ -15,7 +15,7 @@ class _BinaryLoss(Loss):
 
 
 class LogisticLoss(_BinaryLoss):
-    r"""Cross-entropy for two classes.
+    r"""The logistic loss: cross-entropy for two classes, on one score a row.
 
     .. math::
         \ell(z, y) = \log(1 + e^{-m}), \qquad m = (2y - 1)\,z
@@ -30,8 +30,8 @@ class LogisticLoss(_BinaryLoss):
     Raises:
         ValueError: shapes that don't match, a target that isn't 0 or 1.
 
-    Use it first: its sigmoid estimates probabilities. Not when labels are wrong far from the boundary, which it pays in
-    full.
+    Use it first: the sigmoid of its score estimates the probability of class 1. Not when there are wrong labels far
+    from the decision boundary: the loss of such a row grows with its distance, without a bound.
 
     Papers: cox1958logistic
 
@@ -59,7 +59,7 @@ class _HingedLoss(_BinaryLoss):
 
 
 class HingeLoss(_HingedLoss):
-    r"""The support-vector machine's loss: zero once a row is right by the margin.
+    r"""The hinge loss of support-vector machines: zero for a row that is right by at least the margin.
 
     .. math::
         \ell(z, y) = \max(0,\; \gamma - m), \qquad m = (2y - 1)\,z
@@ -75,7 +75,8 @@ class HingeLoss(_HingedLoss):
     Raises:
         ValueError: ``margin <= 0``, shapes that don't match, a target that isn't 0 or 1.
 
-    Use it for decisions, and where wrong labels should not pull more the more wrong they are; not for probabilities.
+    Use it when only the decision matters, or when the gradient of a wrongly labelled row should not grow with its
+    distance from the boundary. Not when probabilities are wanted.
 
     Papers: cortes1995svm
 
@@ -92,7 +93,7 @@ class HingeLoss(_HingedLoss):
 
 
 class SquaredHingeLoss(_HingedLoss):
-    r"""The hinge squared: smooth where the margin is met.
+    r"""The squared hinge loss: zero for a row that is right by at least the margin, with a continuous gradient.
 
     .. math::
         \ell(z, y) = \max(0,\; \gamma - m)^2, \qquad m = (2y - 1)\,z
@@ -108,7 +109,8 @@ class SquaredHingeLoss(_HingedLoss):
     Raises:
         ValueError: ``margin <= 0``, shapes that don't match, a target that isn't 0 or 1.
 
-    Use it for margins with a smooth gradient; not with wrong labels, whose pull grows with their distance.
+    Use it for a margin loss whose gradient is continuous. Not when labels are wrong: the gradient of such a row grows
+    with its distance from the margin.
 
     Papers: tang2013svm
 
@@ -125,16 +127,17 @@ class SquaredHingeLoss(_HingedLoss):
 
 
 class ExponentialLoss(_BinaryLoss):
-    r"""AdaBoost's loss, continued by its tangent where the exponential would run away.
+    r"""The exponential loss of AdaBoost, made linear for rows that are wrong by more than a limit.
 
     .. math::
         \ell(z, y) = e^{-m} \;\text{for}\; m \ge -L, \qquad e^{L} (1 - m - L) \;\text{below}, \qquad m = (2y - 1)\,z
 
-    Value and slope are continuous at :math:`m = -L`. Its best score is half the log-odds, so :meth:`predict` is the
-    sigmoid of twice the score.
+    Value and slope are continuous at :math:`m = -L`. The score that minimises it is half the log-odds, so
+    :meth:`predict` is the sigmoid of twice the score.
 
     Args:
-        limit: L, the margin on the wrong side from which the loss grows linearly, in score units, in (0, 40].
+        limit: L: where the score is on the wrong side by more than this, the loss grows linearly; in score units, in
+            (0, 40].
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:

@@ -1,1 +1,1 @@
-"""Losses on maps, one row a pixel."""
+"""Losses on dense predictions such as segmentation maps, where each pixel is a row."""

@@ -1,4 +1,4 @@
-"""Training a segmenter on pseudo-labels, by how sure their teacher is and more along boundaries."""
+"""Training a segmentation model on pseudo-labels, weighted by the teacher's confidence and more along boundaries."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,18 +25,18 @@ _ACROSS = ((0, 0, -1), (1, 0, -2), (2, 0, -1), (0, 2, 1), (1, 2, 2), (2, 2, 1))
 
 
 class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
-    r"""Cross-entropy on pseudo-labels, each by the confidence of the teacher that gave it.
+    r"""Cross-entropy on pseudo-labels, each weighted by its teacher's confidence in it.
 
     .. math::
         \frac{1}{|V|} \sum_{i \in V} c_i^\gamma\, \mathrm{CE}(z_i, \hat y_i), \qquad
         V = \{i : \hat y_i \ne \text{ignored}\}
 
-    The sum is divided by how many pixels (or rows) are left, not by the sum of their confidences, so a teacher in doubt
-    makes the loss small. Without any left it is 0. It is a loss of the batch: split, it is that of the gathered rows,
-    which :class:`lossworks.Objective` sees to.
+    The sum is divided by the number of pixels (or rows) that are not ignored, and not by the sum of their confidences,
+    so an unsure teacher makes the loss small. If all pixels are ignored, the loss is 0. It is a loss of the whole
+    batch: when the batch is split, :class:`lossworks.Objective` computes it on the gathered rows.
 
     Args:
-        gamma: :math:`\gamma`, >= 0; 0 counts all alike.
+        gamma: The exponent :math:`\gamma` on the confidence, >= 0; with 0 all pixels count alike.
         ignore_index: The class of pixels that are left out.
 
     Shape:
@@ -46,7 +46,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
     Raises:
         ValueError: ``gamma < 0``, shapes that don't match, a class out of range, a confidence outside [0, 1].
 
-    Use it where pseudo-labels come from a teacher that is calibrated somewhat. Leave out pixels below
+    Use it where pseudo-labels come from a teacher that is at least roughly calibrated. Leave out pixels below
     :func:`lossworks.select.dynamic_confidence_threshold` by giving them the class ``ignore_index``.
 
     Papers: tarubinga2025cwbass
@@ -65,7 +65,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
         self.gamma = check_positive("gamma", gamma, allow_zero=True)
         self.ignore_index = check_ignore_index(ignore_index)
 
-    def forward(  # type: ignore[override]  # what a batch of it is has names
+    def forward(  # type: ignore[override]  # this loss names its inputs
         self,
         output: Float[Tensor, "n classes *rest"],
         target: Int[Tensor, "n *rest"],
@@ -85,7 +85,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
         return _mean(confidence.detach().to(losses.dtype) ** self.gamma * losses, counts)
 
     def _pixels(self, output: Tensor, target: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each pixel's cross-entropy, and what it counts: 1 or its row's weight, 0 where it is ignored."""
+        """Each pixel's cross-entropy and its weight: 1 or its row's sample weight, and 0 where it is ignored."""
         check_floating("output", output)
         check_tensor("target", target)
         if output.ndim < 2 or target.shape != output.shape[:1] + output.shape[2:]:
@@ -107,32 +107,32 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
 
 
 class BoundaryAwarePseudoLabelLoss(ConfidenceWeightedCrossEntropyLoss):
-    r"""Cross-entropy on pseudo-labels by their confidence, and once more along the boundaries between them.
+    r"""Confidence-weighted cross-entropy on pseudo-labels, plus a second cross-entropy along class boundaries.
 
     .. math::
         \frac{1}{|V|} \sum_{i \in V} c_i^\gamma\, \mathrm{CE}(z_i, \hat y_i)
         + \frac{\mu}{|V \cap B|} \sum_{i \in V \cap B} \mathrm{CE}(z_i, \hat y_i)
 
-    with V the pixels that aren't ignored and B the boundary. It is a loss of the batch: split, it is that of the
-    gathered rows, which :class:`lossworks.Objective` sees to.
+    Here V is the set of pixels that aren't ignored, and B is the boundary. It is a loss of the whole batch: when the
+    batch is split, :class:`lossworks.Objective` computes it on the gathered rows.
 
     Args:
-        gamma: :math:`\gamma`, >= 0; 0 counts all alike.
-        boundary_weight: :math:`\mu`, >= 0.
+        gamma: The exponent :math:`\gamma` on the confidence, >= 0; with 0 all pixels count alike.
+        boundary_weight: The weight :math:`\mu` of the second term, >= 0.
         ignore_index: The class of pixels that are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
-        - confidence: c, in [0, 1], and boundary: B, bool, both in the target's shape; sample_weight: ``(n,)``. Without
-          a boundary that of :func:`sobel_boundary_mask` is taken of targets ``(n, h, w)``, and none of others.
-          Returns ``()``.
+        - confidence: c, in [0, 1], and boundary: B, bool, both in the target's shape; sample_weight: ``(n,)``. If no
+          boundary is given, it is :func:`sobel_boundary_mask` of the target where that is ``(n, h, w)``; for a target
+          of another shape the boundary term is left out. Returns ``()``.
 
     Raises:
         ValueError: ``gamma < 0``, ``boundary_weight < 0``, shapes that don't match, a class out of range, a confidence
             outside [0, 1].
 
-    Use it for segmentation with few labelled images. Give the boundary of the pseudo-labels before any are left out, or
-    the edges of what is left out count as boundaries too.
+    Use it for segmentation with few labelled images. Compute the boundary from the pseudo-labels before any pixel is
+    set to ``ignore_index``; otherwise the edges of the ignored regions count as boundaries too.
 
     Papers: tarubinga2025cwbass
 
@@ -150,7 +150,7 @@ class BoundaryAwarePseudoLabelLoss(ConfidenceWeightedCrossEntropyLoss):
         super().__init__(gamma, ignore_index=ignore_index)
         self.boundary_weight = check_positive("boundary_weight", boundary_weight, allow_zero=True)
 
-    def forward(  # type: ignore[override]  # what a batch of it is has names
+    def forward(  # type: ignore[override]  # this loss names its inputs
         self,
         output: Float[Tensor, "n classes *rest"],
         target: Int[Tensor, "n *rest"],
@@ -179,18 +179,18 @@ def _mean(losses: Tensor, counts: Tensor) -> Float[Tensor, ""]:
 
 @cite("tarubinga2025cwbass")
 def sobel_boundary_mask(labels: Int[Tensor, "n h w"], padding: str = "replicate") -> Bool[Tensor, "n h w"]:
-    r"""Where Sobel's filters see a change of class: in some class's indicator, across or down.
+    r"""Mark the pixels where Sobel's filters, applied to any class's indicator, see a change of class across or down.
 
     .. math:: B = \Big[\sum_k |S_x * [\hat y = k]| + |S_y * [\hat y = k]| > 0\Big]
 
-    The filters look at a pixel's neighbours and not at itself, so a line of one pixel's width is seen from beside it.
-    The classes are compared among the six neighbours that a filter reads: memory does not grow with their number, any
-    integers are labels, and renaming them changes nothing.
+    The filters read a pixel's neighbours and not the pixel itself, so of a line one pixel wide the pixels beside it are
+    marked. Only the classes of the six neighbours that a filter reads are compared, so memory does not grow with the
+    number of classes, any integers may be labels, and renaming the classes changes nothing.
 
     Args:
         labels: ``(n, h, w)`` int64.
-        padding: Beyond the image ``"replicate"`` repeats its border; ``"zeros"`` has no class there, as the authors'
-            code does, which makes the border of every image a boundary.
+        padding: What lies beyond the image: ``"replicate"`` repeats its border; ``"zeros"`` has no class there, as in
+            the authors' code, so that the border of every image is a boundary.
 
     Raises:
         ValueError: labels are not ``(n, h, w)`` with h and w at least 1, another ``padding``.

@@ -10,29 +10,30 @@ __all__ = ["BPRLoss"]
 
 
 class BPRLoss(Loss):
-    r"""What a user took is ranked above what the user did not.
+    r"""Bayesian personalised ranking (BPR): items that a user took should score above items that the user did not take.
 
     .. math::
         \ell(s^+, s^-) = \log\big(1 + e^{s^- - s^+}\big)
 
-    The logistic loss of the difference: only that is learned, a constant on all of a user's scores changes nothing. The
-    gradient reaches both scores, with opposite signs.
+    It is the logistic loss of the difference of the two scores, so adding a constant to all of a user's scores changes
+    nothing. The gradient reaches both scores, with opposite signs.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
-        - output: scores of items that were taken, ``(n, ...)``; target: scores of others for the same users, in the
-          same shape, floating-point.
+        - output: scores of items that were taken, ``(n, ...)``; target: scores of items that the same users did not
+          take, in the same shape, floating-point.
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
         ValueError: shapes that don't match.
         TypeError: scores that aren't floating-point.
 
-    Use it for recommendation from what people did, clicks and purchases, with others drawn at random: one for each row
-    and step. It trusts what was taken: where that is noisy, draw by :class:`lossworks.select.PersonalLossResampler`.
-    There is no score to compare a label with, so it has no place on a table.
+    Use it for recommendation from clicks, purchases and the like. At every step, draw for each row a new random item
+    that the user did not take. The loss trusts every item that was taken; where some were taken by mistake, draw with
+    :class:`lossworks.select.PersonalLossResampler`. It compares two scores and has no label, so it cannot be used on a
+    table.
 
     Papers: rendle2009bpr, zhang2025pld
 

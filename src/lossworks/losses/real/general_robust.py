@@ -1,4 +1,4 @@
-"""Barron's general robust loss: one dial from squared error to losses that ignore outliers, which can learn itself."""
+"""Barron's general robust loss: one shape, fixed or learned, from squared error to losses that ignore outliers."""
 
 import math
 
@@ -14,34 +14,35 @@ _NODES = 400  # each side of 0
 
 
 class GeneralRobustLoss(Loss):
-    r"""A family of robust losses with a dial for how little outliers count; the dial may be learned.
+    r"""Barron's general robust loss: its shape parameter, fixed or learned, sets how little outliers count.
 
     .. math::
         \rho(e, \alpha, c) = \frac{|\alpha - 2|}{\alpha}
             \left(\Big(\frac{(e / c)^2}{|\alpha - 2|} + 1\Big)^{\alpha / 2} - 1\right), \qquad e = z - y
 
-    with its limits: :math:`\alpha = 2` is half the squared error, 1 Charbonnier's (pseudo-Huber), 0 Cauchy's, -2
-    Geman-McClure's, :math:`-\infty` Welsch's.
+    Where the formula has no value, its limit is taken. :math:`\alpha = 2` is half the squared error, 1 is Charbonnier's
+    loss (pseudo-Huber), 0 Cauchy's, -2 Geman-McClure's and :math:`-\infty` Welsch's.
 
-    With ``learn`` the loss is the negative log-likelihood of the density that belongs to it,
+    With ``learn`` the loss is the negative log-likelihood of the density proportional to :math:`e^{-\rho}`,
 
     .. math::
         \ell(z, y) = \rho(e, \alpha, c) + \log c + \log Z(\alpha), \qquad Z(\alpha) = \int e^{-\rho(x, \alpha, 1)}\,dx,
 
     and :math:`\alpha \in (0, 2)` and :math:`c > 0` are trained with the model: give ``loss.parameters()`` to the
-    optimizer too. Without Z the shape would run to :math:`-\infty`, where everything is an outlier. Z is integrated
-    anew in each call by the trapezoidal rule after :math:`x = \sqrt{|\alpha - 2|} \sinh u`, to a relative error below
-    1e-10 in float64.
+    optimizer too. Without Z, training would drive the shape to :math:`-\infty`, where every row counts as an outlier.
+    Each call integrates Z by the trapezoidal rule after the substitution :math:`x = \sqrt{|\alpha - 2|} \sinh u`, to a
+    relative error below 1e-10 in float64.
 
     Args:
-        alpha: The shape, in [-inf, 2]; with ``learn`` where it starts, in (0, 2).
-        scale: c, the residual that counts as large, in the target's units, > 0; with ``learn`` where it starts.
-        learn: Whether shape and scale are trained: parameters ``alpha_logit`` and ``log_scale``, both ``()``.
+        alpha: The shape, in [-inf, 2]; with ``learn``, the shape to start from, in (0, 2).
+        scale: c, the residual that counts as large, in the target's units, > 0; with ``learn``, the scale to start
+            from.
+        learn: Whether shape and scale are trained, as the parameters ``alpha_logit`` and ``log_scale``, ``()`` each.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
         - output and target: ``(n, ...)``, floating-point, of about unit scale.
-        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0 unless it learns.
+        - returns ``()``, or the target's shape with ``reduction="none"``; at least 0 unless ``learn`` is set.
 
     Raises:
         ValueError: ``alpha`` outside its range, ``scale <= 0``, shapes that don't match.
@@ -82,7 +83,7 @@ class GeneralRobustLoss(Loss):
             self.alpha, self.scale = alpha, scale
 
     def shape_and_scale(self) -> tuple[float | Tensor, float | Tensor]:
-        """The shape and the scale as they are now."""
+        """The current shape and scale."""
         if not self.learn:
             return self.alpha, self.scale
         return 2 * self.alpha_logit.sigmoid(), self.log_scale.exp()
@@ -108,19 +109,19 @@ def log_partition(alpha: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 
 def _robust(log_cosh: Tensor, alpha: Tensor) -> Tensor:
-    r""":math:`\rho` at :math:`x = \sqrt{|\alpha - 2|} \sinh u`, given :math:`\log\cosh u`; no special shapes."""
+    r""":math:`\rho` at :math:`x = \sqrt{|\alpha - 2|} \sinh u`, given :math:`\log\cosh u`; for all shapes."""
     limited = alpha.clamp(min=-1 / torch.finfo(alpha.dtype).eps)
     return _pole(alpha) * log_cosh * _expm1_ratio(limited * log_cosh)
 
 
 def _pole(alpha: Tensor) -> Tensor:
-    r""":math:`|\alpha - 2|`, held off 0 and infinity, where :math:`\rho` reaches its limits to the last digit."""
+    r""":math:`|\alpha - 2|`, kept away from 0 and infinity; there :math:`\rho` equals its limits to the last digit."""
     eps = torch.finfo(alpha.dtype).eps
     return (2 - alpha).clamp(eps, 1 / eps)
 
 
 def _expm1_ratio(t: Tensor) -> Tensor:
-    """``expm1(t) / t`` with its series near 0, where the quotient's derivative would lose its digits."""
+    """``expm1(t) / t``, by its series near 0, where the quotient's derivative would lose digits."""
     near = t.abs() < torch.finfo(t.dtype).eps ** 0.25
     safe = torch.where(near, 1.0, t)
     return torch.where(near, 1 + t / 2 * (1 + t / 3 * (1 + t / 4)), torch.expm1(safe) / safe)

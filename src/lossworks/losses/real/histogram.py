@@ -1,4 +1,4 @@
-"""Real targets by classification: the value as a distribution over bins, trained by cross-entropy."""
+"""Regression by classification: a real target becomes a distribution over bins, trained by cross-entropy."""
 
 import math
 
@@ -34,7 +34,7 @@ class _BinnedLoss(Loss):
         return weights.new_zeros((*values.shape, self.num_bins)).scatter(-1, bins, weights)
 
     def _near(self, values: Float[Tensor, " n"]) -> tuple[Int[Tensor, "n near"], Float[Tensor, "n near"]]:
-        """The bins that can have some of a value's weight, neighbours, and how much they have."""
+        """The neighbouring bins that can hold some of a value's weight, and the weight that each holds."""
         raise NotImplementedError(f"{type(self).__name__} must define _near(values) -> bins (n, k), weights (n, k)")
 
     def centres(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " bins"]:
@@ -42,14 +42,14 @@ class _BinnedLoss(Loss):
         raise NotImplementedError(f"{type(self).__name__} must define centres(dtype, device) -> (num_bins,)")
 
     def mean(self, logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, " *batch"]:
-        """The value that the logits stand for: the mean over the bins."""
+        """The predicted value: the mean of the bins' values under the softmax of the logits."""
         if not logits.ndim or logits.shape[-1] != self.num_bins:
             raise ValueError(f"output must have {self.num_bins} columns, one logit a bin, got {tuple(logits.shape)}")
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return (logits.softmax(dim=-1) * self.centres(logits.dtype, logits.device)).sum(dim=-1)
 
     def predict(self, output: Float[Tensor, "n bins"]) -> Float[Tensor, " n"]:
-        """The value ``(n,)``, see :meth:`mean`."""
+        """The predicted values ``(n,)``, see :meth:`mean`."""
         return self.mean(output)
 
     def output_size(self, num_classes: int = 1) -> int:
@@ -59,7 +59,7 @@ class _BinnedLoss(Loss):
     def rows(
         self, output: Float[Tensor, "n bins"], target: Float[Tensor, " n"], index: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], None]:
-        """The loss of each row; none is left out."""
+        """The loss of each row; no row is left out."""
         check_floating("output", output)
         check_floating("target", target)
         if output.ndim != 2 or output.shape[1] != self.num_bins:
@@ -86,7 +86,7 @@ class _BinnedLoss(Loss):
 
 
 class HLGaussLoss(_BinnedLoss):
-    r"""Histogram loss: a real target as a normal distribution's mass in bins, trained by cross-entropy.
+    r"""HL-Gauss histogram loss: a real target becomes a normal distribution's mass in bins, trained by cross-entropy.
 
     .. math::
         \ell(z, y) = -\sum_i p_i \log \mathrm{softmax}(z)_i, \qquad
@@ -94,15 +94,17 @@ class HLGaussLoss(_BinnedLoss):
                    {\Phi((e_K - y) / \sigma) - \Phi((e_0 - y) / \sigma)}
 
     with K bins between the edges :math:`e_0 = v_{min}, \dots, e_K = v_{max}` and :math:`\sigma` a multiple of their
-    width. The prediction is the mean of the bins' centres; of the target's own distribution it is y to 1e-5 bins with
-    the default ratio, as long as y is :math:`4 \sigma` inside the range.
+    width. The prediction is the mean of the bins' centres under the predicted distribution. If that equals the target's
+    own distribution p, the prediction is y up to 1e-5 bin widths with the default ``sigma_ratio``, as long as y is
+    :math:`4 \sigma` inside the range.
 
     Args:
-        v_min: The lowest target, in the target's units; lower ones are taken for it.
-        v_max: The highest target; higher ones are taken for it. Leave some bins of room beyond the targets you care
-            for.
+        v_min: The lower end of the range, in the target's units; lower targets are clamped to it.
+        v_max: The upper end of the range; higher targets are clamped to it. Leave room for some bins beyond the targets
+            that matter.
         num_bins: K, at least 2.
-        sigma_ratio: :math:`\sigma` in bin widths, > 0; towards 0 the target is its bin alone, towards infinity uniform.
+        sigma_ratio: :math:`\sigma` in bin widths, > 0. Towards 0 all mass is in the target's own bin, towards infinity
+            it is uniform.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -114,8 +116,8 @@ class HLGaussLoss(_BinnedLoss):
         TypeError: a target that isn't floating-point.
 
     Use it when the target is noisy with heavy tails, or when squared error trains a large network badly; not where
-    values outside the range must be predicted. With few bins the target's own distribution makes it
-    cost some two times cross-entropy on as many classes, with many no more than it.
+    values outside the range must be predicted. With few bins it costs about twice as much as cross-entropy on as many
+    classes, because of the target's distribution; with many bins it costs no more.
 
     Papers: farebrother2024hlgauss, imani2018histogram
 
@@ -151,7 +153,7 @@ class HLGaussLoss(_BinnedLoss):
         return edges[..., :-1], mass / mass.sum(dim=-1, keepdim=True)
 
     def _reach(self, dtype: torch.dtype) -> float:
-        """How many bins from a value its distribution has all its mass, to rounding; unknown under a transform."""
+        """Within how many bins of a value all its mass lies, up to rounding; infinite under a transform."""
         if isinstance(self.sigma_ratio, Tensor) and not readable(self.sigma_ratio):
             return math.inf
         # Beyond this many spreads the error function is 1 to half a unit of the last place.
@@ -163,18 +165,18 @@ class HLGaussLoss(_BinnedLoss):
 
 
 class TwoHotLoss(_BinnedLoss):
-    r"""A real target as weights on the two grid points beside it, trained by cross-entropy.
+    r"""Two-hot loss: a real target becomes weights on the two grid points beside it, trained by cross-entropy.
 
     .. math::
         \ell(z, y) = -\sum_i p_i \log \mathrm{softmax}(z)_i, \qquad
         p_i = \max\Big(0,\; 1 - \frac{|y - v_i|}{v_2 - v_1}\Big)
 
-    with K grid points :math:`v_1 = v_{min}, \dots, v_K = v_{max}`. The prediction is the mean over the grid, which of
-    the target's own weights is y exactly.
+    with K grid points :math:`v_1 = v_{min}, \dots, v_K = v_{max}`. The prediction is the mean of the grid points under
+    the predicted distribution. If that equals the target's own weights p, the prediction is exactly y.
 
     Args:
-        v_min: The lowest target, in the target's units; lower ones are taken for it.
-        v_max: The highest target; higher ones are taken for it.
+        v_min: The lower end of the range, in the target's units; lower targets are clamped to it.
+        v_max: The upper end of the range; higher targets are clamped to it.
         num_bins: K, at least 2; with 2 it is binary cross-entropy on the rescaled value.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -186,8 +188,8 @@ class TwoHotLoss(_BinnedLoss):
         ValueError: ``v_min >= v_max``, ``num_bins < 2``, shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it where :class:`HLGaussLoss` would be used and the targets must not be blurred; HL-Gauss generalises better as
-    a rule, because neighbouring bins share what they learn.
+    Use it in place of :class:`HLGaussLoss` where the targets must not be blurred. As a rule HL-Gauss generalises
+    better, because neighbouring bins share what they learn.
 
     Papers: farebrother2024hlgauss
 

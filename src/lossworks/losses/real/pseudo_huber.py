@@ -1,4 +1,4 @@
-"""Pseudo-Huber loss on the distance of whole rows."""
+"""Pseudo-Huber loss on the distance between whole rows."""
 
 import math
 
@@ -11,19 +11,19 @@ from lossworks.roles import Loss, check_no_nan
 
 
 class PseudoHuberLoss(Loss):
-    r"""Distance of two rows, rounded off at zero: like the square where they are near, linear where they are far.
+    r"""Pseudo-Huber loss on the distance between two rows: quadratic where they are near, linear where they are far.
 
     .. math::
         \ell(a, b) = \sqrt{\lVert a - b \rVert_2^2 + c^2} - c
 
-    The norm is over all numbers of a row together, as in the paper; applied element by element, as some ports do, it is
-    another loss. Far below c it is :math:`\lVert a - b \rVert^2 / 2c`; ``c -> 0`` is the norm itself. The gradient's
-    norm stays below 1.
+    The norm is taken over all numbers of a row together, as in the paper. Some ports apply the formula to each element
+    instead, which is another loss. For distances far below c the loss is :math:`\lVert a - b \rVert^2 / 2c`; as
+    ``c -> 0`` it becomes the norm itself. The gradient's norm stays below 1.
 
     Args:
-        c: Where the loss turns from square to linear, in units of the norm, > 0. Without it :math:`0.00054 \sqrt d`,
-            with d the numbers a row, which the authors took for images scaled to [-1, 1]; for one target of unit scale
-            take about 1.
+        c: The distance at which the loss turns from quadratic to linear, in units of the norm, > 0. By default it is
+            :math:`0.00054 \sqrt d`, where d is how many numbers a row has; the authors use this for images scaled to
+            [-1, 1]. For a single target of unit scale take about 1.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -34,8 +34,8 @@ class PseudoHuberLoss(Loss):
         ValueError: ``c <= 0``, shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it for consistency training, and for vectors with outliers; for a mean of squares ``c`` far above the residuals
-    does.
+    Use it for consistency training and for vectors with outliers. With ``c`` far above the residuals it fits like the
+    squared error.
 
     Papers: song2023ict
 
@@ -56,7 +56,7 @@ class PseudoHuberLoss(Loss):
     def rows(
         self, output: Float[Tensor, "n *rest"], target: Float[Tensor, "n *rest"], index: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], None]:
-        """The loss of each row; none is left out."""
+        """The loss of each row; no row is left out."""
         check_floating("output", output)
         check_floating("target", target)
         check_same_shape(output, target)
@@ -75,7 +75,7 @@ class PseudoHuberLoss(Loss):
         return super().total_of(target.flatten(1)[:, 0] if target.ndim > 1 else target, sample_weight)
 
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row of one number."""
+        """The loss of each row, for rows of a single number."""
         return self._of_squared_norm((output - target).square(), 1)
 
     def _of_squared_norm(self, squared: Tensor, size: int) -> Tensor:

@@ -17,7 +17,7 @@ class _RealLoss(Loss):
 
 
 class SquaredLoss(_RealLoss):
-    r"""Squared error: the fit is the mean of the target.
+    r"""Squared error: the best prediction is the mean of the target.
 
     .. math::
         \ell(z, y) = (z - y)^2
@@ -33,7 +33,7 @@ class SquaredLoss(_RealLoss):
         ValueError: shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it first, and whenever the mean is asked for; not when the target has outliers, which dominate it.
+    Use it first, and whenever the mean is wanted; not when the target has outliers, which dominate it.
 
     Papers: legendre1805squares
 
@@ -50,7 +50,7 @@ class SquaredLoss(_RealLoss):
 
 
 class AbsoluteLoss(_RealLoss):
-    r"""Absolute error: the fit is the median of the target.
+    r"""Absolute error: the best prediction is the median of the target.
 
     .. math::
         \ell(z, y) = |z - y|
@@ -84,7 +84,7 @@ class AbsoluteLoss(_RealLoss):
 
 
 class HuberLoss(_RealLoss):
-    r"""Squared near zero, absolute beyond.
+    r"""Huber's loss: squared error for small residuals, absolute error for large ones.
 
     .. math::
         \ell(z, y) = \tfrac12 e^2 \;\text{for}\; |e| \le \delta, \qquad \delta\,(|e| - \tfrac12 \delta) \;\text{beyond},
@@ -93,7 +93,8 @@ class HuberLoss(_RealLoss):
     Unlike :func:`torch.nn.functional.huber_loss`, ``delta`` may be a tensor.
 
     Args:
-        delta: Where the loss turns linear, in the target's units, > 0; the default assumes targets of unit scale.
+        delta: The residual at which the loss turns linear, in the target's units, > 0; the default assumes targets of
+            unit scale.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -104,7 +105,7 @@ class HuberLoss(_RealLoss):
         ValueError: ``delta <= 0``, shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it when a few targets are far off; with skewed targets it answers neither the mean nor the median.
+    Use it when a few targets are far off. For skewed targets its best prediction is neither the mean nor the median.
 
     Papers: huber1964robust
 
@@ -130,12 +131,12 @@ class HuberLoss(_RealLoss):
 
 
 class LogCoshLoss(_RealLoss):
-    r"""A Huber loss without the seam: smooth everywhere.
+    r"""Log-cosh loss: like Huber's loss, squared near zero and absolute far from it, but smooth everywhere.
 
     .. math::
         \ell(z, y) = \log\cosh(z - y)
 
-    It is :math:`e^2 / 2` near zero and :math:`|e| - \log 2` far out; its gradient is :math:`\tanh e`.
+    It is :math:`e^2 / 2` near zero and :math:`|e| - \log 2` far from it; its gradient is :math:`\tanh e`.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -167,15 +168,16 @@ class LogCoshLoss(_RealLoss):
 
 
 class PinballLoss(_RealLoss):
-    r"""Quantile regression: the fit is one quantile of the target.
+    r"""Pinball loss for quantile regression: the best prediction is one quantile of the target.
 
     .. math::
         \ell(z, y) = \max(\tau\,(y - z),\; (\tau - 1)\,(y - z))
 
-    One quantile a model; several together, kept from crossing, are the business of a quantile aggregate.
+    It fits one quantile a model. Fitting several together without crossing is the task of a quantile aggregate.
 
     Args:
-        quantile: :math:`\tau`, the share of targets below the fit, in (0, 1); 0.5 is half the absolute error.
+        quantile: :math:`\tau`, the share of targets that lie below the prediction, in (0, 1); with 0.5 the loss is half
+            the absolute error.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -186,7 +188,7 @@ class PinballLoss(_RealLoss):
         ValueError: ``quantile`` outside (0, 1), shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it when being too low and being too high cost differently; not when the mean is asked for.
+    Use it when predicting too low and predicting too high cost differently; not when the mean is wanted.
 
     Papers: koenker1978quantiles
 
@@ -208,15 +210,15 @@ class PinballLoss(_RealLoss):
 
 
 class TukeyBiweightLoss(_RealLoss):
-    r"""Bounded: a target far enough off has no pull at all.
+    r"""Tukey's biweight loss: bounded, so that a target far enough from the prediction has no gradient at all.
 
     .. math::
         \ell(z, y) = \tfrac{c^2}{6} \left(1 - (1 - (e / c)^2)^3\right) \;\text{for}\; |e| \le c,
         \qquad \tfrac{c^2}{6} \;\text{beyond}, \qquad e = z - y
 
     Args:
-        c: Where a residual is given up, in the target's units, > 0; 4.685 keeps 95 % of the mean's efficiency on normal
-            residuals of unit scale.
+        c: The residual from which on the loss is constant, in the target's units, > 0; 4.685 keeps 95 % of the mean's
+            efficiency on normal residuals of unit scale.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
