@@ -1,1 +1,1 @@
-"""Losses on logits, one a class."""
+"""Losses on logits, one logit a class."""

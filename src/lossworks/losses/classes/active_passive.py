@@ -1,4 +1,4 @@
-"""Active and passive losses, and their pairs: robust to label noise without learning too little."""
+"""Active and passive losses, and their combination: robust to label noise without underfitting."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ LARGEST_LOG = 700.0  # the exponential of a larger number is no float64
 
 
 class _SurpriseLoss(Loss):
-    """A loss that reads two numbers of a row, so that a pair of them shares one log-softmax."""
+    """A loss of two numbers a row, so that two such losses can share one log-softmax."""
 
     rowwise = True
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
         raise NotImplementedError(f"{type(self).__name__} must define of_surprise(own, total) -> (n,)")
 
     def softmax_form(self, num_classes: int) -> SoftmaxForm:
@@ -34,19 +34,20 @@ class _SurpriseLoss(Loss):
 
 
 class NormalizedCrossEntropyLoss(_SurpriseLoss):
-    r"""Cross-entropy as a share of its sum over all labels: bounded and symmetric, an *active* loss.
+    r"""Normalized cross-entropy: the label's share of all labels' cross-entropies; bounded, symmetric, *active*.
 
     .. math::
         \ell(z, y) = \frac{-\log p_y}{-\sum_k \log p_k}, \qquad p = \mathrm{softmax}(z)
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)`` with C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``,
           int64.
-        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1], and 1 when summed over the labels.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1]; a row's values for all C labels
+          sum to 1.
 
     Raises:
         ValueError: one class, shapes that don't match, a class outside ``[0, C)``.
@@ -68,27 +69,27 @@ class NormalizedCrossEntropyLoss(_SurpriseLoss):
         return super().per_sample(output, target)
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
         return own / total
 
 
 class ReverseCrossEntropyLoss(_SurpriseLoss):
-    r"""How surprised the prediction is at the label: a scaled mean absolute error, a *passive* loss.
+    r"""Reverse cross-entropy, with label and prediction swapped: a scaled absolute error, a *passive* loss.
 
     .. math::
         \ell(z, y) = -\sum_k p_k \max(\log [k = y], A) = -A\,(1 - p_y), \qquad p = \mathrm{softmax}(z)
 
     Args:
-        log_clip: A, what stands for log 0, < 0. Published code clips labels at 1e-4, which is -9.21.
+        log_clip: A, the number in place of log 0, in [-1e4, 0). Published code clips labels at 1e-4, which gives -9.21.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
         - returns ``()``, or the target's shape with ``reduction="none"``; in [0, -A].
 
     Raises:
-        ValueError: ``log_clip >= 0``, shapes that don't match, a class outside ``[0, C)``.
+        ValueError: ``log_clip`` outside [-1e4, 0), shapes that don't match, a class outside ``[0, C)``.
 
     Use it in an :class:`ActivePassiveLoss` or a symmetric cross-entropy; alone it withstands noise but underfits.
 
@@ -106,24 +107,25 @@ class ReverseCrossEntropyLoss(_SurpriseLoss):
         self.log_clip = check_between("log_clip", log_clip, -1e4, 0, open_high=True)
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
         return self.log_clip * torch.expm1(-own)
 
 
 class AsymmetricUnhingedLoss(_SurpriseLoss):
-    r"""Unhinged loss bent so that the most frequent label of a row wins, whatever the noise among the others.
+    r"""Asymmetric unhinged loss: learns a row's most frequent label, however noise spreads over the others.
 
     .. math::
         \ell(z, y) = \frac{(a - p_y)^p - (a - 1)^p}{p}, \qquad p_y = \mathrm{softmax}(z)_y
 
     For ``p <= 1`` the risk under label noise has its minimum at the true label whenever that is the most frequent one
-    (completely asymmetric); for ``p > 1`` when it is :math:`(a / (a - 1))^{p - 1}` times as frequent as the next.
+    (the loss is completely asymmetric). For ``p > 1`` the true label must be :math:`(a / (a - 1))^{p - 1}` times as
+    frequent as the next.
 
     Args:
-        a: How far the curve stands from its pole, > 1.
-        p: Its exponent, > 0; ``p = 1`` is half the mean absolute error.
+        a: The constant in the equation, > 1: how far the curve stays from its pole.
+        p: The exponent, > 0; ``p = 1`` is half the mean absolute error.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
@@ -132,7 +134,7 @@ class AsymmetricUnhingedLoss(_SurpriseLoss):
     Raises:
         ValueError: ``a <= 1``, ``p <= 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when labels are noisy and the classes few; with many classes pair it with the normalized cross-entropy.
+    Use it when labels are noisy and classes are few; with many classes combine it with normalized cross-entropy.
 
     Papers: zhou2021asymmetric
 
@@ -151,16 +153,16 @@ class AsymmetricUnhingedLoss(_SurpriseLoss):
         self.a = check_between("a", a, 1, math.inf, open_low=True, open_high=True)
         self.p = check_positive("p", p)
         if not isinstance(a, Tensor) and not isinstance(p, Tensor) and p * math.log(a - 1) > LARGEST_LOG:
-            raise ValueError(f"p must be so small that (a - 1) ** p is a float, got {p:g} with a = {a:g}")
+            raise ValueError(f"p must be so small that (a - 1) ** p is finite, got {p:g} with a = {a:g}")
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
+        """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
         span = self.a - 1.0
         return span**self.p * torch.expm1(self.p * torch.log1p(-torch.expm1(-own) / span)) / self.p
 
 
 class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
-    r"""Generalized cross-entropy moved off its pole, so that the most frequent label of a row wins.
+    r"""Asymmetric generalized cross-entropy: learns a row's most frequent label, however noise spreads over the others.
 
     .. math::
         \ell(z, y) = \frac{(a + 1)^q - (a + p_y)^q}{q}, \qquad p = \mathrm{softmax}(z)
@@ -169,10 +171,10 @@ class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
     be :math:`((a + 1) / a)^{1 - q}` times as frequent as the next. ``a -> 0`` is the generalized cross-entropy.
 
     Args:
-        a: How far the curve stands from its pole, > 0.
-        q: Its exponent, > 0.
+        a: The constant in the equation, > 0: how far the curve stays from its pole.
+        q: The exponent, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
@@ -181,7 +183,7 @@ class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
     Raises:
         ValueError: ``a <= 0``, ``q <= 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when labels are noisy and the classes few; with many classes pair it with the normalized cross-entropy.
+    Use it when labels are noisy and classes are few; with many classes combine it with normalized cross-entropy.
 
     Papers: zhou2021asymmetric
 
@@ -200,29 +202,29 @@ class AsymmetricGeneralizedCrossEntropyLoss(_SurpriseLoss):
         self.a = check_positive("a", a)
         self.q = check_positive("q", q)
         if not isinstance(a, Tensor) and not isinstance(q, Tensor) and q * math.log1p(a) > LARGEST_LOG:
-            raise ValueError(f"q must be so small that (a + 1) ** q is a float, got {q:g} with a = {a:g}")
+            raise ValueError(f"q must be so small that (a + 1) ** q is finite, got {q:g} with a = {a:g}")
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row from its label's cross-entropy and the sum of it over all labels."""
-        top = self.a + 1.0  # of whole numbers the power could be one beyond 64 bits
+        """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
+        top = self.a + 1.0  # a float, because a power of whole numbers could exceed 64 bits
         return -(top**self.q) * torch.expm1(self.q * torch.log((self.a + torch.exp(-own)) / top)) / self.q
 
 
 class ActivePassiveLoss(Loss):
-    r"""Two noise-robust losses together: one raises the label's probability, one lowers the others'.
+    r"""Active-passive loss: a noise-robust loss that raises the label's probability plus one that lowers the others'.
 
     .. math::
         \ell(z, y) = \alpha\,\ell_{\text{active}}(z, y) + \beta\,\ell_{\text{passive}}(z, y)
 
     Args:
-        active: A loss, or the name of one: ``"nce"`` (:class:`NormalizedCrossEntropyLoss`), ``"rce"``
+        active: The active loss, or the name of one: ``"nce"`` (:class:`NormalizedCrossEntropyLoss`), ``"rce"``
             (:class:`ReverseCrossEntropyLoss`), ``"aul"`` (:class:`AsymmetricUnhingedLoss`), ``"agce"``
-            (:class:`AsymmetricGeneralizedCrossEntropyLoss`), each with its defaults.
-        passive: The same.
+            (:class:`AsymmetricGeneralizedCrossEntropyLoss`), each with its default hyperparameters.
+        passive: The passive loss, in the same way.
         alpha: Weight of the active loss, >= 0.
         beta: Weight of the passive loss, >= 0.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``; those of the pair don't matter.
-        ignore_index: A class that doesn't count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the reductions of the two losses are not used.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)`` with C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``,
@@ -230,8 +232,8 @@ class ActivePassiveLoss(Loss):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: an unknown name, a loss that isn't for classes, ``alpha < 0``, ``beta < 0``, shapes that don't
-            match, a class outside ``[0, C)``.
+        ValueError: an unknown name, a loss that isn't for classes or doesn't read each row alone, ``alpha < 0``,
+            ``beta < 0``, shapes that don't match, a class outside ``[0, C)``.
 
     Use it when many labels are wrong; the authors weigh the active loss ten times more with 100 classes than with 10.
 
@@ -288,7 +290,7 @@ class ActivePassiveLoss(Loss):
         return self.alpha * value(self.active) + self.beta * value(self.passive)
 
     def softmax_form(self, num_classes: int) -> SoftmaxForm | None:
-        """See :class:`lossworks.roles.SoftmaxForm`; None where one of the pair has none."""
+        """See :class:`lossworks.roles.SoftmaxForm`; None where one of the two losses has none."""
         active, passive = self.active, self.passive
         if not (isinstance(active, _SurpriseLoss) and isinstance(passive, _SurpriseLoss)):
             return None

@@ -1,4 +1,4 @@
-"""Asymmetric loss: the many negatives of a row are turned down harder than its positives."""
+"""Asymmetric loss: the many negatives of a row are down-weighted more than its positives."""
 
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ def _log_rest(score: Tensor, rest: Tensor, clip: float | Tensor) -> Tensor:
 
 
 def _price(score: Tensor, gamma: float | Tensor, clip: float | Tensor) -> Tensor:
-    """The price of the score of a class that is not there; with the score's sign changed, of one that is."""
+    """The loss of the score of an absent label; with the score's sign flipped, that of a present one."""
     if torch.compiler.is_compiling() or isinstance(gamma, Tensor) or isinstance(clip, Tensor):
         return _price_and_slope(score, gamma, clip)[0]
     price: Tensor = _Price.apply(score, gamma, clip)[0]
@@ -68,7 +68,7 @@ def _price(score: Tensor, gamma: float | Tensor, clip: float | Tensor) -> Tensor
 
 
 class _Price(torch.autograd.Function):
-    """The price with its derivative, which costs little more where it is computed together with it."""
+    """The price and its derivative: computing both together costs little more than the price alone."""
 
     generate_vmap_rule = True
 
@@ -86,26 +86,28 @@ class _Price(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, price: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         score, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated once more
+        if torch.is_grad_enabled():  # so that the gradient may itself be differentiated
             slope = _price_and_slope(score, *ctx.hyperparameters)[1]
         return price * slope, None, None
 
 
 class AsymmetricLoss(_Asymmetric):
-    r"""Asymmetric loss on one label a row: one question a class, where the easy "no"s hardly count.
+    r"""Asymmetric loss for one label a row: a yes-or-no question a class, where the easy "no"s hardly count.
 
     .. math::
         \ell(z, y) = -(1 - p_y)^{\gamma_+} \log p_y - \sum_{k \ne y} q_k^{\gamma_-} \log(1 - q_k),
         \qquad p = \sigma(z), \quad q_k = \max(p_k - m, 0)
 
-    This is the paper's multi-label loss on the one-hot label, a sigmoid a class, summed over the classes. (The
-    authors' code has another form for one label, a softmax with smoothed labels, in which the negatives count through
-    the smoothing alone.) For several labels a row use :class:`MultiLabelAsymmetricLoss`.
+    This is the paper's multi-label loss on the one-hot label, with one sigmoid a class, summed over the classes. (For
+    one label a row the authors' code has another form, a softmax with smoothed labels, in which the negatives count
+    only through the smoothing.) For several labels a row use :class:`MultiLabelAsymmetricLoss`.
 
     Args:
-        gamma_positive: Focusing of the labelled class, >= 0; the authors advise 0, their code's default is 1.
-        gamma_negative: Focusing of the other classes, >= ``gamma_positive`` to make sense.
-        clip: The shift m: other classes with a probability below it cost nothing, in [0, 1).
+        gamma_positive: The focusing exponent :math:`\gamma_+` of the labelled class, >= 0; the authors advise 0, their
+            code's default is 1.
+        gamma_negative: The focusing exponent :math:`\gamma_-` of the other classes, >= 0; it makes sense only at
+            ``gamma_positive`` or above.
+        clip: The shift m, in [0, 1): other classes whose probability is below it cost nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -117,7 +119,7 @@ class AsymmetricLoss(_Asymmetric):
         ValueError: a gamma below 0, ``clip`` outside [0, 1), shapes that don't match, a class outside ``[0, C)``.
 
     Use it when there are many classes and most are easy to rule out; not where outputs must be probabilities. It takes
-    a sigmoid, a power and a logarithm of every logit, so it costs some five times cross-entropy.
+    a sigmoid, a power and a logarithm of every logit, so it costs about five times as much as cross-entropy.
 
     Papers: ridnik2021asymmetric
 
@@ -149,16 +151,18 @@ class AsymmetricLoss(_Asymmetric):
 
 
 class MultiLabelAsymmetricLoss(_Asymmetric):
-    r"""Asymmetric loss on several labels a row: each label is a yes or no, and the easy "no"s hardly count.
+    r"""Asymmetric loss for several labels a row: each label is a yes or no, and the easy "no"s hardly count.
 
     .. math::
         \ell(z, y) = -y\,(1 - p)^{\gamma_+} \log p - (1 - y)\, q^{\gamma_-} \log(1 - q),
         \qquad p = \sigma(z), \quad q = \max(p - m, 0)
 
     Args:
-        gamma_positive: Focusing of the labels that are there, >= 0; the authors advise 0, their code's default is 1.
-        gamma_negative: Focusing of the labels that are not, >= ``gamma_positive`` to make sense.
-        clip: The shift m: absent labels with a probability below it cost nothing, in [0, 1).
+        gamma_positive: The focusing exponent :math:`\gamma_+` of the labels that are present, >= 0; the authors advise
+            0, their code's default is 1.
+        gamma_negative: The focusing exponent :math:`\gamma_-` of the absent labels, >= 0; it makes sense only at
+            ``gamma_positive`` or above.
+        clip: The shift m, in [0, 1): absent labels whose probability is below it cost nothing.
         reduction: ``"mean"`` over rows and labels, ``"sum"`` (the authors') or ``"none"``.
 
     Shape:
@@ -168,8 +172,8 @@ class MultiLabelAsymmetricLoss(_Asymmetric):
     Raises:
         ValueError: a gamma below 0, ``clip`` outside [0, 1), shapes that don't match, a target other than 0 and 1.
 
-    Use it when a row has few of many labels, or some labels that are there were not written down; not where outputs
-    must be probabilities. It takes a power and a logarithm of every score, so it costs some eight times binary
+    Use it when a row has few of many labels, or when some labels that apply were not recorded; not where outputs must
+    be probabilities. It takes a power and a logarithm of every score, so it costs about eight times as much as binary
     cross-entropy.
 
     Papers: ridnik2021asymmetric

@@ -23,19 +23,20 @@ class BiTemperedLoss(Loss):
     .. math::
         \log_t x = \frac{x^{1 - t} - 1}{1 - t}, \qquad \exp_t x = [1 + (1 - t) x]_+^{1 / (1 - t)}
 
-    ``t1=1, t2=1`` is cross-entropy. It is a Bregman divergence between label and :meth:`predict`, the tempered softmax,
-    and so strictly proper: without smoothing its minimiser predicts the true probabilities. The normaliser
-    :math:`\lambda` is found by Newton steps on a concave form, which never overshoot; its gradient is the escort
-    distribution :math:`p_k^{t_2} / \sum_j p_j^{t_2}`, and right also for ``t1`` and ``t2`` as tensors. The authors'
-    code takes 5 steps of a fixed-point iteration, after which the probabilities can sum to 1.01.
+    ``t1=1, t2=1`` is cross-entropy. It is a Bregman divergence between the label and the tempered softmax
+    (:meth:`predict`), and so it is strictly proper: without label smoothing its minimiser predicts the true
+    probabilities. The normaliser :math:`\lambda` is found by Newton steps on a concave form, which never overshoot. Its
+    gradient is the escort distribution :math:`p_k^{t_2} / \sum_j p_j^{t_2}`, and is right also when ``t1`` and ``t2``
+    are tensors. The authors' code takes 5 steps of a fixed-point iteration, after which the probabilities can sum to
+    1.01.
 
     Args:
         t1: The loss's temperature, in [0, 1]. Below 1 no row costs more than :math:`1 / (1 - t_1)`.
-        t2: The softmax's temperature, in [1, 5]. Above 1 the tail is heavy. (Below 1 a class can have probability 0,
-            from where no gradient leads back, so it is refused.)
+        t2: The softmax's temperature, in [1, 5]. Above 1 the tail is heavy. (A value below 1 is refused: a class could
+            then get probability 0, from which no gradient leads back.)
         label_smoothing: The share of the label that is spread over all classes, as torch does it, in [0, 1]. The
             authors' code spreads over the other classes: its value is ours times :math:`(C - 1) / C`.
-        iterations: Newton steps before the last, at most, >= 1: they end where more would change nothing.
+        iterations: The most Newton steps before the last one, >= 1; they end early once another would change nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -49,7 +50,7 @@ class BiTemperedLoss(Loss):
             ``[0, C)``.
 
     Use it when some labels or rows are plainly wrong; not when data are clean and large: each Newton step takes a
-    logarithm and an exponential of all logits, so it costs some twenty times cross-entropy.
+    logarithm and an exponential of all logits, so it costs about twenty times as much as cross-entropy.
 
     Papers: amid2019bitempered
 
@@ -103,7 +104,7 @@ class BiTemperedLoss(Loss):
     def value_and_logit_gradient(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
-        """Each row's loss and its gradient in closed form, for hyperparameters that are floats and no smoothing."""
+        """Each row's loss and its gradient in closed form; None if a temperature is a tensor or labels are smoothed."""
         if any(isinstance(held, Tensor) for held in (self.t1, self.t2)) or self._smooths():
             return None
         label, rest, cooling = target[:, None], 1 - self.t1, 1 - self.t2
@@ -140,11 +141,11 @@ class BiTemperedLoss(Loss):
 
 
 def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[Tensor]:
-    """The normaliser of each row, nearly, from at most so many steps, with the largest of its logits at 0.
+    """Each row's normaliser, up to a small error, after at most ``iterations`` steps; its largest logit must be 0.
 
-    It starts from a lower bound, by Jensen's inequality that of as many logits at their mean, so where all are equal
-    it is there. A step of size s in units of ``1 - cooling level`` leaves an error of at most ``t2 / 2 s^2`` in them
-    and so in the logarithm of each probability.
+    It starts from a lower bound: by Jensen's inequality, the normaliser of as many logits that all equal their mean.
+    Where all logits are equal, that is the normaliser itself. A step of size s, in units of ``1 - cooling level``,
+    leaves an error of at most ``t2 / 2 s^2`` in those units, and so in the logarithm of each probability.
     """
     apart = _tempered(torch.expm1, logits.new_tensor(-math.log(logits.shape[-1])), cooling)
     alike = logits.mean(dim=-1, keepdim=True) - apart
@@ -159,7 +160,7 @@ def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[T
 
 
 def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
-    """One step towards the normaliser, on ``total^cooling``: concave in it, and linear where all logits are equal."""
+    """One Newton step towards the normaliser, on ``total^cooling``, concave in it and linear for equal logits."""
     gap = logits - level
     ratio = _ratio(gap, cooling)
     p = _power(gap, ratio, cooling)
@@ -174,9 +175,9 @@ def _ratio(gap: Tensor, cooling: float | Tensor) -> Tensor:
 
 
 def _power(gap: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | Tensor = 1.0) -> Tensor:
-    """``exp_t2(gap)^power``, from ``exp_t2(gap)^(t2 - 1)``, the ratio, where by multiplication: at whole powers of it.
+    """``exp_t2(gap)^power``, by multiplying ``ratio``, ``exp_t2(gap)^(t2 - 1)``, where it is a whole power of that.
 
-    Such are the paper's temperatures.
+    The paper's temperatures give whole powers.
     """
     if not isinstance(cooling, Tensor) and not isinstance(power, Tensor) and cooling:
         exponent = whole_number(-power / cooling)

@@ -25,8 +25,8 @@ class BrierLoss(Loss):
     Raises:
         ValueError: shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when honest probabilities are wanted and no single row, such as one with a wrong label, may cost without
-    bound; not with very many classes from a random start, where its gradient is small.
+    Use it when well-calibrated probabilities are wanted and the loss of a single row, such as one with a wrong label,
+    must be bounded; not with very many classes from a random start, where its gradient is small.
 
     Papers: brier1950verification
 
@@ -51,5 +51,5 @@ class BrierLoss(Loss):
         else:
             label = target[:, None]
             gap = probability.scatter_add(1, label, -torch.ones_like(label, dtype=output.dtype))
-        # The norm's backward reads and writes less than that of squares that are summed.
+        # The backward pass of the norm reads and writes less than that of a sum of squares.
         return torch.linalg.vector_norm(gap, dim=1).square()

@@ -15,21 +15,21 @@ _LARGEST_EXPONENT = 60.0
 
 
 class CompSumLoss(Loss):
-    r"""Cross-entropy with a dial for how much hard and wrongly labelled rows count.
+    r"""Comp-sum losses: cross-entropy with an exponent that sets how much hard and wrongly labelled rows count.
 
     .. math::
         \ell_\tau(z, y) = \frac{1 - p_y^{\tau - 1}}{\tau - 1}, \qquad p = \mathrm{softmax}(z / \rho), \qquad
         \frac{\partial \ell_\tau}{\partial z_k} = \tfrac1\rho\, p_y^{\tau - 1} (p_k - [k = y])
 
     ``tau=0`` is the sum-exponential loss :math:`1/p_y - 1`, ``tau=1`` cross-entropy, ``1 < tau < 2`` the generalised
-    cross-entropy with :math:`q = \tau - 1`, ``tau=2`` the mean absolute error :math:`1 - p_y`. Where ``tau < 1`` would
-    overflow (:math:`p_y^{\tau - 1} > e^{60}`) the loss follows its tangent in :math:`\log p_y`, so that it stays
+    cross-entropy with :math:`q = \tau - 1`, ``tau=2`` the mean absolute error :math:`1 - p_y`. Where the loss would
+    overflow with ``tau < 1`` (:math:`p_y^{\tau - 1} > e^{60}`), it follows its tangent in :math:`\log p_y` and so stays
     finite.
 
     Args:
-        tau: The exponent, >= 0. Above 1 it bounds the loss by :math:`1/(\tau - 1)` and so what a wrong label can do;
-            below 1 it drives at the hardest rows.
-        rho: What the logits are divided by first, > 0.
+        tau: The exponent, >= 0. Above 1 it bounds the loss by :math:`1/(\tau - 1)`, and so the effect of a wrong label;
+            below 1 it concentrates on the hardest rows.
+        rho: The temperature by which the logits are divided, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -40,8 +40,8 @@ class CompSumLoss(Loss):
     Raises:
         ValueError: ``tau < 0``, ``rho <= 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when some labels are wrong (``tau`` about 1.5) or as one dial to tune; near 1 it is cross-entropy, and far
-    from 1 it is harder to optimise. With ``tau < 1`` clip the gradient.
+    Use it when some labels are wrong (``tau`` about 1.5) or to have one hyperparameter to tune; near 1 it is
+    cross-entropy, and far from 1 it is harder to optimise. With ``tau < 1`` clip the gradient.
 
     Papers: mao2023crossentropy
 
@@ -68,7 +68,7 @@ class CompSumLoss(Loss):
         self.rho = check_positive("rho", rho)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         check_classes(output, target)
         return self.of_surprise(cross_entropy(_divided(output, self.rho), target, reduction="none"))
 
@@ -92,25 +92,28 @@ class CompSumLoss(Loss):
         )
 
     def predict(self, output: Tensor) -> Tensor:
-        r"""Class probabilities: at best, p is :math:`\propto \eta^{1/(2 - \tau)}`, undone here for ``tau < 2``."""
+        r"""Class probabilities :math:`\eta`, from the softmax at the optimum, :math:`p \propto \eta^{1/(2 - \tau)}`.
+
+        For ``tau >= 2`` it is the softmax itself.
+        """
         power = 2 - torch.as_tensor(self.tau, dtype=output.dtype, device=output.device)
         return (torch.where(power > 0, power, 1) * _divided(output, self.rho)).softmax(dim=-1)
 
 
 @cite("mao2023crossentropy")
 def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, tight: bool = True) -> float:
-    r"""How far the error rate can be from the best, given how far a comp-sum loss is from its best.
+    r"""Bound a classifier's excess error rate by its excess comp-sum loss.
 
     .. math::
         R_{01}(h) - R_{01}^* \le \mathcal{T}_\tau^{-1}\big(R_{\ell_\tau}(h) - R_{\ell_\tau}^*\big)
         \quad\text{up to minimisability gaps}
 
     Args:
-        gap: The excess of the loss over its best in the hypothesis set, >= 0.
+        gap: The excess of the loss over its minimum in the hypothesis set, >= 0.
         tau: The loss's exponent, >= 0.
         num_classes: C, at least 2.
-        tight: Invert :math:`\mathcal{T}_\tau` itself; otherwise use its closed upper bound, such as :math:`\sqrt{2 s}`
-            for cross-entropy.
+        tight: Whether to invert :math:`\mathcal{T}_\tau` itself; if not, the bound is a looser one in closed form, such
+            as :math:`\sqrt{2 s}` for cross-entropy.
 
     Returns:
         The bound on the excess error rate, in [0, 1].
@@ -144,7 +147,7 @@ def comp_sum_h_consistency_bound(gap: float, tau: float, num_classes: int, *, ti
 
 
 def _divided(output: Tensor, rho: float | Tensor) -> Tensor:
-    """The logits over rho, without a pass over them where it is 1."""
+    """The logits divided by rho; the logits themselves where rho is 1."""
     return output if not isinstance(rho, Tensor) and rho == 1 else output / rho
 
 

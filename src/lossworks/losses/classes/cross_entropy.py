@@ -11,7 +11,7 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class CrossEntropyLoss(Loss):
-    r"""Cross-entropy: the surprise at the label under the softmax, with optional label smoothing.
+    r"""Cross-entropy: the negative log-probability of the label under the softmax, with optional label smoothing.
 
     .. math::
         \ell(z, y) = -\sum_k t_k \log p_k, \qquad p = \mathrm{softmax}(z), \qquad
@@ -32,8 +32,8 @@ class CrossEntropyLoss(Loss):
     Raises:
         ValueError: ``label_smoothing`` outside [0, 1], shapes that don't match, a class outside ``[0, C)``.
 
-    Use it first, and as the reference; not when labels are noisy or classes rare, where it fits the noise and the
-    common. Smoothed, its softmax estimates the smoothed probabilities.
+    Use it first, and as the reference. Not when labels are noisy, because it fits the noise, or when some classes are
+    rare, because it favours the common ones. With label smoothing its softmax estimates the smoothed probabilities.
 
     Papers: szegedy2016labelsmoothing
 

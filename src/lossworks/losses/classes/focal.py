@@ -15,16 +15,16 @@ class FocalLoss(Loss):
     .. math::
         \ell(z, y) = -\sum_k t_k\, (1 - p_k)^\gamma \log p_k, \qquad p = \mathrm{softmax}(z)
 
-    with :math:`t_k = [k = y]` for a class target. The softmax of its minimiser is less sure than the truth, so
-    :meth:`predict` gives the class probabilities that belong to that minimiser,
+    with :math:`t_k = [k = y]` for a class target. Where the loss is minimal, the softmax is less confident than the
+    true class probabilities :math:`\eta`. So :meth:`predict` computes these from it,
 
     .. math::
         \eta_k \propto \frac{p_k}{(1 - p_k)^\gamma - \gamma\, p_k (1 - p_k)^{\gamma - 1} \log p_k},
 
-    which name the same class.
+    whose largest is that of the same class.
 
     Args:
-        gamma: How much easy rows are turned down, >= 0; 0 is cross-entropy, the authors use 2.
+        gamma: How strongly easy rows are down-weighted, >= 0; 0 is cross-entropy, the authors use 2.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -36,7 +36,7 @@ class FocalLoss(Loss):
     Raises:
         ValueError: ``gamma < 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when easy rows drown the hard ones; not when labels are noisy, since wrong labels are the hardest rows.
+    Use it when easy rows drown the hard ones; not when labels are noisy, since wrongly labelled rows are the hardest.
 
     Papers: lin2017focal, charoenphakdee2021focal
 
@@ -74,7 +74,7 @@ class FocalLoss(Loss):
         return SoftmaxForm(self.of_surprise)
 
     def predict(self, output: Tensor) -> Tensor:
-        """The class probabilities that these outputs are the minimiser for."""
+        """The class probabilities for which these outputs minimise the loss."""
         surprise = -output.log_softmax(dim=-1)
         others = _others(surprise)
         slope = torch.log1p(self.gamma * torch.exp(-surprise) * surprise / others)
@@ -82,5 +82,5 @@ class FocalLoss(Loss):
 
 
 def _others(surprise: Tensor) -> Tensor:
-    """``1 - p`` from ``-log p``; above 0, so that its powers below 1 have a slope."""
+    """``1 - p`` from ``-log p``, kept above 0 so that powers of it below 1 have a finite derivative."""
     return -torch.expm1(-surprise).clamp_max(-torch.finfo(surprise.dtype).tiny)

@@ -12,7 +12,7 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class GeneralizedCrossEntropyLoss(Loss):
-    r"""Learns like cross-entropy and withstands label noise like the absolute error, as far as one dial says.
+    r"""Generalized cross-entropy: one exponent leads from cross-entropy to the noise-robust mean absolute error.
 
     .. math::
         \ell(z, y) = \frac{1 - p_y^q}{q}, \qquad p = \mathrm{softmax}(z)
@@ -20,9 +20,9 @@ class GeneralizedCrossEntropyLoss(Loss):
     ``q -> 0`` is cross-entropy, ``q = 1`` is :math:`1 - p_y`, half the mean absolute error.
 
     Args:
-        q: How much wrong labels are forgiven, in (0, 1].
+        q: The exponent, in (0, 1]; the larger, the less wrong labels count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
@@ -31,7 +31,8 @@ class GeneralizedCrossEntropyLoss(Loss):
     Raises:
         ValueError: ``q`` outside (0, 1], shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when a part of the labels is wrong and you want one dial; with clean labels cross-entropy learns faster.
+    Use it when some of the labels are wrong and you want a single hyperparameter; with clean labels cross-entropy
+    learns faster.
 
     Papers: zhang2018gce
 
@@ -58,35 +59,36 @@ class GeneralizedCrossEntropyLoss(Loss):
 
 
 class TruncatedGeneralizedCrossEntropyLoss(Loss):
-    r"""Generalized cross-entropy that gives up on rows whose label it finds improbable.
+    r"""Truncated generalized cross-entropy: rows whose label the model finds improbable get no gradient.
 
     .. math::
         \ell(z, y) = \begin{cases} (1 - k^q) / q & p_y \le k \\ (1 - p_y^q) / q & \text{else} \end{cases}
 
-    A row with :math:`p_y \le k` has a constant loss and no gradient. An untrained model has every row there once
-    :math:`k \ge 1/C`, so truncation begins after ``warmup``, when the loss is told the progress by
-    :meth:`set_progress`; a loss that is never told truncates from the start.
+    A row with :math:`p_y \le k` has a constant loss and no gradient. In an untrained model that is every row if
+    :math:`k \ge 1/C`, so truncation begins only when the progress told to :meth:`set_progress` reaches ``warmup``. If
+    :meth:`set_progress` is never called, the loss truncates from the start.
 
-    The paper prunes instead: after 40 of 120 epochs, and then every 10, the best model so far decides which rows have
-    :math:`p_y \le k`, and those rest until the next round. Here each step decides anew with the model as it is, which
-    needs no memory of rows; a row comes back as soon as training on the others lifts its :math:`p_y` above k.
+    The paper prunes rows instead: after 40 of 120 epochs, and then every 10, the best model so far decides which rows
+    have :math:`p_y \le k`, and those are left out until the next round. Here each step decides anew with the current
+    model, which needs no memory of rows. A row counts again as soon as training on the others lifts its :math:`p_y`
+    above k.
 
     Args:
-        q: How much wrong labels are forgiven, in (0, 1].
-        k: The probability up to which a label is taken for wrong, in (0, 1).
-        warmup: The fraction of the training without truncation, in [0, 1].
+        q: The exponent, in (0, 1]; the larger, the less wrong labels count.
+        k: A label whose probability is at most this is taken for wrong, in (0, 1).
+        warmup: The fraction of the training before truncation begins, in [0, 1].
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
         - returns ``()``, or the target's shape with ``reduction="none"``; in :math:`[0, (1 - k^q)/q]` once truncated.
-        - buffer ``progress``: ``()``.
+        - buffer ``progress``: ``()``, the fraction last told to :meth:`set_progress`, 1 before the first call.
 
     Raises:
         ValueError: ``q``, ``k`` or ``warmup`` outside its range, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when many labels are wrong and the training can start with something else; not where hard rows are rightly
+    Use it when many labels are wrong and training can start without truncation; not where hard rows are correctly
     labelled, for they are dropped as well.
 
     Papers: zhang2018gce
@@ -117,7 +119,7 @@ class TruncatedGeneralizedCrossEntropyLoss(Loss):
         self.progress = torch.ones(())
 
     def set_progress(self, fraction: float) -> None:
-        """Truncation begins where ``fraction`` reaches ``warmup``."""
+        """Tell the loss the fraction of the training that is done; truncation begins at ``warmup``."""
         self.progress = torch.full_like(self.progress, check_between("fraction", fraction, 0, 1))
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

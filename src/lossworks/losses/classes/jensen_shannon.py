@@ -1,4 +1,4 @@
-"""Jensen-Shannon divergence between label and prediction, between cross-entropy and absolute error."""
+"""Jensen-Shannon loss: a divergence between label and prediction, from cross-entropy to absolute error."""
 
 import math
 
@@ -12,18 +12,19 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class JensenShannonLoss(Loss):
-    r"""Scaled Jensen-Shannon divergence between the label and the prediction: from cross-entropy to absolute error.
+    r"""Jensen-Shannon loss: a scaled divergence between label and prediction, from cross-entropy to absolute error.
 
     .. math::
         \ell(z, y) = \frac{\pi\, \mathrm{KL}(e_y \,\|\, m) + (1 - \pi)\, \mathrm{KL}(p \,\|\, m)}
                           {-(1 - \pi) \log(1 - \pi)},
         \qquad m = \pi e_y + (1 - \pi) p, \quad p = \mathrm{softmax}(z)
 
-    Only :math:`p_y` matters. ``pi -> 0`` is cross-entropy, ``pi -> 1`` is half the absolute error, :math:`1 - p_y`; in
-    between it is bounded, and the larger ``pi`` the less a row that looks wrong is learned.
+    It depends on :math:`p_y` alone. As ``pi -> 0`` it becomes cross-entropy, as ``pi -> 1`` half the absolute error,
+    :math:`1 - p_y`. In between it is bounded, and the larger ``pi``, the less it learns from rows that look wrongly
+    labelled.
 
     Args:
-        pi: The label's weight, in (0, 1). Small fits fast, large doubts the label.
+        pi: The label's weight, in (0, 1). A small one fits fast, a large one is more robust to wrong labels.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 

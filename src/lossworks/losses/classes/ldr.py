@@ -31,12 +31,12 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @cite("zhu2023ldr")
 def normalize_scores(output: Float[Tensor, "n classes"], normalize: str | None) -> Float[Tensor, "n classes"]:
-    r"""Bring each row's scores to size about 1, so that ``lam`` means the same for every model.
+    r"""Scale each row's scores to a size of about 1, so that ``lam`` means the same for every model.
 
     Args:
-        output: The scores.
+        output: The scores, ``(n, C)``.
         normalize: ``"l1_mean"`` divides by the row's mean :math:`|z_k|`; ``"softplus_mean"`` takes
-            :math:`\log(1 + e^z)` first; ``None`` leaves them.
+            :math:`\log(1 + e^z)` first; ``None`` leaves the scores as they are.
 
     Raises:
         ValueError: another ``normalize``.
@@ -72,11 +72,11 @@ def ldr_label_weights(
     lam: float | Tensor = 1.0,
     margin: float | Tensor = 0.1,
 ) -> Float[Tensor, "n classes"]:
-    r"""The spread of the label's weight over the classes at which :class:`LDRLoss` takes its worst case.
+    r"""The worst case of :class:`LDRLoss`: the distribution q over the classes at which its maximum is taken.
 
     .. math:: q_k = \mathrm{softmax}(d / \lambda)_k, \qquad d_k = z_k - z_y + m\,[k \ne y]
 
-    Its difference to the one-hot label is the loss's gradient in the scores.
+    The loss's gradient in the scores is q minus the one-hot label.
 
     Raises:
         ValueError: ``lam <= 0``, ``margin < 0``, shapes that don't match, a class outside ``[0, C)``.
@@ -100,15 +100,17 @@ class LDRLoss(Loss):
                    = \lambda \log \tfrac1C \sum_k e^{d_k / \lambda},
         \qquad d_k = z_k - z_y + m\,[k \ne y]
 
-    One dial runs through the losses people know: ``lam=1, margin=0`` is cross-entropy less :math:`\log C`; ``lam -> 0``
-    is Crammer-Singer's multi-class hinge; ``lam -> inf`` is the mean margin, which is symmetric and so robust to label
-    noise.
+    ``lam`` leads through well-known losses: ``lam=1, margin=0`` is cross-entropy less :math:`\log C`; as ``lam -> 0``
+    it becomes Crammer-Singer's multi-class hinge; as ``lam -> inf`` the mean margin, which is symmetric and so robust
+    to label noise.
 
     Args:
-        lam: How much the spread q is held near uniform, in logit units, > 0. Small trusts the label, large doubts it.
-        margin: By how much the target should win, in logit units, >= 0.
-        normalize: What :func:`normalize_scores` does to the scores first; the authors use ``"softplus_mean"`` with
-            ``lam=10``; with it and the backward pass through it the loss costs some four times cross-entropy.
+        lam: How strongly q is held near uniform, in logit units, > 0. A small ``lam`` trusts the label, a large one
+            doubts it.
+        margin: By how much the target's score should exceed the others, in logit units, >= 0.
+        normalize: How :func:`normalize_scores` scales the scores first. The authors use ``"softplus_mean"`` with
+            ``lam=10``; with it, and the backward pass through it, the loss costs about four times as much as
+            cross-entropy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -150,7 +152,7 @@ class LDRLoss(Loss):
         self.normalize = None if normalize is None else check_choice("normalize", normalize, NORMALIZE)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         check_classes(output, target)
         return _ldr(*_scores_and_size(output, self.normalize), target, self.lam, self.margin)
 
@@ -169,40 +171,43 @@ class LDRLoss(Loss):
         return _ldr_and_slope(output, self.normalize, target, self.lam, self.margin)
 
     def predict(self, output: Tensor) -> Tensor:
-        """Class probabilities at the loss's own temperature: exact at the optimum where ``margin`` is 0."""
+        """Class probabilities at the temperature ``lam``; exact at the loss's optimum if ``margin`` is 0."""
         return (normalize_scores(output, self.normalize) / self.lam).softmax(dim=-1)
 
 
 class AdaptiveLDRLoss(Loss):
-    r"""LDR with a learned ``lam`` for each training row: small where the model is confident, large where it doubts.
+    r"""LDR loss with its own adaptive ``lam`` for each training row: small where the model is confident, else large.
 
     .. math::
         \ell_i(z, y) = \max_{\lambda_i} \; \lambda_i \log \tfrac1C \sum_k e^{d_k / \lambda_i}
                      - \frac{\alpha \log C}{2 \lambda_0} (\lambda_i - \lambda_0)^2
         \qquad \lambda_i = \lambda_0 \Big(1 - \frac{\mathrm{KL}(q_i \,\|\, 1/C)}{\alpha \log C}\Big)
 
-    with d as in :class:`LDRLoss`, on normalised scores; :math:`\lambda_i` lies in
+    Here d is as in :class:`LDRLoss`, on normalised scores, and :math:`\lambda_i` lies in
     :math:`[\lambda_0 (1 - 1/\alpha), \lambda_0]`.
 
-    In ``train()`` mode each row's ``lam`` is updated, remembered, and taken as a constant by the gradient; in
-    ``eval()`` mode the remembered one is used and none changes. Ignored rows are not remembered. A row that is in a
-    batch twice keeps the smaller of its two, on whichever ranks of a ``process_group`` they are; where the batch is
-    split into micro-batches, :meth:`lossworks.Objective.micro_batches` sees to it. A training step passes over the
-    scores for the update as well, and costs some five times cross-entropy.
+    In ``train()`` mode each row's ``lam`` is updated and remembered, and is a constant for the gradient; in ``eval()``
+    mode the remembered value is used and nothing changes. Ignored rows are not remembered. A row that is in a batch
+    twice keeps the smaller of its two values of ``lam``, also where the two are on different ranks of a
+    ``process_group``; when the batch is split into micro-batches, :meth:`lossworks.Objective.micro_batches` ensures the
+    same. A training step takes another pass over the scores for the update, and costs about five times as much as
+    cross-entropy.
 
     Args:
-        num_samples: N, the rows of the training data.
-        lam0: Where every row starts, and the largest it can have, in units of the normalised scores, > 0.
-        alpha: How firmly ``lam`` is held at ``lam0``, > 1.
-        margin: By how much the target should win, in units of the normalised scores, >= 0.
-        normalize: What :func:`normalize_scores` does to the scores first.
-        mode: ``"one_step"``, the authors' update by the formula above from the remembered ``lam`` (q without margin),
-            or ``"exact"``, the maximum over the interval, which costs some seventy times as much.
+        num_samples: N, the number of training rows.
+        lam0: The ``lam`` with which every row starts, and the largest that it can have, in units of the normalised
+            scores, > 0.
+        alpha: How strongly ``lam`` is held near ``lam0``, > 1.
+        margin: By how much the target's score should exceed the others, in units of the normalised scores, >= 0.
+        normalize: How :func:`normalize_scores` scales the scores first.
+        mode: How ``lam`` is updated. ``"one_step"`` applies the formula above once, at the remembered ``lam`` and with
+            q without the margin, as the authors do; ``"exact"`` finds the maximum over the interval, which costs about
+            seventy times as much.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
     Buffers:
-        lam: ``(N,)`` float32, the rows' own.
+        lam: ``(N,)`` float32, the ``lam`` of each training row.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``, C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``, int64;
@@ -213,8 +218,8 @@ class AdaptiveLDRLoss(Loss):
         ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
             don't match, a class outside ``[0, C)``.
 
-    Use it when labels are noisy and no one ``lam`` suits all rows; a well-tuned :class:`LDRLoss` is often as good and
-    keeps no state.
+    Use it when labels are noisy and no single ``lam`` suits all rows; a well-tuned :class:`LDRLoss` is often as good
+    and keeps no state.
 
     Papers: zhu2023ldr
 
@@ -253,16 +258,16 @@ class AdaptiveLDRLoss(Loss):
         self.mode = check_choice("mode", mode, ("one_step", "exact"))
         self.lam = torch.ones(num_samples) * torch.as_tensor(lam0).detach()
 
-    def per_sample(  # type: ignore[override]  # rows with a memory take their number
+    def per_sample(  # type: ignore[override]  # a loss with a memory takes the rows' numbers too
         self,
         output: Float[Tensor, "n classes"],
         target: Int[Tensor, " n"],
         index: Int[Tensor, " n"],
         memory: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """One value a row; an index of -1 is a row that is not remembered.
+        """The loss of each row; a row whose index is -1 is not remembered.
 
-        Given a ``memory``, as of :meth:`recall`, the rows' ``lam`` is that, and none is updated.
+        A ``memory``, as :meth:`recall` returns it, is taken as the rows' ``lam``, and nothing is updated.
         """
         check_classes(output, target)
         if output.shape[1] < 2:
@@ -287,7 +292,7 @@ class AdaptiveLDRLoss(Loss):
     def recall(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """The rows' ``lam``, updated in ``train()`` mode; changes nothing."""
+        """The rows' ``lam``, updated in ``train()`` mode; what is remembered does not change."""
         return self._recall(*_scores_and_size(output, self.normalize), target, index)
 
     def predict(self, output: Tensor) -> Tensor:
@@ -312,7 +317,7 @@ class AdaptiveLDRLoss(Loss):
         return self.alpha * math.log(num_classes) / (2 * self.lam0) * (lam - self.lam0).square()
 
     def _one_step(self, scores: Tensor, size: Tensor, lam: Tensor) -> Tensor:
-        """The stationary lam for the spread that the remembered lam gives."""
+        """The stationary lam for the q that the remembered lam gives."""
         num_classes = scores.shape[1]
         (divergence,) = in_blocks(_divergence, scores * (1 / (size * lam[:, None])))
         return self.lam0 * (1 - divergence / (self.alpha * math.log(num_classes)))
@@ -351,7 +356,7 @@ def _scaled(
     lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
     margin: float | Tensor,
 ) -> Float[Tensor, "n classes"]:
-    """The sized scores over lam, with the margin taken off the target's: their differences to it are d / lam."""
+    """The sized scores over lam, less the margin at the target; their differences to the target's are d / lam."""
     rows = torch.as_tensor(lam, dtype=scores.dtype, device=scores.device).reshape(-1, 1)
     rows = (
         rows + 0 * margin
@@ -379,7 +384,7 @@ def _ldr_and_slope(
     lam: float | Float[Tensor, ""] | Float[Tensor, " n"],
     margin: float | Tensor,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-    """LDR and its gradient in the outputs, which move each row's size as well as its scores; without autograd."""
+    """LDR and its gradient in the outputs, which change a row's size as well as its scores; without autograd."""
     scores, size = _scores_and_size(output, normalize)
     label, num_classes = target[:, None], output.shape[1]
     slope, surprise = softmax_and_surprise(_scaled(scores, size, target, lam, margin), target)

@@ -1,4 +1,4 @@
-"""Losses that know how many rows each class has: rare classes get a margin, or a head start."""
+"""Losses for long-tailed classes: they know how many rows each class has, and give rare classes an advantage."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class _LongTail(Loss):
         self.class_counts = class_counts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move all, but let the counts keep their dtype: bfloat16 holds no count above 256 exactly."""
+        """Move or cast all but the counts' dtype: bfloat16 does not hold every count above 256 exactly."""
         before = self.class_counts
         super()._apply(fn, recurse)
         if self.class_counts.dtype != before.dtype:
@@ -31,9 +31,10 @@ class _LongTail(Loss):
         return self
 
     def _counts(self, num_classes: int) -> Float[Tensor, " classes"]:
-        """The counts, where a class without rows counts as the rarest that has some.
+        """The counts; a class without rows gets the count of the rarest class with rows.
 
-        As precise as can be: what is made of them is rounded where it is used, in every form alike.
+        Their dtype is the most precise one: what is computed from them is rounded only where it is used, so that
+        every form of the loss rounds alike.
         """
         if num_classes != len(self.class_counts):
             raise ValueError(
@@ -44,7 +45,7 @@ class _LongTail(Loss):
 
 
 class LDAMLoss(_LongTail):
-    r"""Label-distribution-aware margin: the rarer the class, the further its logit must win.
+    r"""Label-distribution-aware margin (LDAM): the rarer the class, the larger the margin by which its logit must win.
 
     .. math::
         \ell(z, y) = -\log \frac{e^{s (z_y - m_y)}}{e^{s (z_y - m_y)} + \sum_{k \ne y} e^{s z_k}}, \qquad
@@ -54,7 +55,7 @@ class LDAMLoss(_LongTail):
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            that keeps its dtype.
+            whose dtype never changes.
         max_margin: The rarest class's margin, in units of ``output``, >= 0.
         scale: The factor s on the logits, > 0. The authors use 30 on cosines (normalised features and weights); for the
             plain logits that most models give the default is 1.
@@ -66,11 +67,11 @@ class LDAMLoss(_LongTail):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: counts that are negative or all zero or not one a class, ``max_margin < 0``, ``scale <= 0``, shapes
+        ValueError: counts that are negative, all zero or not one a class, ``max_margin < 0``, ``scale <= 0``, shapes
             that don't match, a class outside ``[0, C)``.
 
-    Use it when rare classes are overfitted and separable; the authors add class weights late in training, which a
-    ``Weighting`` does. Not where outputs must be probabilities.
+    Use it when the classes can be separated and rare ones are overfitted. The authors add class weights late in
+    training; a ``Weighting`` does that. Not where outputs must be probabilities.
 
     Papers: cao2019ldam
 
@@ -117,19 +118,21 @@ class LDAMLoss(_LongTail):
 
 
 class LogitAdjustedLoss(_LongTail):
-    r"""Logit-adjusted cross-entropy: the class frequencies are learned away, so what is left serves all classes alike.
+    r"""Logit-adjusted cross-entropy: takes the class frequencies out of the logits, so that all classes count alike.
 
     .. math::
         \ell(z, y) = -\log \mathrm{softmax}(z + \tau \log \pi)_y, \qquad \pi_k = n_k / \textstyle\sum_j n_j
 
-    :meth:`predict` is the softmax of the bare logits: at ``tau=1`` the probabilities as they would be were all classes
-    equally frequent, whose largest is the best answer for balanced accuracy. The softmax of :math:`z + \tau \log \pi`
-    has the training data's frequencies. A class without rows counts as the rarest class with rows.
+    :meth:`predict` is the softmax of the logits without the adjustment. At ``tau=1`` these are the probabilities as
+    they would be if all classes were equally frequent, and the largest is the best answer for balanced accuracy. The
+    softmax of :math:`z + \tau \log \pi` gives the probabilities at the training data's frequencies. A class without
+    rows gets the count of the rarest class with rows.
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            that keeps its dtype.
-        tau: How much of the frequencies is taken away, any number; 0 is cross-entropy, 1 serves balanced accuracy.
+            whose dtype never changes.
+        tau: How much of the frequencies is taken out, any finite number; 0 is cross-entropy, 1 serves balanced
+            accuracy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -138,7 +141,7 @@ class LogitAdjustedLoss(_LongTail):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: counts that are negative or all zero or not one a class, ``tau`` not finite, shapes that don't
+        ValueError: counts that are negative, all zero or not one a class, ``tau`` not finite, shapes that don't
             match, a class outside ``[0, C)``.
 
     Use it when all classes count alike and some are rare; not when plain accuracy on data like the training data is
@@ -180,16 +183,16 @@ class LogitAdjustedLoss(_LongTail):
 
 
 class BalancedSoftmaxLoss(_LongTail):
-    r"""Balanced softmax: cross-entropy with each class's exponential counted as often as the class has rows.
+    r"""Balanced softmax: cross-entropy in which each class's exponential is multiplied by the class's row count.
 
     .. math::
         \ell(z, y) = -\log \frac{n_y e^{z_y}}{\sum_k n_k e^{z_k}}
 
-    It is :class:`LogitAdjustedLoss` at ``tau=1``, found independently; :meth:`predict` is the same.
+    It equals :class:`LogitAdjustedLoss` at ``tau=1``, :meth:`predict` included, and was found independently.
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            that keeps its dtype.
+            whose dtype never changes.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -198,10 +201,10 @@ class BalancedSoftmaxLoss(_LongTail):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: counts that are negative or all zero or not one a class, shapes that don't match, a class outside
+        ValueError: counts that are negative, all zero or not one a class, shapes that don't match, a class outside
             ``[0, C)``.
 
-    Use it as :class:`LogitAdjustedLoss`, when there is no wish to tune ``tau``.
+    Use it where :class:`LogitAdjustedLoss` would be used and ``tau`` need not be tuned.
 
     Papers: ren2020balancedsoftmax
 

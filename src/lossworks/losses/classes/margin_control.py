@@ -1,4 +1,4 @@
-"""Cross-entropy that keeps a batch's answers from growing too sure."""
+"""Cross-entropy with a price on a batch's confidence, for federated training."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -10,16 +10,16 @@ from lossworks.roles import Loss
 
 
 class MarginControlLoss(Loss):
-    r"""Cross-entropy and a price on how sure the batch's answers are, so that clients' models stay near each other.
+    r"""Cross-entropy plus a price on the batch's confidence, which keeps federated clients' models near each other.
 
     .. math::
         \frac1n \sum_i -\log p_{i, y_i} + \lambda \log\Big(1 + \sum_i \|p_i\|_2^2\Big), \qquad
         p_i = \mathrm{softmax}(z_i)
 
-    The price is lowest where all answers are uniform and highest where each is sure of one class. It is one number for
-    the batch, which each row carries whole, so another batch size has another price. A split by hand pays for each
-    part; ranks with a ``process_group`` and :meth:`lossworks.Objective.micro_batches` pay for the whole. Ignored rows
-    do not count in it.
+    The price is lowest where all predictions are uniform and highest where each is certain of one class. It is one
+    number for the batch, added in full to each row's loss, so it depends on the batch's size. A batch that is split by
+    hand has a price for each part; with ranks in a ``process_group``, and with
+    :meth:`lossworks.Objective.micro_batches`, the price is that of the whole batch. Ignored rows do not count in it.
 
     Args:
         lam: :math:`\lambda`, the price, in loss units, >= 0; 0 is cross-entropy.
@@ -52,11 +52,11 @@ class MarginControlLoss(Loss):
         self.lam = check_positive("lam", lam, allow_zero=True)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Each row's cross-entropy; the price is of the rows together."""
+        """Each row's cross-entropy, without the price, which depends on all rows together."""
         return cross_entropy(output, target, reduction="none")
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Each row's cross-entropy and the batch's price."""
+        """Each row's cross-entropy plus the batch's price, and which rows are kept."""
         losses, kept = super().rows(output, target, index)
         assert kept is not None
         sureness = output.to(losses.dtype).softmax(dim=1).square().sum(dim=1)

@@ -9,17 +9,17 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class MeanAbsoluteErrorLoss(Loss):
-    r"""Mean absolute error on probabilities: symmetric over the labels, and so indifferent to uniform label noise.
+    r"""Mean absolute error on probabilities: symmetric over the labels, and so robust to uniform label noise.
 
     .. math::
         \ell(z, y) = \sum_k |[k = y] - p_k| = 2\,(1 - p_y), \qquad p = \mathrm{softmax}(z)
 
-    It sums to :math:`2(C - 1)` over the labels whatever the logits, so noise that flips labels uniformly changes its
-    risk by a factor and a constant alone.
+    Its values for all labels of a row sum to :math:`2(C - 1)` whatever the logits, so noise that flips labels uniformly
+    changes its risk only by a factor and a constant.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64, or
@@ -29,9 +29,9 @@ class MeanAbsoluteErrorLoss(Loss):
     Raises:
         ValueError: shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when more than a third of the labels of a few classes are wrong; with many classes its gradient vanishes
-    where the label is improbable and it hardly learns, so take a generalized cross-entropy or an active-passive pair
-    there.
+    Use it when there are few classes and more than a third of the labels are wrong. With many classes its gradient
+    vanishes where the label is improbable and it hardly learns; take a generalized cross-entropy or an active-passive
+    loss there.
 
     Papers: ghosh2017robust
 

@@ -1,4 +1,4 @@
-"""What a mixture of two models costs, and how well it was known which of the two to ask."""
+"""The loss of a mixture of a standard and a robust model, and of its choice between the two."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,27 +14,28 @@ __all__ = ["MixingLoss"]
 
 
 class MixingLoss(Loss):
-    r"""Cross-entropy of a mixture of a standard and a robust model, with a price on asking the wrong one of them.
+    r"""Cross-entropy of a mixture of a standard and a robust model, plus a price on preferring the wrong one.
 
     .. math::
         \ell = c_{ce}\, C + c_{bce}\, B + c_{prod}\, B\, C, \qquad C = -\log p_y, \qquad
         B = -t \log \mathrm{sigmoid}(\gamma) - (1 - t) \log \mathrm{sigmoid}(-\gamma)
 
-    t is 1 for rows that were attacked, where the robust model is to be asked, and 0 for clean ones. The product is a
-    price on asking the wrong model where it matters. Without ``gamma`` it is :math:`c_{ce}\, C`, as for a mixture that
-    says nothing of its rows.
+    :math:`\gamma` says how strongly the mixture prefers the robust model. t is 1 for rows that were attacked, where the
+    robust model should be preferred, and 0 for clean rows. The product :math:`B\, C` makes a wrong preference cost more
+    on rows that the mixture gets wrong. Without ``gamma`` the loss is :math:`c_{ce}\, C`, as for a mixture that reports
+    no preference.
 
     Args:
-        c_bce: :math:`c_{bce}`, >= 0.
-        c_ce: :math:`c_{ce}`, >= 0.
-        c_prod: :math:`c_{prod}`, >= 0.
+        c_bce: The price :math:`c_{bce}` of B, a wrong preference, >= 0.
+        c_ce: The price :math:`c_{ce}` of C, the mixture's cross-entropy, >= 0.
+        c_prod: The price :math:`c_{prod}` of the product of the two, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
     Shape:
         - output: the mixture's log-probabilities, or any logits, ``(n, C)`` or ``(n, C, d1, ...)``; target: classes
           ``(n,)`` or ``(n, d1, ...)``, int64, or class probabilities in the output's shape.
-        - gamma: ``(n,)``; attacked: ``(n,)``, 0 or 1 of any real dtype; both or neither.
+        - gamma: ``(n,)``; attacked (t): ``(n,)``, 0 or 1 in any real dtype. Give both or neither.
         - returns ``()``, or the target's shape (without the class axis) with ``reduction="none"``; at least 0.
 
     Raises:
@@ -76,7 +77,7 @@ class MixingLoss(Loss):
     def per_sample(
         self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
     ) -> Float[Tensor, " n"]:
-        """The loss of rows of which nothing is said."""
+        """The loss of rows without ``gamma`` and ``attacked``."""
         return self.c_ce * cross_entropy(output, target, reduction="none")
 
     def forward(
@@ -96,11 +97,11 @@ class MixingLoss(Loss):
         Args:
             output: The mixture's log-probabilities.
             target: The classes.
-            gamma: How much the robust model was preferred, ``(n,)``.
+            gamma: How strongly the mixture preferred the robust model, ``(n,)``.
             attacked: Which rows were attacked, ``(n,)``.
-            sample_weight: As every loss takes it, like what follows.
+            sample_weight: One weight a row, as in every loss.
             index: Not used.
-            total: What ``mean`` divides by instead.
+            total: What ``mean`` divides by, in place of the rows' total weight.
             process_group: The ranks that hold the other rows.
         """
         if gamma is None and attacked is None:
@@ -124,7 +125,7 @@ class MixingLoss(Loss):
 
 
 def _wrongly_asked(gamma: Tensor, attacked: Tensor, rows: int) -> Float[Tensor, " n"]:
-    """How surprising it is, given :math:`\\gamma`, that these rows were attacked and those were not."""
+    """B of each row: how much it costs to have preferred the wrong model by :math:`\\gamma`."""
     check_floating("gamma", gamma)
     check_real("attacked", attacked)
     for name, given in (("gamma", gamma), ("attacked", attacked)):

@@ -1,4 +1,4 @@
-"""Hinge losses for classes: the label must win by a margin, over all rivals or over the strongest."""
+"""Hinge losses for classes: the label must win by a margin, over all other classes or over the strongest one."""
 
 import math
 
@@ -20,7 +20,7 @@ class _MulticlassHinge(Loss):
 
 
 class WestonWatkinsLoss(_MulticlassHinge):
-    r"""Weston-Watkins hinge: every rival that comes within the margin of the label costs.
+    r"""Weston-Watkins hinge loss: every other class whose score is within the margin of the label's adds to it.
 
     .. math::
         \ell(z, y) = \sum_{k \ne y} \max(0,\; m + z_k - z_y)
@@ -28,7 +28,7 @@ class WestonWatkinsLoss(_MulticlassHinge):
     ``torch.nn.functional.multi_margin_loss`` divides this by C.
 
     Args:
-        margin: By how much the label should win, in logit units, >= 0.
+        margin: By how much the label's score should exceed the others, in logit units, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -58,13 +58,13 @@ class WestonWatkinsLoss(_MulticlassHinge):
 
 
 class CrammerSingerLoss(_MulticlassHinge):
-    r"""Crammer-Singer hinge: the strongest rival costs if it comes within the margin of the label.
+    r"""Crammer-Singer hinge loss: counts only the strongest other class, if it is within the margin of the label.
 
     .. math::
         \ell(z, y) = \max(0,\; m + \max_{k \ne y} z_k - z_y)
 
     Args:
-        margin: By how much the label should win, in logit units, >= 0.
+        margin: By how much the label's score should exceed the others, in logit units, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -76,7 +76,7 @@ class CrammerSingerLoss(_MulticlassHinge):
         ValueError: ``margin < 0``, shapes that don't match, a class outside ``[0, C)``.
 
     Use it for large margins when the best class holds more than half of the probability in most places; elsewhere its
-    minimiser need not name the best class. Not where outputs must be probabilities.
+    minimiser need not predict the most probable class. Not where outputs must be probabilities.
 
     Papers: crammer2001multiclass
 

@@ -1,4 +1,4 @@
-"""PolyLoss: cross-entropy with the leading term of its expansion turned up or down."""
+"""PolyLoss: cross-entropy with the leading term of its expansion made larger or smaller."""
 
 import math
 
@@ -12,7 +12,7 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class PolyLoss(Loss):
-    r"""Poly-1: cross-entropy whose first polynomial term, the one that never vanishes, has a weight of its own.
+    r"""PolyLoss (Poly-1): cross-entropy whose first polynomial term, the one that never vanishes, is reweighted.
 
     .. math::
         \ell(z, y) = -\log p_y + \varepsilon\,(1 - p_y)
@@ -22,7 +22,7 @@ class PolyLoss(Loss):
     With class probabilities :math:`t` as target it is :math:`-\sum_k t_k \log p_k + \varepsilon (1 - \sum_k t_k p_k)`.
 
     Args:
-        epsilon: What is added to the weight of the first term, >= -1; 0 is cross-entropy, -1 takes the first term away.
+        epsilon: The number added to the first term's weight, >= -1; 0 is cross-entropy, -1 removes the first term.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -34,8 +34,8 @@ class PolyLoss(Loss):
     Raises:
         ValueError: ``epsilon < -1``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it to tune cross-entropy by one number: upwards to learn the bulk of the rows, downwards where common classes
-    are overfitted; not where the softmax must be a probability: positive values make it too sure.
+    Use it to tune cross-entropy by one hyperparameter: raise it to learn more from the bulk of the rows, lower it where
+    common classes are overfitted. Not where the softmax must be a probability: positive values make it overconfident.
 
     Papers: leng2022poly
 

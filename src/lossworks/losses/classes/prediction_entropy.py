@@ -1,4 +1,4 @@
-"""Cross-entropy with a price on the entropy of what is predicted."""
+"""Cross-entropy plus a price on the entropy of the prediction."""
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -18,12 +18,12 @@ class PredictionEntropyLoss(Loss):
         \ell(z, y) = -\sum_k t_k \log p_k + \lambda H(p), \qquad H(p) = -\sum_k p_k \log p_k, \qquad
         p = \mathrm{softmax}(z)
 
-    The first change of the input that alters the prediction is about as large as this gap over its slope, see
-    :func:`lossworks.diagnose.linear_adversarial_radius`. A confidence penalty has the opposite sign. It is a loss, as
-    it reads each row's logits: a penalty on the model sees none.
+    The smallest change of the input that alters the predicted class is about as large as this gap divided by its slope,
+    see :func:`lossworks.diagnose.linear_adversarial_radius`. A confidence penalty has the opposite sign. It is a loss
+    and not a penalty, because it reads each row's logits, which a penalty on the model does not see.
 
     Args:
-        lam: :math:`\lambda`, the price of a nat of entropy, >= 0; about 1.
+        lam: :math:`\lambda`, the price of a nat of entropy, >= 0; usually about 1.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
@@ -36,14 +36,15 @@ class PredictionEntropyLoss(Loss):
     Raises:
         ValueError: ``lam < 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it as a cheap bit of robustness against small changes of the input; training on attacks gives far more. Not when
-    probabilities are wanted: it makes them overconfident, and with noisy labels it is sure of the noise.
+    Use it for some robustness against small changes of the input at little cost; training on attacks gives far more.
+    Not when probabilities are wanted, because it makes them overconfident, nor with noisy labels, because it becomes
+    certain of the wrong ones.
 
     Papers: cubuk2017intriguing
 
     >>> import torch
     >>> loss = PredictionEntropyLoss(lam=1.0)
-    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # log 2 for the label, log 2 for the doubt
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # log 2 for the label, log 2 for the entropy
     tensor(1.3863)
     """
 
@@ -60,9 +61,9 @@ class PredictionEntropyLoss(Loss):
     def per_sample(
         self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
     ) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         log_p = output.log_softmax(dim=1)
-        finite = log_p.clamp(min=-1e4)  # so far down p is 0 in every dtype, and 0 times -inf would be NaN
+        finite = log_p.clamp(min=-1e4)  # below -1e4, p is 0 in every dtype, and 0 times -inf would be NaN
         entropy = -(log_p.exp() * finite).sum(dim=1)
         if target.is_floating_point():
             own = (target * torch.where(target == 0, finite, log_p)).sum(dim=1)

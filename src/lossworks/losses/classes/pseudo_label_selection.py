@@ -1,4 +1,4 @@
-"""Training on labels of which some were replaced by the model's own, weighed by how far those can be believed."""
+"""Training on labels and on the pseudo-labels that replace noisy ones, weighted by how likely they are right."""
 
 import math
 
@@ -28,16 +28,16 @@ def pseudo_label_targets(
     noisy: Bool[Tensor, " n"],
     gamma: float | Tensor = 2.0,
 ) -> Float[Tensor, "n classes"]:
-    r"""Put the model's sharpened guess in place of the labels of noisy rows.
+    r"""Replace the labels of noisy rows by pseudo-labels, the model's sharpened predictions.
 
     .. math:: t_{ik} = p_{ik}^\gamma \Big/ \sum_j p_{ij}^\gamma \text{ where noisy, else } [k = y_i]
 
     Args:
         target: ``(n,)`` int64 classes.
-        guess: ``(n, C)``, logits of a weakly augmented view of the same rows. For the mean p of several views' softmax
-            give its logarithm.
+        guess: ``(n, C)``, the logits of a weakly augmented view of the same rows. To use the mean softmax of several
+            views, give its logarithm.
         noisy: ``(n,)`` bool, the rows whose label is replaced.
-        gamma: :math:`\gamma`, > 0; above 1 sharpens.
+        gamma: The exponent :math:`\gamma`, > 0; above 1 it sharpens the prediction.
 
     Returns:
         Class probabilities ``(n, C)``, without a gradient.
@@ -67,12 +67,13 @@ def pseudo_label_targets(
 
 @cite("albert2024accurate")
 def uniform_prediction_loss(output: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
-    r"""How far a batch's mean prediction is from one that has all classes alike.
+    r"""The divergence of a batch's mean prediction from the uniform distribution over the classes.
 
     .. math:: \sum_k \tfrac1C \log \frac{1/C}{\bar p_k}, \qquad \bar p = \tfrac1n \sum_i \mathrm{softmax}(z_i)
 
-    At least 0, and 0 only where the mean is uniform. It keeps pseudo-labels from running into one class. It is of the
-    whole batch: the mean over micro-batches or ranks is another, larger number, so gather the outputs of a split.
+    It is at least 0, and 0 only where the mean is uniform. It keeps pseudo-labels from collapsing into one class. It is
+    a number of the whole batch: its mean over micro-batches or ranks is another, larger number, so gather the outputs
+    of a batch that is split.
 
     Args:
         output: ``(n, C)`` logits.
@@ -92,12 +93,12 @@ def uniform_prediction_loss(output: Float[Tensor, "n classes"]) -> Float[Tensor,
         return output.sum()
     classes = output.shape[1]
     log_mean = output.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(output))
-    # The sum is rounded in float32, and a divergence is never below 0.
+    # A divergence is never below 0, but rounding in float32 may put the sum there.
     return (-log_mean.mean() - math.log(classes)).clamp(min=0)
 
 
 class PseudoLabelSelectionLoss(BatchLoss):
-    r"""Cross-entropy on labels and pseudo-labels, each weighed by how far it is believed.
+    r"""Cross-entropy on labels and pseudo-labels, each weighted by how likely it is right, plus two regularisers.
 
     .. math::
         \frac{\sum_i w_i\, \mathrm{CE}(z_i, t_i)}{\sum_i w_i}
@@ -106,25 +107,28 @@ class PseudoLabelSelectionLoss(BatchLoss):
         \log \mathrm{softmax}_j \frac{\cos(f_i, f'_j)}{\mu}, \qquad y_i = \arg\max_k t_{ik}
 
     The targets come from :func:`pseudo_label_targets`, the weights (``sample_weight``) from
-    :func:`lossworks.select.pseudo_loss_weights`. The second term holds the mean prediction near uniform, the third
-    pulls together two views of rows of one class; both are of all rows, whatever these weigh. For mixup take the loss
-    of the mixed rows with either half's targets and weights, in the shares of the mixture.
+    :func:`lossworks.select.pseudo_loss_weights`. The second term keeps the mean prediction near uniform; the third
+    pulls together two views of rows of one class. Both count all rows alike, whatever their weights. For mixup, compute
+    the loss of the mixed rows once with each half's targets and weights, and add the two in the shares of the mixture.
 
-    It couples its batch: split, it is that of the gathered rows, which :class:`lossworks.Objective` sees to.
+    It compares the rows of a batch: when the batch is split, :class:`lossworks.Objective` computes it on the gathered
+    rows.
 
     Args:
-        uniform: a, >= 0, in loss units.
-        contrast: b, >= 0, in loss units; above 0 the views' features must be given.
-        temperature: :math:`\mu`, > 0.
+        uniform: The price a of the second term, >= 0, in loss units.
+        contrast: The price b of the third term, >= 0, in loss units; above 0, the features of both views must be given.
+        temperature: The temperature :math:`\mu` of the third term, > 0.
 
     Shape:
         - output: logits ``(n, C)``; target: classes ``(n,)`` int64 or class probabilities ``(n, C)``.
         - features, other_features: ``(n, d)`` of two views of the rows; sample_weight: ``(n,)``. Returns ``()``.
 
     Raises:
-        ValueError: a or b below 0, ``temperature <= 0``, shapes that don't match, features missing where b is above 0.
+        ValueError: ``uniform`` or ``contrast`` below 0, ``temperature <= 0``, shapes that don't match, or no
+            features where ``contrast`` is above 0.
 
-    Use it when labels come from the web and noise is found by a selector. Without one it is cross-entropy.
+    Use it when labels come from the web and a selector finds the noisy rows. With the defaults and without weights it
+    is plain cross-entropy.
 
     Papers: albert2024accurate
 
@@ -146,7 +150,7 @@ class PseudoLabelSelectionLoss(BatchLoss):
         self.contrast = check_positive("contrast", contrast, allow_zero=True)
         self.temperature = check_positive("temperature", temperature)
 
-    def forward(  # type: ignore[override]  # what a batch of it is has names
+    def forward(  # type: ignore[override]  # this loss names its inputs
         self,
         output: Float[Tensor, "n classes"],
         target: Tensor,

@@ -1,4 +1,4 @@
-"""The same answer for every noisy copy of a row, for a classifier that is to be smoothed."""
+"""Consistent predictions for the noisy copies of a row, for a classifier that will be smoothed."""
 
 import math
 
@@ -14,32 +14,32 @@ __all__ = ["SmoothingConsistencyLoss"]
 
 
 class SmoothingConsistencyLoss(Loss):
-    r"""Cross-entropy of a row's noisy copies, with a price on their disagreement and on the doubt that they share.
+    r"""Cross-entropy over a row's noisy copies, plus a price on their disagreement and on the entropy of their mean.
 
     .. math::
         \ell = \frac1m \sum_j -\log p_j(y) + \frac{\lambda}{m} \sum_j \mathrm{KL}(\bar p \,\|\, p_j) + \eta H(\bar p),
         \qquad p_j = \mathrm{softmax}(z_j), \quad \bar p = \frac1m \sum_j p_j
 
-    A smoothed classifier is certified as far as its noisy copies agree. The divergence is 0 exactly where they all do;
-    the entropy then asks for one class. A row that comes as a single copy has no divergence and costs
-    :math:`-\log p(y) + \eta H(p)`.
+    The more the noisy copies of a row agree, the larger the radius that a smoothed classifier is certified for. The
+    divergence is 0 exactly where all copies agree; the entropy then favours a single class. A row with a single copy
+    has no divergence, and its loss is :math:`-\log p(y) + \eta H(p)`.
 
     Args:
-        lam: :math:`\lambda`, the price of a nat of disagreement, >= 0; the larger the noise, the larger it may be. Too
-            large it teaches one answer for everything: raise it in the course of training.
+        lam: :math:`\lambda`, the price of a nat of disagreement, >= 0; the larger the noise, the larger it may be. If
+            it is too large, the model learns one answer for every row: raise it in the course of training.
         eta: :math:`\eta`, the price of a nat of entropy, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
     Shape:
-        - output: logits of copies ``(n, m, C)`` beside a target ``(n,)``, or of one copy, ``(n, C)`` or
+        - output: logits of m copies, ``(n, m, C)`` with a target ``(n,)``, or of one copy, ``(n, C)`` or
           ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
         - returns ``()``, or the target's shape with ``reduction="none"``.
 
     Raises:
         ValueError: ``lam < 0``, ``eta < 0``, shapes that don't match, no copies, a class outside ``[0, C)``.
 
-    Use it with :class:`lossworks.objectives.NoiseConsistencyObjective`, which makes the copies, before
+    Use it with :class:`lossworks.objectives.NoiseConsistencyObjective`, which makes the copies, to train a model for
     :class:`lossworks.certify.RandomizedSmoothing`. It trades some accuracy for larger radii, and without noise it only
     makes the model overconfident.
 
@@ -69,7 +69,7 @@ class SmoothingConsistencyLoss(Loss):
         self.eta = check_positive("eta", eta, allow_zero=True)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Per-row losses, of all copies of a row, and which rows are kept."""
+        """The loss of each row over all its copies, and which rows are kept."""
         check_floating("output", output)
         check_tensor("target", target)
         if output.ndim != 3 or target.ndim != 1:
@@ -87,7 +87,7 @@ class SmoothingConsistencyLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of rows that come as one copy each."""
         log_p = output.log_softmax(dim=1)
-        finite = log_p.clamp(min=-1e4)  # so far down p is 0 in every dtype, and 0 times -inf would be NaN
+        finite = log_p.clamp(min=-1e4)  # below -1e4, p is 0 in every dtype, and 0 times -inf would be NaN
         entropy = -(log_p.exp() * finite).sum(dim=1)
         return self.eta * entropy - log_p.gather(1, target[:, None]).squeeze(1)
 
@@ -101,7 +101,7 @@ class SmoothingConsistencyLoss(Loss):
     def _of_copies(self, output: Float[Tensor, "n m classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         log_p = output.log_softmax(dim=2)
         own = -log_p.mean(dim=1).gather(1, target[:, None])[:, 0]
-        # A class that no copy gives anything adds 0 to what follows, as one does that all copies are certain of.
+        # A class with probability 0 in all copies must add 0 to the sums, as log-probability 0 in all copies does.
         log_p = log_p.masked_fill((log_p == -math.inf).all(dim=1, keepdim=True), 0)
         mean_log_p = log_p.mean(dim=1)
         log_mean = log_p.logsumexp(dim=1) - math.log(output.shape[1])

@@ -10,28 +10,29 @@ from lossworks.roles import Loss, SoftmaxForm
 
 
 class SymmetricCrossEntropyLoss(Loss):
-    r"""Cross-entropy to learn, with reverse cross-entropy against wrong labels.
+    r"""Symmetric cross-entropy: cross-entropy to learn, plus reverse cross-entropy to withstand wrong labels.
 
     .. math::
         \ell(z, y) = -\alpha \log p_y - \beta \sum_k p_k \max(\log [k = y], A) = -\alpha \log p_y - \beta A (1 - p_y),
         \qquad p = \mathrm{softmax}(z)
 
-    The reverse term asks the prediction for its surprise at the label; :math:`\log 0` is taken as :math:`A`.
+    The reverse term swaps label and prediction in the cross-entropy, with :math:`A` in place of :math:`\log 0`.
 
     Args:
         alpha: Weight of the cross-entropy, >= 0.
         beta: Weight of the reverse cross-entropy, >= 0.
-        log_clip: A, what stands for log 0, < 0. The authors' paper uses -4; their code clips labels at 1e-4, which is
-            -9.21.
+        log_clip: A, the number in place of log 0, in [-1e4, 0). The authors' paper uses -4; their code clips labels at
+            1e-4, which gives -9.21.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: A class that doesn't count.
+        ignore_index: The class whose rows are left out.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64.
         - returns ``()``, or the target's shape with ``reduction="none"``; at least 0.
 
     Raises:
-        ValueError: ``alpha < 0``, ``beta < 0``, ``log_clip >= 0``, shapes that don't match, a class outside ``[0, C)``.
+        ValueError: ``alpha < 0``, ``beta < 0``, ``log_clip`` outside [-1e4, 0), shapes that don't match, a class
+            outside ``[0, C)``.
 
     Use it when labels are noisy; raise ``alpha`` with the number of classes (the authors take 0.1 for 10, 6 for 100).
     With clean labels cross-entropy is enough.

@@ -1,4 +1,4 @@
-"""Sharpness-aware training without a second gradient: stay near what the model said some epochs ago."""
+"""Sharpness-aware training without a second gradient (SAF): keep outputs near those of some epochs ago."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -31,28 +31,29 @@ STORED = (torch.float32, torch.bfloat16, torch.float16)
 def trajectory_divergence(
     output: Float[Tensor, "n classes"], past: Float[Tensor, "n classes"], tau: float | Tensor = 5.0
 ) -> Float[Tensor, " n"]:
-    r"""How far a model's outputs are from what it, or its average, said of the same rows before.
+    r"""The divergence of a model's outputs from its own, or its moving average's, earlier outputs for the same rows.
 
     .. math::
         d_i = \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(z_i^{past} / \tau) \,\|\, \mathrm{softmax}(z_i / \tau)\big)
 
     Its gradient in z is :math:`\tau\, (\mathrm{softmax}(z / \tau) - \mathrm{softmax}(z^{past} / \tau))`. The factor
-    keeps its size as :math:`\tau` grows, where it goes to half the squared distance of the centred logits over C.
+    :math:`\tau^2` keeps the gradient from vanishing as :math:`\tau` grows; d then tends to half the squared distance of
+    the centred logits, divided by C.
 
-    The published code takes the logarithm of a softmax, which is infinite where the softmax rounds to 0; this takes a
-    log-softmax.
+    The published code takes the logarithm of a softmax, which is infinite where the softmax rounds to 0; this function
+    takes a log-softmax.
 
     Args:
         output: Logits.
-        past: The logits before; no gradient goes through them.
+        past: The earlier logits; no gradient goes through them.
         tau: The temperature, in logit units, > 0.
 
     Shape:
-        - output and past: ``(n, C)``. Returns ``(n,)``, >= 0 but for rounding; half precision is computed in float32.
+        - output and past: ``(n, C)``. Returns ``(n,)``, >= 0 up to rounding; half precision is computed in float32.
 
     Raises:
         ValueError: ``tau <= 0``, shapes that don't match or are not ``(n, C)``.
-        TypeError: not floating-point.
+        TypeError: logits that are not floating-point.
 
     Papers: du2022saf
 
@@ -69,61 +70,64 @@ def trajectory_divergence(
     now, before = (z.div(tau).log_softmax(dim=1) for z in (output, past.detach().to(output.dtype)))
     p = before.exp()
     divergence = (p * torch.where(p > 0, before - now, 0)).sum(dim=1)
-    return tau * (tau * divergence)  # where tau squared would be too large a number
+    return tau * (tau * divergence)  # tau squared alone could overflow
 
 
 class TrajectoryLoss(Loss):
-    r"""Cross-entropy, and a price on how far each training row's output has moved since some epochs ago (SAF).
+    r"""SAF: cross-entropy plus a price on how far each training row's outputs have moved since some epochs ago.
 
     .. math::
         \ell_i(z, y) = \mathrm{CE}(z, y) + \lambda \tau^2\, \mathrm{KL}\big(
             \mathrm{softmax}(z_i^{(v - E)} / \tau) \,\|\, \mathrm{softmax}(z / \tau)\big)
 
-    with :math:`z_i^{(v - E)}` what the model said of row i at its visit E before this one. In small steps a loss falls
-    by the squared norm of its gradient times their length; this holds the fall back, and so that norm, which
-    sharpness-aware minimisation (:class:`lossworks.optim.SAM`) prices by a second gradient.
+    Here :math:`z_i^{(v - E)}` are the model's outputs for row i, E visits before this one. In a small step a loss falls
+    by the squared norm of its gradient times the step's length. The price holds back this fall, and so keeps that norm
+    small, for which sharpness-aware minimisation (:class:`lossworks.optim.SAM`) needs a second gradient.
 
-    Epochs are counted by each row's own visits in ``train()`` mode; before E of them a row has no price. In ``eval()``
-    mode a row is held to what its next visit would be, and nothing changes. Ignored rows are not remembered. A row that
-    is in a batch twice is remembered by the mean of both, on whichever ranks of a ``process_group`` they are; where the
-    batch is split into micro-batches, :meth:`lossworks.Objective.micro_batches` sees to it.
+    Epochs are counted by each row's own visits in ``train()`` mode; a row that was visited fewer than E times has no
+    price. In ``eval()`` mode a row is compared with the same outputs as its next visit would be, and nothing is
+    remembered. Ignored rows are not remembered. Of a row that is in a batch twice the mean of both outputs is
+    remembered, also where the two are on different ranks of a ``process_group``; when the batch is split into
+    micro-batches, :meth:`lossworks.Objective.micro_batches` ensures the same.
 
     Args:
-        num_samples: N, the rows of the training data.
-        num_classes: C, >= 2.
-        lam: :math:`\lambda`, >= 0; 0 is cross-entropy.
+        num_samples: N, the number of training rows.
+        num_classes: C, the number of classes, >= 2.
+        lam: The price :math:`\lambda`, >= 0; 0 is cross-entropy.
         tau: The temperature, in logit units, > 0.
-        lag_epochs: E, >= 1.
-        start: The fraction of the training up to which there is no price, in [0, 1), told by :meth:`set_progress`. A
-            loss that is never told has it from the first row that was seen E times.
-        end: The fraction after which there is none any more, in (``start``, 1].
-        storage_dtype: In what the outputs are remembered: float32, or bfloat16 or float16 for half the memory, less
-            exact.
+        lag_epochs: E, in [1, 1000]: a row is compared with its outputs of E visits before.
+        start: The fraction of the training, told by :meth:`set_progress`, up to which there is no price, in [0, 1). If
+            :meth:`set_progress` is never called, the fraction is 1, so that rows have a price as soon as they were
+            visited E times, unless ``end`` is below 1.
+        end: The fraction of the training after which there is no price any more, in (``start``, 1].
+        storage_dtype: The dtype in which outputs are remembered: float32, or bfloat16 or float16, which are less exact
+            and take half the memory.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 
     Buffers:
-        history: ``(N (E + 1), C)``, the outputs of the rows' last visits less their largest; of row i at its visit v in
-            row ``i (E + 1) + v % (E + 1)``.
-        visits: ``(N,)`` int64, the rows' visits.
-        progress: ``()``.
+        history: ``(N (E + 1), C)``, the outputs of each row's last E + 1 visits, less the largest of each visit. Those
+            of row i at its visit v are in row ``i (E + 1) + v % (E + 1)``.
+        visits: ``(N,)`` int64, how often each row was visited.
+        progress: ``()``, the fraction last told to :meth:`set_progress`, 1 before the first call.
 
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``, int64; index:
           in the target's shape, int64 in ``[0, N)``, or -1 for a row that is not remembered.
-        - returns ``()``, or the target's shape with ``reduction="none"``; >= 0 but for rounding.
+        - returns ``()``, or the target's shape with ``reduction="none"``; >= 0 up to rounding.
 
     Raises:
         ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
             don't match, a class outside ``[0, C)``.
         TypeError: another ``storage_dtype``.
-        RuntimeError: the fused form's gradients are asked for when the rows have been visited again since.
+        RuntimeError: the gradients of the fused form are asked for after the rows have been visited again.
 
-    In the fused form a batch in which a row comes twice is held as a whole until it has been read. A forward pass that
-    is run again for its gradients (``torch.utils.checkpoint``) is another visit.
+    In the fused form, a batch that has a row twice is held in memory as a whole until it has been read. A forward pass
+    that is run again for its gradients (``torch.utils.checkpoint``) counts as another visit.
 
-    Use it where a network fits its training rows, labels wrong among them, and a second gradient is too dear. It holds
-    (E + 1) N C numbers: with many rows and classes take :class:`lossworks.objectives.EMATrajectoryObjective`.
+    Use it where a network fits all its training rows, those with wrong labels included, and a second gradient costs too
+    much. It stores (E + 1) N C numbers: with many rows and classes take
+    :class:`lossworks.objectives.EMATrajectoryObjective`.
 
     Papers: du2022saf
 
@@ -179,19 +183,20 @@ class TrajectoryLoss(Loss):
         self.progress = torch.ones(())
 
     def set_progress(self, fraction: float) -> None:
-        """The price counts where ``fraction`` is above ``start`` and not above ``end``."""
+        """Tell the loss the fraction of the training that is done; the price applies above ``start``, up to ``end``."""
         self.progress = torch.full_like(self.progress, check_between("fraction", fraction, 0, 1))
 
-    def per_sample(  # type: ignore[override]  # rows with a memory take their number
+    def per_sample(  # type: ignore[override]  # a loss with a memory takes the rows' numbers too
         self,
         output: Float[Tensor, "n classes"],
         target: Int[Tensor, " n"],
         index: Int[Tensor, " n"],
         memory: Int[Tensor, "n 3"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """One value a row; an index of -1 is a row that is not remembered.
+        """The loss of each row; a row whose index is -1 is not remembered.
 
-        Given a ``memory``, as of :meth:`recall`, the rows' outputs are those, and none is remembered.
+        With a ``memory``, as :meth:`recall` returns it, rows are compared with the outputs there, and nothing is
+        remembered.
         """
         check_classes(output, target)
         if memory is None:
@@ -219,7 +224,7 @@ class TrajectoryLoss(Loss):
         sums = before.amax(dim=1).log() - now.amax(dim=1).log()
         top, moved = past.amax(dim=1), past.sub_(gap)
         far = torch.linalg.vecdot(before, moved)
-        if not bool(far.isfinite().all()):  # a class that is out of the question now, as it was before
+        if not bool(far.isfinite().all()):  # a class whose probability is 0 now, as it was before
             far = torch.linalg.vecdot(before, moved.masked_fill_(before == 0, 0))
         price = self.lam * torch.where(counts, self.tau * (self.tau * ((far - top) / self.tau + sums)), 0)
         slope = counts.to(output.dtype) * (self.lam * self.tau)
@@ -229,9 +234,10 @@ class TrajectoryLoss(Loss):
     def recall(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], index: Int[Tensor, " n"]
     ) -> Int[Tensor, "n 3"]:
-        """Where in the history stands what each row is held to, -1 where it has no price; its visits; if this is one.
+        """Each row's place in the history (-1 where it has no price), its visits, and whether this is another visit.
 
-        In ``train()`` mode the outputs are written where nobody reads before :meth:`keep`.
+        The place is that of the outputs with which the row is compared. In ``train()`` mode the new outputs are
+        written to another place, which nothing reads before :meth:`keep`.
         """
         if output.shape[1] != self.num_classes:
             raise ValueError(f"output must have shape (n, {self.num_classes}), got {tuple(output.shape)}")
@@ -249,18 +255,18 @@ class TrajectoryLoss(Loss):
         return torch.stack([held_to, visits, top.isfinite()], dim=1)
 
     def keep(self, index: Int[Tensor, " n"], memory: Int[Tensor, "n 3"]) -> None:
-        """One more visit of these rows, but for those whose outputs are no numbers."""
+        """Count one more visit of these rows, except for those whose largest output is not finite."""
         _, visits, counts = memory.unbind(dim=1)
         self.remember("visits", index, visits + counts)
 
     def _past(self, memory: Int[Tensor, "n 3"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What the rows are held to, and which of them are."""
+        """The outputs with which the rows are compared, and which rows have a price."""
         place, visits, _ = memory.unbind(dim=1)
         counts, place = place >= 0, place.clamp(min=0)
         now = self.visits[place // (self.lag_epochs + 1)]
         if readable(now) and bool((counts & (now > visits + 1)).any()):
             raise RuntimeError(
-                "TrajectoryLoss has seen these rows again since, and no longer holds what a second reading in the "
-                "fused form needs: go backward before the next step"
+                "TrajectoryLoss has seen these rows again since, and no longer holds the outputs that the backward "
+                "pass of the fused form needs: call backward before the next step"
             )
         return self.history[place].to(dtype), counts

@@ -1,4 +1,4 @@
-"""The Z-loss: cross-entropy's shift-invariance and scale-invariance too, from three numbers a row."""
+"""The Z-loss: invariant to shift and scale of a row's scores, and computed from three numbers a row."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,18 +19,19 @@ from lossworks.roles import Loss, cite
 
 
 class ZLoss(Loss):
-    r"""The target's score, standardised among the row's scores, should be high: invariant to their shift and scale.
+    r"""Z-loss: the target's score, standardised among the row's scores, should be high; for very many classes.
 
     .. math::
         \ell(z, y) = \tfrac1a \log\big(1 + e^{a (b - \zeta)}\big), \qquad \zeta = \frac{z_y - \mu(z)}{\sigma(z)}
 
-    with the row's mean and (biased) standard deviation. It reads only :math:`z_y, \sum_k z_k, \sum_k z_k^2`, so that a
+    Here :math:`\mu` and :math:`\sigma` are the mean and the (biased) standard deviation of the row's scores, so
+    shifting and scaling these changes nothing. The loss reads only :math:`z_y, \sum_k z_k, \sum_k z_k^2`, so that a
     linear output layer with very many classes need never compute its scores: see :func:`spherical_statistics`.
 
     Args:
         a: Sharpness, > 0; ``a -> inf`` is the hinge :math:`\max(0, b - \zeta)`.
-        b: The standardised score that is high enough, of at most :math:`\sqrt{C - 1}`. ``a`` and ``b`` trade off which
-            top-k is served; the authors tune both.
+        b: The standardised score that is high enough; none is above :math:`\sqrt{C - 1}`. ``a`` and ``b`` together
+            decide for which k the top-k accuracy is good; the authors tune both.
         eps: Floor of the standard deviation, in [1e-18, 1]; constant scores have :math:`\zeta = 0`.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
@@ -40,11 +41,12 @@ class ZLoss(Loss):
         - returns ``()``, or the target's shape with ``reduction="none"``; above 0.
 
     Raises:
-        ValueError: ``a <= 0``, ``eps`` out of range, shapes that don't match, a class outside ``[0, C)``.
+        ValueError: ``a <= 0``, ``b`` not finite, ``eps`` out of range, shapes that don't match, a class outside
+            ``[0, C)``.
 
-    Use it when there are very many classes or the top-k matters; not when probabilities are wanted, as the scale of the
-    scores means nothing. The gradient grows as the scores shrink (by 1/σ), so don't start from an output layer of
-    zeros.
+    Use it when there are very many classes or the top-k matters; not when probabilities are wanted, because the scale
+    of the scores has no meaning. The gradient grows as the scores shrink (by 1/σ), so don't start from an output layer
+    of zeros.
 
     Papers: debrebisson2016zloss
 
@@ -74,7 +76,7 @@ class ZLoss(Loss):
         self.variance_floor = check_between("eps", eps, 1e-18, 1) ** 2
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         check_classes(output, target)
         standardised = layer_norm(output, output.shape[1:], eps=self.variance_floor)
         return _smooth_hinge(standardised.gather(1, target[:, None]).squeeze(1), self.a, self.b)
@@ -92,11 +94,12 @@ def z_loss_from_statistics(
 ) -> Float[Tensor, " n"]:
     r"""The Z-loss of each row, from its target's score, the sum of its scores and the sum of their squares.
 
-    Takes the variance as :math:`\tfrac1C\sum z^2 - \mu^2`, which loses digits where the mean is large beside the
-    spread.
+    The three statistics are ``(n,)`` each, as from :func:`spherical_statistics`; ``a``, ``b`` and ``eps`` are those of
+    :class:`ZLoss`. The variance is computed as :math:`\tfrac1C\sum z^2 - \mu^2`, which loses digits where the mean is
+    large compared with the spread.
 
     Raises:
-        ValueError: shapes that differ, ``num_classes < 1``, ``a <= 0``, ``eps`` out of [1e-18, 1].
+        ValueError: shapes that differ, ``num_classes < 1``, ``a <= 0``, ``b`` not finite, ``eps`` outside [1e-18, 1].
 
     Papers: debrebisson2016zloss
 
@@ -130,21 +133,21 @@ def spherical_statistics(
     gram: Float[Tensor, "features features"],
     weight_sum: Float[Tensor, " features"],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    r"""What a spherical loss reads of the scores :math:`z = W h`, at a cost that does not grow with the classes.
+    r"""The statistics of the scores :math:`z = W h` that a spherical loss reads, at a cost independent of C.
 
     .. math::
         z_y = W_y \cdot h, \qquad \sum_k z_k = \bar w \cdot h, \qquad \sum_k z_k^2 = h^\top Q h
 
     Args:
-        hidden: h, what the linear output layer is given.
-        weight: W, of the output layer; only the targets' rows are read.
-        target: The rows' classes, int64.
-        gram: :math:`Q = W^\top W`, kept beside W.
-        weight_sum: :math:`\bar w = \sum_k W_k`, kept beside W.
+        hidden: h, the input of the linear output layer, ``(n, d)``.
+        weight: W, the weight of the output layer, ``(C, d)``; only the targets' rows are read.
+        target: The rows' classes, ``(n,)`` int64.
+        gram: :math:`Q = W^\top W`, ``(d, d)``, kept up to date with W.
+        weight_sum: :math:`\bar w = \sum_k W_k`, ``(d,)``, kept up to date with W.
 
     Returns:
         ``target_score``, ``score_sum`` and ``score_sq_sum``, as :func:`z_loss_from_statistics` takes them. The gradient
-        in ``hidden`` is the dense one; the gradient in ``weight`` is so too where ``gram`` and ``weight_sum`` are
+        in ``hidden`` is that of the dense layer. So is the gradient in ``weight``, if ``gram`` and ``weight_sum`` are
         computed from it within the graph.
 
     Raises:
