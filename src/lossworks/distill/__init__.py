@@ -1,4 +1,4 @@
-r""":math:`\ell` between two models: what a student learns from a teacher.
+r"""Distillation losses, :math:`\ell` between two models: what a student learns from a teacher.
 
 Stands on ``losses``.
 """

@@ -1,4 +1,4 @@
-"""Labelled rows, and unlabelled ones by how far their pseudo-labels are believed."""
+"""Training on labelled rows, and on unlabelled ones weighted by how far their pseudo-labels can be trusted."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,17 +17,18 @@ __all__ = ["WeightAwareDistillationLoss"]
 
 
 class WeightAwareDistillationLoss(BatchLoss):
-    r"""Cross-entropy on labelled rows and, weighed, on unlabelled ones that a teacher has labelled.
+    r"""Cross-entropy on labelled rows, plus weighted cross-entropy on unlabelled rows with a teacher's pseudo-labels.
 
     .. math::
         \tfrac1m \sum_{i \le m} \mathrm{CE}(z_i, y_i)
         + \frac{\lambda}{n} \sum_{j \le n} \omega_j\, \mathrm{CE}(z'_j, \hat y_j)
 
-    with the weights and pseudo-labels of :class:`lossworks.select.WADWeights`. It is a loss of the batch: split, it is
-    that of the gathered rows, which :class:`lossworks.Objective` sees to.
+    The weights :math:`\omega_j` and pseudo-labels :math:`\hat y_j` are those of :class:`lossworks.select.WADWeights`.
+    It is a loss of the whole batch: when the batch is split, :class:`lossworks.Objective` computes it on the gathered
+    rows.
 
     Args:
-        strength: :math:`\lambda`, >= 0, what the unlabelled rows count beside the labelled ones.
+        strength: :math:`\lambda`, >= 0, how much the unlabelled rows count compared with the labelled ones.
 
     Shape:
         - output: logits ``(m, C)``; target: classes ``(m,)`` int64; sample_weight: ``(m,)``.
@@ -38,8 +39,8 @@ class WeightAwareDistillationLoss(BatchLoss):
         ValueError: ``strength < 0``, shapes that don't match, a class out of range, a weight below 0, ``pseudo``
             missing beside ``unlabelled``.
 
-    Use it where unlabelled rows are many and some are of no known class. With a teacher that knows these classes only
-    by their labelled rows, plain self-training does as well.
+    Use it where there are many unlabelled rows and some belong to no known class. If the teacher knows the classes only
+    from the labelled rows, plain self-training does as well.
 
     Papers: du2023wad
 
@@ -58,7 +59,7 @@ class WeightAwareDistillationLoss(BatchLoss):
         super().__init__()
         self.strength = check_positive("strength", strength, allow_zero=True)
 
-    def forward(  # type: ignore[override]  # what a batch of it is has names
+    def forward(  # type: ignore[override]  # this loss names its inputs
         self,
         output: Float[Tensor, "m classes"],
         target: Int[Tensor, " m"],

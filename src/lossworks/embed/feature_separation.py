@@ -1,4 +1,4 @@
-"""Features of one class together, those of others apart."""
+"""Supervised contrastive loss: features of one class together, those of other classes apart."""
 
 import torch
 from jaxtyping import Float, Int
@@ -12,32 +12,33 @@ __all__ = ["FeatureSeparationLoss"]
 
 
 class FeatureSeparationLoss(BatchLoss):
-    r"""Supervised contrast: each row is told its class's other rows from the rest of the batch.
+    r"""Supervised contrastive loss: pulls features of one class together and pushes those of other classes apart.
 
     .. math::
         \ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log
         \frac{e^{\cos(h_i, h_p) / \tau}}{\sum_{a \ne i} e^{\cos(h_i, h_a) / \tau}}, \qquad
         P_i = \{p \ne i : y_p = y_i\}
 
-    It is at least :math:`\log |P_i|`, and comes to it for small :math:`\tau` where a class's features have one
-    direction and the others' have other ones. A row that is alone in its class has loss 0, and is one of the others'
-    negatives. The loss of the batch is the mean over its rows.
+    A row's loss is at least :math:`\log |P_i|`, and tends to that for small :math:`\tau` where all features of its
+    class have one direction, which no other class has. A row that is alone in its class has loss 0, and counts among
+    the other rows' negatives. The loss of the batch is the mean over its rows.
 
-    It couples its batch: split, it is that of the gathered rows, which :class:`lossworks.Objective` sees to.
+    It compares the rows of a batch: when the batch is split, :class:`lossworks.Objective` computes it on the gathered
+    rows.
 
     Args:
-        tau: :math:`\tau`, a difference of cosines, > 0.
+        tau: The temperature :math:`\tau`, in units of the cosine, > 0.
 
     Shape:
-        - output: features ``(n, d)``; target: classes ``(n,)`` int64, of any number. Returns ``()``;
-          :meth:`per_row` gives ``(n,)``.
+        - output: features ``(n, d)``; target: classes ``(n,)`` int64, any integers. Returns ``()``; :meth:`per_row`
+          gives ``(n,)``.
 
     Raises:
-        ValueError: ``tau <= 0``, shapes that don't match, features that are NaN, with their row.
+        ValueError: ``tau <= 0``, shapes that don't match, features that are NaN (the error names the row).
         TypeError: a target that is not int64.
 
     Use it beside cross-entropy, on the features before the last layer and on batches in which rare classes come more
-    than once. Where a class has but some ten rows it can outweigh everything else.
+    than once. Where a class has only about ten rows, it can outweigh everything else.
 
     Papers: khosla2020supcon, wang2021srat
 
@@ -56,11 +57,11 @@ class FeatureSeparationLoss(BatchLoss):
         self.tau = check_positive("tau", tau)
 
     def output_size(self, num_classes: int = 1) -> int:
-        """As many features as there are classes, where nothing else says how many."""
+        """The number of features, which the loss leaves open: as many as there are classes."""
         return num_classes
 
     def per_row(self, output: Float[Tensor, "n d"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row of this batch."""
+        """The loss of each row of this batch."""
         check_floating("output", output)
         check_tensor("target", target)
         if output.ndim != 2:
@@ -72,7 +73,7 @@ class FeatureSeparationLoss(BatchLoss):
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         directions = F.normalize(output, dim=1)
         others = ~torch.eye(len(output), dtype=torch.bool, device=output.device)
-        # A finite stand-in for minus infinity, so that a row without others has no NaN in its gradient.
+        # A finite number in place of minus infinity, so that a row without others has no NaN in its gradient.
         with torch.autocast(output.device.type, enabled=False):  # cosines in half precision are too coarse to divide
             cosines = directions @ directions.mT
         scores = torch.where(others, cosines / self.tau, torch.finfo(directions.dtype).min)
@@ -82,7 +83,7 @@ class FeatureSeparationLoss(BatchLoss):
         check_no_nan(output, losses)
         return losses
 
-    def forward(  # type: ignore[override]  # what a batch of it is has names
+    def forward(  # type: ignore[override]  # this loss names its inputs
         self,
         output: Float[Tensor, "n d"],
         target: Int[Tensor, " n"],

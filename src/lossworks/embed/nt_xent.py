@@ -1,4 +1,4 @@
-"""Two views of one row together, all other rows apart."""
+"""Contrastive losses without labels: two views of one row together, all other rows apart."""
 
 import torch
 from jaxtyping import Float
@@ -16,19 +16,19 @@ __all__ = ["infonce_loss", "nt_xent_loss"]
 def nt_xent_loss(
     first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], temperature: float | Tensor = 0.5
 ) -> Float[Tensor, ""]:
-    r"""The contrastive loss of SimCLR: each of the 2n views is told its other view from all the rest.
+    r"""The NT-Xent contrastive loss (SimCLR): pulls two views of one row together and pushes all other rows apart.
 
     .. math::
         \frac{1}{2n} \sum_{i=1}^{2n} -\log
         \frac{e^{\cos(z_i, z_{\bar i}) / \tau}}{\sum_{a \ne i} e^{\cos(z_i, z_a) / \tau}}
 
-    It is :class:`FeatureSeparationLoss` with each row as a class of its own. It couples its batch, so gather the views
-    of one that is split.
+    It is :class:`FeatureSeparationLoss` with each row as a class of its own. It compares the rows of a batch, so gather
+    the views first if the batch is split.
 
     Args:
         first: ``(n, d)``, features of one view of each row.
         second: ``(n, d)``, features of the other view.
-        temperature: :math:`\tau`, a difference of cosines, > 0.
+        temperature: The temperature :math:`\tau`, in units of the cosine, > 0.
 
     Raises:
         ValueError: ``temperature <= 0``, shapes that don't match.
@@ -55,20 +55,20 @@ def nt_xent_loss(
 def infonce_loss(
     features: Float[Tensor, "n d"], partner: Float[Tensor, "n d"], tau: float | Tensor = 0.2
 ) -> Float[Tensor, " n"]:
-    r"""Each row is told its own partner from those of the other rows of the batch.
+    r"""The InfoNCE contrastive loss: pulls each row towards its own partner and away from the other rows' partners.
 
     .. math::
         \ell_i = \log \sum_k e^{\cos(f_i, t_k) / \tau} - \cos(f_i, t_i) / \tau
 
-    It lies in :math:`[0, \log n + 2 / \tau]`, is :math:`\log n` where all are alike, and the lengths of the rows don't
-    matter. Unlike in :func:`nt_xent_loss`, a row is not compared with the others of its own side. A gradient goes
-    through both sides: detach the partners of a target network. It couples its batch, so gather both of one that is
-    split.
+    It lies in :math:`[0, \log n + 2 / \tau]`, and is :math:`\log n` where all cosines are equal. The lengths of the
+    rows don't matter. Unlike in :func:`nt_xent_loss`, a row is not compared with the other rows of ``features``.
+    Gradients flow into both ``features`` and ``partner``: detach ``partner`` if a target network computed it. The loss
+    compares the rows of a batch, so gather both tensors first if the batch is split.
 
     Args:
-        features: f, ``(n, d)``.
-        partner: t, ``(n, d)``, row by row.
-        tau: :math:`\tau`, a difference of cosines, > 0.
+        features: f, the embeddings of the rows, ``(n, d)``.
+        partner: t, the embedding of each row's partner, ``(n, d)``.
+        tau: The temperature :math:`\tau`, in units of the cosine, > 0.
 
     Returns:
         ``(n,)``, one value a row.
