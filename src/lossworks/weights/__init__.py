@@ -1,4 +1,4 @@
-"""w: how much each row counts."""
+"""Weightings, w in the formula: how much each row counts."""
 
 from lossworks.weights.chi_square_dro import ChiSquareDRO
 from lossworks.weights.class_balanced import ClassBalanced, effective_number_weights

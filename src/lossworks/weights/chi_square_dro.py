@@ -1,4 +1,4 @@
-"""The worst distribution within a chi-square ball around the data's own."""
+"""Chi-square DRO: the worst distribution within a chi-square ball around the data's own."""
 
 import math
 
@@ -13,39 +13,38 @@ __all__ = ["ChiSquareDRO"]
 
 _LEAST = 1e-300
 _STEPS = 30
-"""How often the active rows are narrowed before sorting finds them: five times do mostly, far outliers need more."""
+"""After so many narrowing steps sorting is used instead; five are mostly enough, far outliers need more."""
 _MANY, _EVERY = 16_384, 16
-"""From so many rows on, the edge of a sample, one row of so many, is where the search begins."""
+"""With more than _MANY rows, the search starts from the edge of a sample, every _EVERY-th row."""
 
 
 class ChiSquareDRO(WorstCase):
-    r"""The worst weights whose spread is bounded: to first order the mean plus a price on the losses' spread.
+    r"""Chi-square DRO: worst-case weights of bounded spread; about the mean loss plus a price on the losses' spread.
 
     .. math::
         \max_w \; \tfrac1n \sum_i w_i \ell_i \quad\text{with}\quad
         \tfrac{1}{2n} \sum_i (w_i - 1)^2 \le \rho, \quad w \ge 0, \quad \tfrac1n \sum_i w_i = 1,
         \qquad w_i \propto (\ell_i - \eta)_+
 
-    For a small radius the value is :math:`\bar\ell + \sqrt{2 \rho \mathrm{Var}(\ell)}`; from
-    :math:`\rho = (n - 1)/2` on it is the worst row's loss, and ``radius=0`` is the mean. Solved exactly; the
-    dual variable is :math:`\eta`, below which rows count nothing (:math:`-\infty` at ``radius=0``), with
+    For a small radius the value is :math:`\bar\ell + \sqrt{2 \rho \mathrm{Var}(\ell)}`; from :math:`\rho = (n - 1)/2`
+    on it is the worst row's loss, and ``radius=0`` is the mean. The problem is solved exactly. The dual variable is
+    :math:`\eta`: rows whose loss is below it have weight 0 (it is :math:`-\infty` at ``radius=0``), and
     :math:`\text{value} = \eta + \sqrt{1 + 2\rho}\, \sqrt{\tfrac1n \sum_i (\ell_i - \eta)_+^2}`.
 
-    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
-    with ``process_group=`` and by its ``micro_batches``.
+    The weights compare the rows of a batch, so a batch that is split must be weighted as a whole:
+    :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
-        radius: :math:`\rho`, >= 0.
+        radius: :math:`\rho`, the bound on the weights' spread, >= 0.
 
     Shape:
-        - losses: ``(n,)``; returns ``(n,)``. The weights couple the batch: see
-          :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+        - losses: ``(n,)``; returns ``(n,)``. For batches that come in pieces see :meth:`lossworks.Objective.weigh`.
 
     Raises:
-        ValueError: ``radius < 0``, or a loss that is NaN or infinite, with its row.
+        ValueError: ``radius < 0``, or a loss that is NaN or infinite (the error names its row).
 
-    Use it when a part of the rows, not known which, does worse than the rest and should not; not with wrong labels,
-    whose losses are large too.
+    Use it when some rows do worse than the rest and should not, and it is not known which. Not when labels are wrong:
+    such rows have large losses too.
 
     Papers: namkoong2017variance, levy2020largescale
 
@@ -82,11 +81,12 @@ def _by_narrowing(losses: Float[Tensor, " n"], second: float) -> Solution | None
 def _narrowed(
     below: Float[Tensor, " n"], second: float, edge: float = -math.inf
 ) -> tuple[float, Float[Tensor, " n"]] | None:
-    """The edge and how far each row is above it, the edge being in closed form once the rows above it are known.
+    """Find the edge by narrowing the set of rows above it; return the edge and how far each row is above it.
 
-    From a set of rows comes an edge and from that the next set, until the two agree. Rows below the edge that count as
-    active add to the spread, so from all rows on each edge lies at or below the true one and the set only narrows.
-    None where that takes too many steps, or rounding hides which rows share the largest loss.
+    Once the rows above it are known, the edge has a closed form. So a set of rows gives an edge, and the edge gives the
+    next set, until the two agree. Rows below the true edge that are counted as active add to the spread, so, starting
+    from all rows, each edge lies at or below the true one and the set only narrows. The result is None where that takes
+    too many steps, or where rounding hides which rows share the largest loss.
     """
     rows, excess = 0, torch.empty_like(below)
     for _ in range(_STEPS):

@@ -1,4 +1,4 @@
-"""Weights by how rare a row's class is."""
+"""Class-balanced weights: rows of rare classes count more."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,20 +11,22 @@ __all__ = ["ClassBalanced", "effective_number_weights"]
 
 
 class ClassBalanced(Weighting):
-    r"""Rare classes count more, by the inverse of their frequency or of their effective number of samples.
+    r"""Class-balanced weights: rows count by the inverse of their class's frequency or effective number of samples.
 
     .. math::
         w_i \propto \frac{1}{n_{y_i}} \quad\text{(inverse)}, \qquad
         w_i \propto \frac{1 - \beta}{1 - \beta^{n_{y_i}}} \quad\text{(effective)}, \qquad
         \sum_k n_k w_k = \sum_k n_k
 
-    The effective number runs from uniform (:math:`\beta = 0`) to inverse frequency (:math:`\beta \to 1`). The mean is 1
-    over the data set that was counted, not over each batch, so a batch that is split sums to the same.
+    With the effective number, the weights go from uniform (:math:`\beta = 0`) to inverse frequency
+    (:math:`\beta \to 1`). Their mean is 1 over the data set that was counted and not over each batch, so a batch that
+    is split has the same sum.
 
     Args:
-        class_counts: ``(C,)``, rows of each class in the training data; a class without rows gets weight 0. A buffer.
+        class_counts: ``(C,)``, how many training rows each class has; a class without rows gets weight 0. A buffer.
         method: ``"inverse"`` or ``"effective"``.
-        beta: Of the effective number, in [0, 1); the authors use 0.9 to 0.9999 by the size of the data.
+        beta: The hyperparameter :math:`\beta` of the effective number, in [0, 1); the authors use 0.9 to 0.9999,
+            depending on the size of the data.
 
     Shape:
         - losses: ``(n,)``; target: ``(n,)`` int64 in ``[0, C)``; returns ``(n,)``.
@@ -88,14 +90,14 @@ class ClassBalanced(Weighting):
 def effective_number_weights(
     counts: Float[Tensor, " classes"], beta: float | Tensor = 0.9999, *, normalize: str = "classes"
 ) -> Float[Tensor, " classes"]:
-    r"""The weight of each class by the inverse of its effective number of samples.
+    r"""Class weights by the inverse of each class's effective number of samples.
 
     .. math:: w_k \propto \frac{1 - \beta}{1 - \beta^{n_k}}
 
-    From uniform at :math:`\beta = 0` to the inverse frequency at :math:`\beta = 1`.
+    The weights go from uniform at :math:`\beta = 0` to the inverse frequency at :math:`\beta = 1`.
 
     Args:
-        counts: ``(C,)``, rows of each class in the training data; a class without rows gets weight 0.
+        counts: ``(C,)``, how many training rows each class has; a class without rows gets weight 0.
         beta: :math:`\beta`, in [0, 1].
         normalize: ``"classes"`` makes the weights' mean over the classes that have rows 1, ``"rows"`` their mean over
             the rows.

@@ -1,4 +1,4 @@
-"""The mean of the worst share of the rows, plain and smoothed."""
+"""Conditional value at risk (CVaR): the mean over the worst share of the rows, plain and smoothed."""
 
 import math
 
@@ -14,31 +14,32 @@ __all__ = ["CVaR"]
 
 
 class CVaR(WorstCase):
-    r"""The rows with the largest losses count alone: the mean over the worst share of the batch.
+    r"""Conditional value at risk (CVaR): the mean over the share of the batch with the largest losses.
 
     .. math::
         \max_w \; \tfrac1n \sum_i w_i \ell_i - \tau\, \tfrac1n \sum_i w_i \log w_i
         \quad\text{with}\quad 0 \le w_i \le \tfrac1\alpha, \quad \tfrac1n \sum_i w_i = 1
 
     With ``smoothing`` :math:`\tau = 0` the worst :math:`\alpha n` rows have weight :math:`1/\alpha` (the row at the
-    edge its fraction, shared by rows of one loss) and the rest 0; the dual variable is the value at risk t, with
-    :math:`\text{value} = t + \tfrac{1}{\alpha n} \sum_i (\ell_i - t)_+`. With :math:`\tau > 0` the weights are
-    :math:`w_i = \min(1/\alpha, e^{(\ell_i - \eta)/\tau})`, which change smoothly as the losses do; the dual variable is
-    :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. Solved exactly.
+    edge has the fraction that is left, which rows of equal loss share) and the rest have 0; the dual variable is the
+    value at risk t, with :math:`\text{value} = t + \tfrac{1}{\alpha n} \sum_i (\ell_i - t)_+`. With :math:`\tau > 0`
+    the weights are :math:`w_i = \min(1/\alpha, e^{(\ell_i - \eta)/\tau})`, which change smoothly as the losses do; the
+    dual variable is :math:`\eta`. ``alpha=1`` is the mean, :math:`\alpha \le 1/n` the worst row. The problem is solved
+    exactly.
 
-    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
-    with ``process_group=`` and by its ``micro_batches``.
+    The weights compare the rows of a batch, so a batch that is split must be weighted as a whole:
+    :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
         alpha: The share of the rows that counts, in (0, 1].
-        smoothing: :math:`\tau`, in loss units, >= 0.
+        smoothing: :math:`\tau`, the price on uneven weights, in loss units, >= 0.
 
     Shape:
-        - losses: ``(n,)``; returns ``(n,)``. The weights couple the batch: see
-          :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+        - losses: ``(n,)``; returns ``(n,)``. For batches that come in pieces see :meth:`lossworks.Objective.weigh`.
 
     Raises:
-        ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, or a loss that is NaN or infinite, with its row.
+        ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, or a loss that is NaN or infinite (the error names its
+            row).
 
     Use it when the worst rows matter and their labels can be trusted: wrong labels have large losses too. A small
     ``alpha`` uses few rows of each batch, so take larger batches, or smooth.
@@ -71,13 +72,13 @@ def _plain(losses: Float[Tensor, " n"], alpha: float | Tensor) -> Solution:
     value_at_risk = _last_of(losses, rows)
     losses = losses.double()
     above, tied = (losses > value_at_risk).double(), (losses == value_at_risk).double()
-    share = (rows - above.sum()) / tied.sum()  # alpha n < 1 leaves all to the largest
+    share = (rows - above.sum()) / tied.sum()  # where alpha n < 1, the largest gets all
     weights = (above + tied * share) / alpha
     return Solution(weights @ losses / len(losses), weights, value_at_risk)
 
 
 def _last_of(losses: Float[Tensor, " n"], rows: float | Tensor) -> Float[Tensor, ""]:
-    """The least of so many largest losses, a part of one counting as one, in float64."""
+    """The smallest of the ``rows`` largest losses, with ``rows`` rounded up, in float64."""
     if isinstance(rows, Tensor):
         place = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
         return descending(losses).gather(0, place[None]).squeeze(0)
@@ -86,7 +87,7 @@ def _last_of(losses: Float[Tensor, " n"], rows: float | Tensor) -> Float[Tensor,
 
 
 def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Solution:
-    """The k largest are at the cap and the rest is a softmax: the smallest k of which this holds."""
+    """The k largest losses get the weight cap and the rest a softmax, for the smallest k of which this holds."""
     ordered, losses = descending(losses), losses.double()
     capped = rank(len(losses), losses) - 1
     rest = (ordered / tau).flip(0).logcumsumexp(0).flip(0)
@@ -94,7 +95,7 @@ def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Soluti
     level = tau * (rest - torch.where(free > 0, free, torch.ones_like(free)).log())
     holds = (ordered - level <= -tau * alpha.log()) & (free > 0)
     first = holds.to(torch.int8).argmax()
-    # Where all mass is at the cap (alpha n rows), no row is free: the level is anything up to the last capped one's.
+    # Where alpha n rows at the cap have all the mass, no row is free: the level is anything up to the last one's.
     all_capped = (len(losses) * alpha).ceil().long().clamp(1, len(losses)) - 1
     edge = ordered.gather(0, all_capped[None]).squeeze(0) + tau * alpha.log()
     eta = torch.where(holds.any(), level.gather(0, first[None]).squeeze(0), edge)

@@ -9,13 +9,13 @@ from lossworks.roles import Weighting
 
 
 class UniformWeights(Weighting):
-    r"""Every row counts the same, :math:`w_i = 1`: the mean risk.
+    r"""Uniform weights: every row counts the same, :math:`w_i = 1`, which gives the mean risk.
 
     Shape:
         - losses: ``(n,)``; returns ``(n,)``, all ones.
 
     Raises:
-        TypeError: losses are not floating-point.
+        TypeError: losses that are not floating-point.
 
     Use it as the reference against which another weighting is judged.
 
@@ -42,9 +42,9 @@ class UniformWeights(Weighting):
 
 
 class SampleWeights(Weighting):
-    r"""One fixed weight a training row, looked up by the row's number: :math:`w_i = N v_i / \sum_j v_j`.
+    r"""Fixed sample weights, one for each training row, looked up by its number: :math:`w_i = N v_i / \sum_j v_j`.
 
-    The mean is 1 over the data set, not over each batch, so a batch that is split sums to the same.
+    Their mean is 1 over the data set and not over each batch, so a batch that is split has the same sum.
 
     Args:
         sample_weights: ``(N,)``, the rows' weights in any unit, finite, >= 0, with a positive sum. A buffer.

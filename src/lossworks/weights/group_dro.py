@@ -1,4 +1,4 @@
-"""The worst mixture of groups."""
+"""Group DRO: the worst mixture of known groups."""
 
 import math
 
@@ -14,35 +14,36 @@ __all__ = ["GroupDRO"]
 
 
 class GroupDRO(Weighting):
-    r"""Groups on which the model does worst count more: the worst mixture of groups, followed step by step.
+    r"""Group DRO: rows of the groups on which the model does worst count more, by the worst mixture of groups.
 
     .. math::
         \max_{q \in \Delta_G} \sum_g q_g \bar\ell_g, \qquad
         q_g \leftarrow q_g\, e^{\eta\, \bar\ell_g} / Z, \qquad w_i = q_{g_i} \frac{n}{n_{g_i}}
 
-    with the batch's mean loss :math:`\bar\ell_g` and count :math:`n_g` of each group. The weight of groups that the
-    batch lacks is not changed, and goes to the others in proportion within that batch, so the mean is 1. q is
-    remembered from batch to batch; it changes in ``train()`` mode only. A batch that is split must be seen whole:
-    :class:`lossworks.Objective` does, with ``process_group=`` and by its ``micro_batches``, and q moves once.
+    Here :math:`\bar\ell_g` is the mean loss and :math:`n_g` the number of rows of each group in the batch. A group
+    without rows in the batch keeps its weight; within that batch its weight goes to the other groups in proportion, so
+    that the rows' mean weight is 1. The groups' weights q are remembered from batch to batch and change in ``train()``
+    mode only. A batch that is split must be weighted as a whole, with a single step of q: :class:`lossworks.Objective`
+    does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
-        num_groups: G, at least 1.
-        step_size: :math:`\eta`, > 0, in 1 / loss units; ``math.inf`` takes the batch's worst group alone.
+        num_groups: G, the number of groups, at least 1.
+        step_size: :math:`\eta`, > 0, in 1 / loss units; with ``math.inf`` only the batch's worst group counts.
         adjustment: The constant C that adds :math:`C / \sqrt{N_g}` to a group's mean, >= 0; needs ``group_counts``.
-        group_counts: ``(G,)``, rows of each group in the training data.
+        group_counts: ``(G,)``, how many training rows each group has.
 
     Buffers:
-        log_q: ``(G,)`` float64, the groups' weights.
+        log_q: ``(G,)`` float64, the logarithm of q.
 
     Shape:
         - losses: ``(n,)``; group: ``(n,)`` int64 in ``[0, G)``; returns ``(n,)``.
 
     Raises:
         ValueError: group missing or out of range, ``step_size <= 0``, an adjustment without counts; a loss that is NaN
-            or infinite, with its row.
+            or infinite (the error names its row).
 
-    Use it when the groups are known and the worst of them is what counts, with a strong penalty or early stopping: a
-    network that fits every training row has no worst group there.
+    Use it when the groups are known and the worst of them is what counts. Combine it with a strong penalty or early
+    stopping: for a network that fits every training row no group is the worst in training.
 
     Papers: sagawa2020groupdro
 

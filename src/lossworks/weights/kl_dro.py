@@ -1,4 +1,4 @@
-"""The worst distribution near the data's own in relative entropy: exponential weights."""
+"""KL-DRO: the worst distribution near the data's own in relative entropy, which has exponential weights."""
 
 import math
 
@@ -16,36 +16,37 @@ _STEPS, _CLOSE = 60, 1e-15
 
 
 class KLDRO(WorstCase):
-    r"""Hard rows count more: the worst distribution of the rows, as far from uniform as KL allows.
+    r"""KL-DRO: hard rows count more, by the worst distribution over the rows near uniform in KL divergence.
 
     .. math::
         \max_w \; \tfrac1n \sum_i w_i \ell_i - T\, \mathrm{KL}(w), \qquad
         \mathrm{KL}(w) = \tfrac1n \sum_i w_i \log w_i, \qquad
         w_i = \frac{e^{\ell_i / T}}{\tfrac1n \sum_j e^{\ell_j / T}}
 
-    With ``temperature`` T is the price; the value is :math:`T \log \tfrac1n \sum_i e^{\ell_i / T}`, between the mean
-    (:math:`T \to \infty`) and the largest loss (:math:`T \to 0`). With ``radius`` the maximum is over
-    :math:`\mathrm{KL}(w) \le \rho`, and T is found so that the weights are at that distance; from
-    :math:`\rho = \log n` on the worst row alone counts. The dual variable is T.
+    With ``temperature``, T is the price on the divergence; the value is :math:`T \log \tfrac1n \sum_i e^{\ell_i / T}`,
+    between the mean (:math:`T \to \infty`) and the largest loss (:math:`T \to 0`). With ``radius``, the maximum is over
+    :math:`\mathrm{KL}(w) \le \rho`, and T is found so that the weights are at that distance; from :math:`\rho = \log n`
+    on, only the worst row counts. The dual variable is T.
 
-    The weights compare the rows of a batch, so they are by definition others when the batch is split; an
-    :class:`lossworks.Objective` with ``process_group=``, and its ``micro_batches``, find them on the whole batch.
-    :class:`CompositionalEMA` remembers the normaliser from batch to batch, for batches that are small.
+    The weights compare the rows of a batch, so a batch that is split must be weighted as a whole:
+    :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``. For small batches,
+    :class:`CompositionalEMA` remembers the normaliser from batch to batch.
 
     Args:
-        temperature: The price T, in units of the loss, > 0; 1 where neither is given. Large counts all rows alike,
-            small only the worst.
-        radius: :math:`\rho`, >= 0, instead of a temperature.
+        temperature: The price T, in units of the loss, > 0; 1 if neither this nor ``radius`` is given. A large T counts
+            all rows alike, a small one only the worst.
+        radius: :math:`\rho`, the largest divergence from uniform, >= 0; give it instead of a temperature.
 
     Shape:
         - losses: ``(n,)``; returns ``(n,)``, of mean 1.
 
     Raises:
-        ValueError: ``temperature <= 0``, ``radius < 0``, or both given; a loss that is NaN or infinite, with its row.
-        TypeError: losses are not floating-point.
+        ValueError: ``temperature <= 0``, ``radius < 0``, or both given; a loss that is NaN or infinite (the error names
+            its row).
+        TypeError: losses that are not floating-point.
 
-    Use it when the worst rows matter, as with rare classes or groups that nobody labelled. Wrong labels are hard rows
-    too, and it trusts them most: not where labels are noisy.
+    Use it when the worst rows matter, as with rare classes or groups that nobody labelled. Not where labels are noisy:
+    wrongly labelled rows are hard too, and would count most.
 
     Papers: sow2024doubly
 
@@ -60,7 +61,7 @@ class KLDRO(WorstCase):
     def __init__(self, *, temperature: float | Tensor | None = None, radius: float | Tensor | None = None) -> None:
         super().__init__()
         if temperature is not None and radius is not None:
-            raise ValueError("temperature and radius are two ways to say one thing: give one of them")
+            raise ValueError("temperature and radius exclude each other: give only one of them")
         price = 1.0 if temperature is None and radius is None else temperature
         self.radius = None if radius is None else check_positive("radius", radius, allow_zero=True)
         self.temperature = None if price is None else check_positive("temperature", price)
@@ -85,7 +86,8 @@ class KLDRO(WorstCase):
 def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""], Tensor]:
     """The 1/T at which the weights are at this distance from uniform, and whether no finite one is far enough.
 
-    The root of twice the distance is nearly linear in 1/T, so Newton's steps on it are few; a bracket holds them.
+    The root of twice the distance is nearly linear in 1/T, so few Newton steps on it are needed; a bracket keeps
+    them in bounds.
     """
     wanted = (2 * radius).sqrt()
     sharp = radius >= -(below == 0).to(below.dtype).mean().log()
@@ -111,18 +113,19 @@ def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""]
 
 
 class CompositionalEMA(Weighting):
-    r"""The weights of :class:`KLDRO` against a normaliser that is remembered from batch to batch.
+    r"""KL-DRO weights for small batches, with a normaliser that is remembered from batch to batch.
 
     .. math::
         u \leftarrow (1 - \eta)\, u + \eta\, \tfrac1n \sum_i e^{\ell_i / T}, \qquad w_i = e^{\ell_i / T} / u
 
-    A small batch of easy rows then has small weights, where :class:`KLDRO` would give it mean 1: over many batches the
-    gradient is that of :math:`T \log \mathbb{E}\, e^{\ell / T}`. The first batch sets u. The mean is 1 over what u
-    remembers. u changes once a step in ``train()`` mode only; micro-batches and ranks see one u, of the whole batch.
+    A small batch of easy rows then has small weights, where :class:`KLDRO` would give it a mean weight of 1. Over many
+    batches the gradient is that of :math:`T \log \mathbb{E}\, e^{\ell / T}`. The first batch sets u. The weights have
+    the mean 1 over the batches that u remembers. The normaliser u changes once a step, in ``train()`` mode only;
+    micro-batches and ranks use the same u, that of the whole batch.
 
     Args:
         temperature: T, in loss units, > 0.
-        momentum: The share :math:`\eta` of the newest batch, in (0, 1]; 1 is :class:`KLDRO`.
+        momentum: The share :math:`\eta` of the newest batch in u, in (0, 1]; with 1 it is :class:`KLDRO`.
 
     Buffers:
         log_u: ``()`` float64, :math:`\log u`; minus infinity before the first batch.
@@ -131,7 +134,8 @@ class CompositionalEMA(Weighting):
         - losses: ``(n,)``; returns ``(n,)``.
 
     Raises:
-        ValueError: ``temperature <= 0``, ``momentum`` outside (0, 1]; a loss that is NaN or infinite, with its row.
+        ValueError: ``temperature <= 0``, ``momentum`` outside (0, 1]; a loss that is NaN or infinite (the error names
+            its row).
 
     Use it instead of :class:`KLDRO` where batches are small beside the share of rows that are hard.
 
@@ -179,12 +183,12 @@ class CompositionalEMA(Weighting):
 
 
 class KLDRORisk(Part):
-    r"""The value of the worst case itself, with its gradient: between the mean loss and the largest.
+    r"""KL-DRO risk: the worst-case value of a batch's losses, differentiable, between their mean and the largest.
 
     .. math:: r \log \tfrac1n \sum_i e^{\ell_i / r}
 
-    Its gradient in the losses is :math:`w_i / n` of :class:`KLDRO`. A batch that is split over ranks must be seen
-    whole: give it the losses of :func:`lossworks.distributed.gather_rows`.
+    Its gradient in the losses is :math:`w_i / n` of :class:`KLDRO`. When a batch is split over ranks, give it the
+    losses of all ranks, as :func:`lossworks.distributed.gather_rows` returns them.
 
     Args:
         r: The price of the distance from uniform, in loss units, > 0.
@@ -193,9 +197,9 @@ class KLDRORisk(Part):
         - losses: ``(n,)``, n >= 1; returns ``()``.
 
     Raises:
-        ValueError: ``r <= 0``, no rows; a loss that is NaN or infinite, with its row.
+        ValueError: ``r <= 0``, no rows; a loss that is NaN or infinite (the error names its row).
 
-    Use it where the value is wanted and not the mean of weighted losses, as for early stopping.
+    Use it where the worst-case value itself is wanted, as for early stopping, and not the mean of the weighted losses.
 
     Papers: sow2024doubly
 
@@ -221,14 +225,14 @@ class KLDRORisk(Part):
 def kl_dro_weights(
     losses: Float[Tensor, " n"], r: float | Tensor, base: Float[Tensor, " n"] | None = None
 ) -> Float[Tensor, " n"]:
-    r"""The worst distribution over the rows against a price on its distance from ``base``, as shares of 1.
+    r"""KL-DRO weights as shares of 1: the worst distribution over the rows, with a price on its distance from ``base``.
 
     .. math:: q_i = \frac{b_i\, e^{\ell_i / r}}{\sum_j b_j\, e^{\ell_j / r}}
 
     Args:
-        losses: One a row.
-        r: The price, in loss units, > 0.
-        base: b, shares >= 0 with the sum 1; uniform by default.
+        losses: ``(n,)``, one loss a row.
+        r: The price on the KL divergence from ``base``, in loss units, > 0.
+        base: b, ``(n,)``, shares >= 0 with the sum 1; uniform by default.
 
     Raises:
         ValueError: ``r <= 0``, no rows, shares that don't match or don't sum to 1; a loss that is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Hard rows count more, by what is remembered of their losses."""
+"""Worst-case weights by mirror ascent, with one remembered number for each training row."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,26 +15,27 @@ __all__ = ["PMDROWeights"]
 
 
 class PMDROWeights(Weighting):
-    r"""Follows the worst distribution over the data set, row by row, by steps of mirror ascent.
+    r"""Worst-case weights over the data set by mirror ascent, with one remembered number for each training row.
 
     .. math::
         v_i \leftarrow (1 - \eta\, \tau)\, v_i + \eta\, \ell_i, \qquad
         w_i = \frac{e^{v_i}}{\tfrac1n \sum_{j \in \text{batch}} e^{v_j}}
 
-    v is remembered for each row, from 0. Where the losses stand still it comes to :math:`\ell_i / \tau`, so the
-    weights come to those of :class:`~lossworks.weights.KLDRO` at the temperature :math:`\tau`; until then they look
-    back on the losses of :math:`1 / (\eta \tau)` steps. A row's memory reads its own losses alone; the authors' code
-    rescales it by whatever rows share its batch, and divides the weighted sum by the batch's size once more.
+    v is remembered for each row and starts from 0. If the losses do not change, v converges to :math:`\ell_i / \tau`,
+    so the weights converge to those of :class:`~lossworks.weights.KLDRO` at the temperature :math:`\tau`; until then
+    they look back on the losses of about :math:`1 / (\eta \tau)` steps. The v of a row depends on that row's losses
+    only. The authors' code also rescales it by the rows that share its batch, and divides the weighted sum by the
+    batch's size once more.
 
-    The memory changes in ``train()`` mode only, and a row that is in a batch twice moves once, by the mean of both.
-    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
-    with ``process_group=`` and by its ``micro_batches``.
+    v changes in ``train()`` mode only, and for a row that is in a batch twice it changes once, to the mean of both. The
+    weights compare the rows of a batch, so a batch that is split must be weighted as a whole:
+    :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
-        num_samples: N, the rows of the training data.
-        lr: :math:`\eta`, in 1 / loss units, > 0.
-        entropy: :math:`\tau`, in loss units, >= 0, the price on weights that differ; with 0 the weights keep all
-            losses ever seen. ``lr * entropy`` must be at most 1.
+        num_samples: N, the number of training rows.
+        lr: The step size :math:`\eta`, in 1 / loss units, > 0.
+        entropy: :math:`\tau`, the price on uneven weights, in loss units, >= 0; with 0 no loss is ever forgotten.
+            ``lr * entropy`` must be at most 1.
 
     Buffers:
         log_weights: ``(N,)`` float64, v.
@@ -45,10 +46,10 @@ class PMDROWeights(Weighting):
 
     Raises:
         ValueError: ``num_samples < 1``, ``lr <= 0``, ``entropy < 0``, their product above 1; index missing or out of
-            range; a loss that is NaN or infinite, with its row.
+            range; a loss that is NaN or infinite (the error names its row).
 
     Use it in place of :class:`~lossworks.weights.KLDRO` where a row's loss differs much from one epoch to the next, as
-    with augmentation. Wrong labels are hard rows too.
+    with augmentation. Not where labels are noisy: wrongly labelled rows are hard too.
 
     Papers: fidon2021robust, dong2023adawac
 

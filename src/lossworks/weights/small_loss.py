@@ -15,24 +15,25 @@ __all__ = ["SmallLossWeights"]
 
 
 class SmallLossWeights(Weighting):
-    r"""Leaves out the rows whose last losses look noisy, as :class:`lossworks.select.SmallLossGMMSelector` finds them.
+    r"""Small-loss weights: leave out the rows whose last losses look noisy, so that wrong labels are not learned.
 
     .. math::
         w_i = \frac{[\, i \text{ not noisy} \,]}{\tfrac1N \sum_j [\, j \text{ not noisy} \,]}
 
-    All rows count the same until the share ``warmup`` of the training is over; then the mixture is fitted to the losses
-    that are remembered, and again each time that a share ``every`` has passed. Between these moments the weights stand
-    still, so they do not depend on how a batch is split. A row that was not seen yet counts as clean.
+    All rows count the same until the fraction ``warmup`` of the training is over. Then the mixture of
+    :class:`lossworks.select.SmallLossGMMSelector`, which finds the noisy rows, is fitted to the remembered losses, and
+    again each time that another fraction ``every`` has passed. Between two fits the weights do not change, so they do
+    not depend on how a batch is split. A row that has not been seen yet counts as clean.
 
-    It is told of the training by :meth:`set_progress` (:meth:`lossworks.Objective.set_progress`); one that is never
-    told leaves out nothing. Losses are remembered in ``train()`` mode only, and a row that is in a batch twice by the
-    mean of both.
+    The fraction of the training that is done is told by :meth:`set_progress` (or
+    :meth:`lossworks.Objective.set_progress`); if it is never called, nothing is left out. Losses are remembered in
+    ``train()`` mode only; of a row that is in a batch twice, the mean of both.
 
     Args:
-        num_samples: N, the rows of the training data.
-        threshold: How likely a row must be noisy to be left out, in [0, 1).
-        warmup: The share of the training in which nothing is left out, in [0, 1].
-        every: The share of the training between two fits, in (0, 1].
+        num_samples: N, the number of training rows.
+        threshold: The probability of being noisy above which a row is left out, in [0, 1).
+        warmup: The fraction of the training in which nothing is left out, in [0, 1].
+        every: The fraction of the training between two fits, in (0, 1].
 
     Buffers:
         losses: ``(N,)`` float64, each row's last loss; infinite where there is none.
@@ -44,10 +45,10 @@ class SmallLossWeights(Weighting):
           clean; returns ``(n,)``, of mean 1 over the data set.
 
     Raises:
-        ValueError: ``num_samples < 1``, a share or threshold out of range; index missing or out of range.
+        ValueError: ``num_samples < 1``, a fraction or the threshold out of range; index missing or out of range.
 
-    Use it where labels are wrong in a network that would learn them by heart, with a warm-up in which the clean ones
-    are learned. Hard and rare rows have large losses too, and are left out with the wrong ones.
+    Use it where labels are wrong and the network would memorise them, with a warm-up in which the clean rows are
+    learned. Hard and rare rows have large losses too, and are left out with the wrongly labelled ones.
 
     Papers: albert2024accurate
 
@@ -83,7 +84,7 @@ class SmallLossWeights(Weighting):
         self.fitted = torch.tensor(-1.0, dtype=torch.float64)
 
     def set_progress(self, fraction: float) -> None:
-        """Fit the mixture to what is remembered, if it is time."""
+        """Fit the mixture to the remembered losses, if the next fit is due at this fraction of the training."""
         check_between("fraction", fraction, 0, 1)
         if fraction < self.warmup or 0 <= fraction - float(self.fitted) < self.every:
             return

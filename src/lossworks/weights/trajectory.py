@@ -19,24 +19,25 @@ def trajectory_distance_weights(
     normalize: bool = True,
     chunk: int = 1024,
 ) -> Float[Tensor, " n"]:
-    r"""Rows near a reference trajectory count more: weights to train a dynamics model for the controller that uses it.
+    r"""Weights by the distance to a reference trajectory, to train a dynamics model for the controller that uses it.
 
     .. math:: w_i \propto e^{-c\, d_i}, \qquad d_i = \min_j \| x_i - x^*_j \|^2
 
-    c = 0 is the ordinary likelihood; a large c leaves the nearest rows alone, so look at
-    :func:`effective_sample_size`. Give the weights to :class:`lossworks.weights.SampleWeights`. A batch that is split
-    has other means: take the weights of the whole data set, once.
+    Rows near the trajectory count more. c = 0 is the ordinary likelihood; with a large c only the nearest rows count,
+    so check :func:`effective_sample_size`. Give the weights to :class:`lossworks.weights.SampleWeights`. Compute them
+    once, for the whole data set: parts of a split batch would each be normalised on their own.
 
     Args:
-        inputs: The rows, states and actions beside each other; standardise them first, for distances compare units.
-        reference: The trajectory's points, standardised alike.
+        inputs: The rows, ``(n, d)``, states and actions side by side. Standardise them first, because a distance adds
+            up different units.
+        reference: The trajectory's points, ``(m, d)``, standardised in the same way.
         strength: c, per squared input unit, >= 0.
         normalize: Whether the weights have mean 1; else they are :math:`e^{-c d_i}`, at most 1.
-        chunk: How many rows' distances are held at once, >= 1.
+        chunk: For how many rows the distances are held in memory at once, >= 1.
 
     Raises:
         ValueError: ``strength < 0``, ``chunk < 1``, shapes that don't match, no reference, numbers that are not finite.
-        TypeError: not floating-point.
+        TypeError: inputs or a reference that are not floating-point.
 
     Papers: lambert2020mismatch
 
@@ -51,7 +52,7 @@ def trajectory_distance_weights(
         if points.ndim != 2:
             raise ValueError(f"{name} must have shape (rows, d), got {tuple(points.shape)}")
         if readable(points) and not bool(points.isfinite().all()):
-            raise ValueError(f"{name} must be finite, and has numbers that are not")
+            raise ValueError(f"{name} must be finite, got NaN or Inf")
     if not len(reference) or inputs.shape[1] != reference.shape[1]:
         raise ValueError(f"reference must have shape (m, {inputs.shape[1]}) with m >= 1, got {tuple(reference.shape)}")
     points = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
@@ -64,13 +65,13 @@ def trajectory_distance_weights(
 
 @cite("lambert2020mismatch", helps=("shift",))
 def effective_sample_size(weights: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    r"""How many rows of equal weight tell as much: :math:`(\sum_i w_i)^2 / \sum_i w_i^2`, at most n.
+    r"""Effective sample size: how many rows of equal weight tell as much, :math:`(\sum_i w_i)^2 / \sum_i w_i^2 \le n`.
 
     Args:
-        weights: One a row, not all 0.
+        weights: ``(n,)``, one weight a row, not all 0.
 
     Raises:
-        TypeError: not floating-point.
+        TypeError: weights that are not floating-point.
         ValueError: not one number a row, or no rows.
 
     Papers: lambert2020mismatch

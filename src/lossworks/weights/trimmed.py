@@ -1,4 +1,4 @@
-"""The mean over all rows but those with the largest losses."""
+"""Trimmed weights: the mean over all rows except those with the largest losses."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,19 +11,19 @@ __all__ = ["TrimmedWeights"]
 
 
 class TrimmedWeights(WorstCase):
-    r"""Leaves out the share of the batch that fits worst, where a large loss means a wrong label or an outlier.
+    r"""Trimmed weights: leave out the share of the batch with the largest losses, taken for wrong labels or outliers.
 
     .. math::
         \min_w \; \tfrac1n \sum_i w_i \ell_i
         \quad\text{with}\quad 0 \le w_i \le \tfrac{1}{1 - q}, \quad \tfrac1n \sum_i w_i = 1
 
-    The :math:`(1 - q) n` rows with the smallest losses have weight :math:`1 / (1 - q)` (the row at the edge its
-    fraction, shared by rows of one loss) and the others 0. It is the counterpart of
-    :class:`~lossworks.weights.CVaR`, which leaves out the rows with the smallest losses: that is what the authors of
-    AdaWACObjective compare with as trim-ratio. The dual variable is the loss at the edge.
+    The :math:`(1 - q) n` rows with the smallest losses have weight :math:`1 / (1 - q)` (the row at the edge has the
+    fraction that is left, which rows of equal loss share) and the others have 0. It is the counterpart of
+    :class:`~lossworks.weights.CVaR`, which leaves out the rows with the smallest losses; that is what the authors of
+    AdaWAC compare with under the name trim-ratio. The dual variable is the loss at the edge.
 
-    The weights compare the rows of a batch, so one that is split must be seen whole: :class:`lossworks.Objective` does,
-    with ``process_group=`` and by its ``micro_batches``.
+    The weights compare the rows of a batch, so a batch that is split must be weighted as a whole:
+    :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
         ratio: q, the share that is left out, in [0, 1).
@@ -32,10 +32,10 @@ class TrimmedWeights(WorstCase):
         - losses: ``(n,)``; returns ``(n,)``, of mean 1.
 
     Raises:
-        ValueError: ``ratio`` outside [0, 1), or a loss that is NaN or infinite, with its row.
+        ValueError: ``ratio`` outside [0, 1), or a loss that is NaN or infinite (the error names its row).
 
-    Use it when about that share of the labels is wrong, after some epochs in which the rest was learned. Rare classes
-    have large losses too, and are left out with the noise.
+    Use it when about that share of the labels is wrong, after some epochs in which the clean rows were learned. Rows of
+    rare classes have large losses too, and are left out with the noise.
 
     Papers: shen2019trimmed, dong2023adawac
 

@@ -16,7 +16,7 @@ __all__ = ["Solution", "WorstCase", "check_losses"]
 
 
 class Solution(NamedTuple):
-    r"""The inner maximum over the weights.
+    r"""The solution of the inner maximum over the weights.
 
     Attributes:
         value: :math:`\max_w \tfrac1n \sum_i w_i \ell_i` less the price on w where there is one, ``()``.
@@ -30,9 +30,9 @@ class Solution(NamedTuple):
 
 
 class WorstCase(Weighting):
-    """Weights that solve an inner maximum over a batch: a subclass gives :meth:`_solve`, which computes in float64.
+    """Base of weights that solve an inner maximum over a batch; a subclass defines :meth:`_solve`, in float64.
 
-    They couple the batch: see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
+    The weights depend on the whole batch: see :meth:`lossworks.Objective.weigh` for batches that come in pieces.
     """
 
     couples_batch = True
@@ -64,7 +64,7 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
     check_floating("losses", losses)
     if losses.ndim != 1 or not (empty or len(losses)):
         raise ValueError(f"losses must have shape (n,){'' if empty else ' with n >= 1'}, got {tuple(losses.shape)}")
-    if readable(losses) and not math.isfinite(float(losses.detach().sum())):  # one number tells for all
+    if readable(losses) and not math.isfinite(float(losses.detach().sum())):  # one check for all rows
         rows = (~losses.detach().isfinite()).nonzero().flatten()
         if len(rows):
             named = ", ".join(str(int(row)) for row in rows[:3])
@@ -73,19 +73,19 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
 
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From the largest to the smallest, in float64."""
-    if readable(losses):  # numpy's sort leaves out the order that nobody asked for: some fifty times faster
+    """The losses from the largest to the smallest, in float64."""
+    if readable(losses):  # numpy's sort returns no order beside the values: about fifty times faster
         return torch.from_numpy(np.sort(in_numpy(losses))[::-1].astype(np.float64)).to(losses.device)
     return losses.double().sort(descending=True).values
 
 
 def in_numpy(losses: Float[Tensor, " n"]) -> NDArray[np.floating]:
-    """As float32 where they are that, which sorts in half the time, else as float64."""
+    """The losses in numpy: as float32 where they are that, which sorts in half the time, else as float64."""
     return (losses if losses.dtype == torch.float32 else losses.double()).numpy(force=True)
 
 
 def number_of(losses: Float[Tensor, " n"], number: float | Tensor) -> float | Float[Tensor, ""]:
-    """The hyperparameter as a float where it and the losses may be looked at, else as :func:`number_like`."""
+    """The hyperparameter as a float where it and the losses may be read, else as from :func:`number_like`."""
     if not readable(losses) or (isinstance(number, Tensor) and not readable(number)):
         return number_like(losses, number)
     return as_float(number)
