@@ -1,4 +1,4 @@
-"""Which rows: subsets of the data, and how sure one is of them.
+"""Selectors, which i in the formula: subsets of the rows, and how far their labels can be trusted.
 
 Stands on ``weights``.
 """

@@ -1,4 +1,4 @@
-"""One rule in one epoch, another in the next."""
+"""A selector of noisy rows that alternates between two rules from epoch to epoch."""
 
 from collections.abc import Sequence
 
@@ -13,26 +13,27 @@ __all__ = ["AlternatingSelector"]
 
 
 class AlternatingSelector:
-    r"""Finds noisy rows by turns: by their features in one epoch, by their losses in the next.
+    r"""Finds noisy rows by alternating rules: by their features in one epoch, by their losses in the next.
 
     .. math::
         \text{noisy}_e = \text{rule}_{e \bmod m}(\ell, h)
 
     The linear rule finds more of the noisy rows, and drops hard clean rows too; those come back in the epochs of the
-    loss rule. Its trusted rows are those of the loss rule. Split over ranks, gather the losses and features first.
+    loss rule. The linear rule trusts the loss rule's split into clean and noisy rows. When the data are split over
+    ranks, gather the losses and features first.
 
     Args:
-        order: Rules, ``"linear"`` and ``"loss"``, each epoch the next.
+        order: The rules, ``"linear"`` and ``"loss"``, in the order in which the epochs take them, over and over.
         loss: The rule by losses.
         linear: The rule by features.
 
     Raises:
-        ValueError: an order without rules or with others, an epoch below 0, losses or features as the rules refuse
-            them.
+        ValueError: an order without rules or with other rules, an epoch below 0, losses or features that the rules
+            refuse.
         TypeError: a rule of another type.
 
-    Use it for labels from web searches, where noise is mostly pictures of nothing that is a class. Where noise is
-    between the known classes, ``order=("loss",)`` is as good and needs no features.
+    Use it for labels from web searches, where most noisy rows are pictures of no known class. Where the noise is among
+    the known classes, ``order=("loss",)`` is as good and needs no features.
 
     Papers: albert2024accurate
 

@@ -1,4 +1,4 @@
-"""Two networks that tell each other which rows to learn from."""
+"""Co-teaching: two networks that pick for each other the rows to learn from."""
 
 import math
 from collections.abc import Sequence
@@ -24,35 +24,39 @@ __all__ = ["CoTeachingSelector", "co_teaching_step"]
 
 
 class _Picked(NamedTuple):
-    """Rows ``(k,)`` int64, those of the smallest loss first: by the first network for the second, and the other way."""
+    """The row numbers ``(k,)`` int64 that each network picked for the other, those of the smallest loss first."""
 
     for_second: Tensor
     for_first: Tensor
 
 
 class CoTeachingSelector:
-    r"""Each of two networks keeps the rows whose loss is smallest for it, and hands them to the other.
+    r"""Co-teaching: each of two networks picks its rows of smallest loss, and the other network learns from them.
 
     .. math::
         S_1 = \{\lfloor (1 - R(t))\, n \rfloor \text{ rows with the smallest } \ell^{(1)}\}, \qquad
         R(t) = \tau \min(t / T, 1)
 
-    and :math:`S_2` in the same way. The first network learns from :math:`S_2`, the second from :math:`S_1`: what one of
-    them takes for right by mistake, the other still doubts. At least one row is kept.
+    :math:`S_2` is found in the same way. The first network learns from :math:`S_2` and the second from :math:`S_1`,
+    because a wrong label that one of them has come to accept is still doubted by the other. At least one row is kept.
 
-    It is asked about a batch; one that is split over ranks or micro-batches keeps others, so gather its losses first.
+    It picks from a whole batch. If the batch is split over ranks or micro-batches, gather its losses first, because
+    each part on its own would keep other rows.
 
     Args:
-        forget_rate: :math:`\tau`, the share of rows that is left out in the end, in [0, 1): about that of wrong labels.
+        forget_rate: :math:`\tau`, the share of rows that is left out in the end, in [0, 1): about the share of wrong
+            labels.
         warmup_epochs: T, the epochs over which the share rises from 0, >= 0.
 
     Raises:
         ValueError: ``forget_rate`` outside [0, 1), ``warmup_epochs < 0``, ``epoch < 0``, losses that are not ``(n,)``,
-            of two shapes or hold NaN.
+            that differ in shape or that hold NaN.
 
-    Use it when labels are noisy, with two networks that started apart. With clean labels it leaves out what is hard.
+    Use it when labels are noisy, with two networks that were initialised differently. With clean labels it leaves out
+    the hard rows.
 
-    Epochs count from 0, so R is 0 in the first and full in epoch T; the authors' code has it full one epoch earlier.
+    Epochs are counted from 0, so R is 0 in the first epoch and reaches :math:`\tau` in epoch T; in the authors' code it
+    reaches :math:`\tau` one epoch earlier.
 
     Papers: han2018coteaching, chen2022compressing
 
@@ -84,7 +88,7 @@ class CoTeachingSelector:
         for name, losses in (("first", first), ("second", second)):
             if readable(losses) and bool(losses.isnan().any()):
                 raise ValueError(f"{name} must be numbers or inf, got nan in row {int(losses.isnan().nonzero()[0])}")
-        # A hair more, as (1 - 0.9) * 10 is just below 1.
+        # A little is added, because (1 - 0.9) * 10 is just below 1.
         kept = max(math.floor((1 - self.rate(epoch)) * len(first) + 1e-9), 1)
         return _Picked(*(losses.argsort(stable=True)[:kept] for losses in (first, second)))
 
@@ -99,29 +103,29 @@ def co_teaching_step(
     target: Int[Tensor, " n"],
     epoch: int,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    r"""One step of two networks, each on the rows that the other picked.
+    r"""One co-teaching step: trains two networks, each on the rows that the other picked.
 
     .. math:: \theta_1 \leftarrow \theta_1 - \eta \nabla_{\theta_1} \ell(\theta_1; S_2), \qquad
         \theta_2 \leftarrow \theta_2 - \eta \nabla_{\theta_2} \ell(\theta_2; S_1)
 
-    Rows are picked in evaluation mode, without dropout and from batch normalisation's running statistics; rows whose
-    target is the loss's ``ignore_index`` are left out first. The modes are afterwards as they were.
+    Rows are picked in evaluation mode, that is, without dropout and with batch normalisation's running statistics; rows
+    whose target is the loss's ``ignore_index`` are left out first. The networks' modes are restored afterwards.
 
     Args:
-        models: Two, from an input ``(n, ...)`` to one output a row.
-        optimizers: Two, each of one model's parameters.
-        loss: With one value a row and no memory of rows.
-        selector: Which rows are kept.
+        models: Two models, each from an input ``(n, ...)`` to one output a row.
+        optimizers: Two optimizers, each for one model's parameters.
+        loss: A loss with one value a row and without a memory of rows.
+        selector: Picks the rows that are kept.
         x: The batch, ``(n, ...)``.
-        target: What the loss takes, one a row.
+        target: The targets that the loss takes, one a row.
         epoch: The epoch, counted from 0.
 
     Returns:
-        The losses that the two were trained on, ``()`` each.
+        The losses on which the two models were trained, ``()`` each.
 
     Raises:
-        ValueError: not two models or optimizers, a loss with ``reduction="none"``, losses that are not one a row, what
-            loss and selector refuse.
+        ValueError: not two models or optimizers, a loss with ``reduction="none"``, losses that are not one a row,
+            whatever loss and selector refuse.
         TypeError: arguments of another type, a loss that needs ``index=``.
 
     Papers: han2018coteaching, chen2022compressing

@@ -1,4 +1,4 @@
-"""From which confidence on a pseudo-label is used."""
+"""The confidence above which pseudo-labels are used."""
 
 import torch
 from jaxtyping import Float
@@ -18,26 +18,27 @@ def dynamic_confidence_threshold(
     low: float = 0.3,
     high: float = 0.8,
 ) -> Float[Tensor, ""]:
-    r"""A threshold that rises with the teacher's mean confidence.
+    r"""A confidence threshold for pseudo-labels that rises with the teacher's mean confidence.
 
     .. math:: T = \mathrm{clip}\big(b\, \sigma(\beta\, (\bar c - \tfrac12)),\; low,\; high\big)
 
-    With the authors' values T is between 0.3 and 0.34 whatever the confidences are, so nearly constant, and below what
-    most pseudo-labels have: raise ``base`` and ``beta`` for it to do something. The mean is over all that is given, so
-    gather a batch that is split over ranks.
+    With the authors' values T is between 0.3 and 0.34 whatever the confidences are, so it is nearly constant, and below
+    the confidence of most pseudo-labels: raise ``base`` and ``beta`` for it to have an effect. The mean is over all
+    confidences given, so gather those of a batch that is split over ranks.
 
     Args:
         confidence: The largest class probability of each pixel or row, in [0, 1], of any shape, at least one.
-        base: b, > 0.
+        base: The factor b, > 0.
         beta: :math:`\beta`, how steeply it rises.
-        low: The least that T can be, in [0, 1].
-        high: The most, in [``low``, 1].
+        low: The smallest value that T can have, in [0, 1].
+        high: The largest value that T can have, in [``low``, 1].
 
     Returns:
-        ``()``, without a gradient; use labels whose confidence is above it.
+        T, ``()``, without a gradient. Use the pseudo-labels whose confidence is above it.
 
     Raises:
-        ValueError: ``base <= 0``, bounds outside [0, 1] or the wrong way round, a confidence outside [0, 1], none.
+        ValueError: ``base <= 0``, bounds outside [0, 1] or the wrong way round, a confidence outside [0, 1], no
+            confidence at all.
 
     Papers: tarubinga2025cwbass
 

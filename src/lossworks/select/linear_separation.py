@@ -1,4 +1,4 @@
-"""Noisy rows lie apart in the space of features."""
+"""Find noisy rows by a plane in the space of features."""
 
 import math
 
@@ -16,28 +16,28 @@ _ITERATIONS = 1000
 
 
 class LinearSeparationSelector:
-    r"""Takes a row for noisy when it lies on the noisy side of a plane between rows trusted to be clean or noisy.
+    r"""Finds noisy rows by a plane in feature space, fitted to a trusted split of the rows into clean and noisy ones.
 
     .. math::
         i \text{ noisy} \iff \sigma(v^\top u_i + b) > t, \qquad
         u = \mathrm{standardised}\big(h / \lVert h \rVert_2\big)
 
-    with v and b of a logistic regression (scikit-learn's), without penalty and with balanced classes, on the trusted
-    split. Rows of no class that is known (out of distribution) lie apart, and are found better than by their loss; what
-    is left then has fewer of the hard rows of known classes too, so a better detection is not always a better
-    classifier: see :class:`AlternatingSelector`. It is fitted to the whole training set, once an epoch; split over
-    ranks, gather the features first, and all ranks find the same rows.
+    Here v and b are those of scikit-learn's logistic regression on the trusted split, without penalty and with balanced
+    classes. Rows of no known class (out of distribution) lie apart in feature space, and are found better than by their
+    loss. But hard rows of known classes are dropped too, so better detection does not always give a better classifier:
+    see :class:`AlternatingSelector`. Fit it once an epoch to the whole training set; if that is split over ranks,
+    gather the features first, so that all ranks find the same rows.
 
     Args:
-        threshold: t, in [0, 1).
-        normalize: Whether features are first divided by their length. Without that the answer does not depend on the
-            scale of any one feature.
+        threshold: t, the probability above which a row is taken for noisy, in [0, 1).
+        normalize: Whether each row's features are first divided by their norm. If not, the answer does not depend on
+            the scale of any single feature.
 
     Raises:
         ValueError: ``threshold`` outside [0, 1), features that are not finite or not ``(N, d)``.
 
-    Use it on features that were not trained on the noisy labels, or only briefly. Where the trusted split has but one
-    side, it comes back as it was.
+    Use it on features that were not trained on the noisy labels, or only briefly. If the trusted rows are all clean or
+    all noisy, the trusted split is returned as it is.
 
     Papers: albert2024accurate
 
@@ -58,7 +58,7 @@ class LinearSeparationSelector:
     def __call__(
         self, features: Float[Tensor, "N d"], trusted_noisy: Bool[Tensor, " N"]
     ) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
-        """Which rows are noisy, and how likely each is."""
+        """Which rows are noisy, and the probability that each is."""
         from sklearn.linear_model import LogisticRegression
 
         check_floating("features", features)

@@ -1,4 +1,4 @@
-"""Which of the items that a user took are believed: those that cost little, beside the same user's others."""
+"""Which of a user's items to trust: those whose loss is small compared with the same user's other items."""
 
 from collections.abc import Callable
 
@@ -22,17 +22,17 @@ __all__ = ["PersonalLossResampler", "personal_loss_weights"]
 
 @cite("zhang2025pld", helps=("noisy labels",))
 def personal_loss_weights(losses: Float[Tensor, "n k"], temperature: float | Tensor = 0.1) -> Float[Tensor, "n k"]:
-    r"""Weights of a user's items that fall with their losses, and sum to 1 for each user.
+    r"""Weights of each user's items that fall with the items' losses and sum to 1 for the user.
 
     .. math:: w_{ui} = \frac{e^{-\ell_{ui} / T}}{\sum_{j} e^{-\ell_{uj} / T}}
 
-    Users differ in how large their losses are, so a loss is only compared with those of the same user: a constant on
-    all of them changes nothing. :class:`PersonalLossResampler` draws by these; ``(w * losses).sum(dim=1)`` is its
-    expectation.
+    Users differ in how large their losses are, so a loss is compared only with those of the same user: adding a
+    constant to all of them changes nothing. :class:`PersonalLossResampler` draws items with these probabilities;
+    ``(w * losses).sum(dim=1)`` is the expected loss of a drawn item.
 
     Args:
-        losses: ``(n, k)``, of k items that each user took.
-        temperature: T, in loss units, > 0: large for equal weights, small for the smallest loss alone.
+        losses: ``(n, k)``, the losses of k items that each user took.
+        temperature: T, in loss units, > 0. A large T gives equal weights, a small one all weight to the smallest loss.
 
     Returns:
         ``(n, k)``, at least float32, without a gradient.
@@ -59,34 +59,34 @@ def personal_loss_weights(losses: Float[Tensor, "n k"], temperature: float | Ten
 
 
 class PersonalLossResampler:
-    r"""Draws one of several items that a user took, the likelier the less it costs among that user's own.
+    r"""Draws one of several items that a user took, preferring items whose loss is small among the user's own.
 
     .. math::
         P_u(i) = \frac{e^{-\ell_{ui} / T}}{\sum_{j \in K_u} e^{-\ell_{uj} / T}}, \qquad
         i \in K_u, \quad \lvert K_u \rvert = k
 
-    with :math:`K_u` a pool of the items that u took.
+    Here :math:`K_u` is a pool of items that user u took.
 
-    All items of a pool are held against one item that the user did not take. A click by mistake costs more than the
-    user's other items do, so it is seldom drawn. Whether a loss is large is asked within a user, never across them, as
-    some users are hard altogether.
+    The loss of each item in a pool compares it with one item that the user did not take. An item clicked by mistake has
+    a larger loss than the user's other items, so it is seldom drawn. Losses are compared within a user, never across
+    users, because some users have large losses throughout.
 
-    The draws are made for the users that it is given, so a batch that is split draws others. Each step costs k more
-    scores without a gradient.
+    It draws for the users that it is given, so the parts of a batch that is split get other draws. Each step costs k
+    more scores without a gradient.
 
     Args:
-        pool_size: k, >= 1; with 1 nothing is chosen.
-        temperature: T, in loss units, > 0. Search for it: a small one learns what is known.
-        start_epoch: The first epoch, counted from 0, in which losses are believed; before it all items are as likely.
-        generator: Where pools and items are drawn from; torch's own generator by default.
+        pool_size: k, >= 1; with 1 there is nothing to choose from.
+        temperature: T, in loss units, > 0. Tune it: with a small T the model learns only what it already knows.
+        start_epoch: The first epoch, counted from 0, in which losses are used; before it all items are equally likely.
+        generator: The random generator for pools and items; torch's global one by default.
 
     Raises:
         ValueError: ``pool_size < 1``, ``temperature <= 0``, ``start_epoch < 0``, items or losses of another shape, a
             user without items.
         TypeError: users or items that aren't int64.
 
-    Use it for recommendation from clicks and the like, with :class:`lossworks.losses.BPRLoss`, where some were
-    mistakes. Not where a user's rare tastes matter: they are learned late, and so taken for mistakes.
+    Use it for recommendation from clicks and the like, with :class:`lossworks.losses.BPRLoss`, where some clicks were
+    mistakes. Not where a user's rare tastes matter: they are learned late, and so are taken for mistakes.
 
     Papers: zhang2025pld
 
@@ -116,11 +116,11 @@ class PersonalLossResampler:
     def draw_pool(
         self, users: Int[Tensor, " n"], items: Int[Tensor, " m"], starts: Int[Tensor, " users"]
     ) -> Int[Tensor, "n k"]:
-        """A pool of each user's items, all different where the user took k or more.
+        """Draw a pool of k items for each user, all different where the user took k or more.
 
         Args:
-            users: ``(n,)``, who is asked for.
-            items: ``(m,)``, what was taken, user by user.
+            users: ``(n,)``, the users.
+            items: ``(m,)``, the items that were taken, sorted by user.
             starts: ``(U + 1,)``, where each user's items start in ``items``, and at the end m.
         """
         for name, column in (("users", users), ("items", items), ("starts", starts)):
@@ -138,7 +138,7 @@ class PersonalLossResampler:
             raise ValueError(f"users must have items, user {int(users[counts.argmin()])} has none")
         widest = max(int(counts.max()), self.pool_size)
         keys = torch.rand(len(users), widest, generator=self.generator, device=users.device)
-        # Each of k places by itself where the user has fewer than k items, else the k items with the largest keys.
+        # A user with fewer than k items has each place drawn by itself, others have the k items of the largest keys.
         alone = (keys[:, : self.pool_size] * counts[:, None]).long().clamp(max=counts[:, None] - 1)
         missing = torch.arange(widest, device=users.device) >= counts[:, None]
         apart = keys.masked_fill(missing, -1).topk(self.pool_size, dim=1).indices
@@ -154,10 +154,11 @@ class PersonalLossResampler:
         neg_items: Int[Tensor, " n"],
         epoch: int,
     ) -> Int[Tensor, " n"]:
-        """The item of each user to learn from.
+        """Draw the item of each user to learn from.
 
         Args:
-            loss: From users, items that were taken and items that were not, ``(n k,)`` each, to a loss for each.
+            loss: A function of users, items that they took and items that they did not take, ``(n k,)`` each, that
+                gives a loss for each.
             users: ``(n,)``, the users.
             pool_items: ``(n, k)``, items that each of them took, see :meth:`draw_pool`.
             neg_items: ``(n,)``, an item that each of them did not take.

@@ -1,4 +1,4 @@
-"""How far the labels that a model gave to noisy rows can be believed."""
+"""Weights by how far the pseudo-labels of noisy rows can be trusted."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,12 +13,12 @@ __all__ = ["pseudo_loss_weights"]
 
 @cite("albert2024accurate", helps=("noisy labels",))
 def pseudo_loss_weights(pseudo_loss: Float[Tensor, " N"], noisy: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
-    r"""Weigh each noisy row by how likely its pseudo-label is right; clean rows weigh 1.
+    r"""Weight each noisy row by the probability that its pseudo-label is right; clean rows have weight 1.
 
     .. math:: w_i = P(\text{low} \mid \ell(z_i, \hat y_i)) \text{ where noisy, else } 1
 
-    with two normal modes fitted to the noisy rows' losses on their pseudo-labels, as in
-    :class:`SmallLossGMMSelector`. Fewer than 3 noisy rows, or losses that are all the same, weigh 1.
+    Two normal modes are fitted to the noisy rows' losses on their pseudo-labels, as in :class:`SmallLossGMMSelector`.
+    With fewer than 3 noisy rows, or if their losses are all the same, all weights are 1.
 
     Args:
         pseudo_loss: ``(N,)``, each row's cross-entropy on its pseudo-label (read for noisy rows alone).

@@ -10,26 +10,26 @@ __all__ = ["SmallLossGMMSelector"]
 
 
 class SmallLossGMMSelector:
-    r"""Takes a row for noisy when its loss belongs to the higher of two modes.
+    r"""Finds noisy rows by their large loss: those in the higher of two normal modes that are fitted to the losses.
 
     .. math::
         i \text{ noisy} \iff P(\text{high} \mid s_i) > t, \qquad
         s_i = \frac{\ell_i - \min \ell}{\max \ell - \min \ell}, \quad
         s \sim \sum_{m \in \{\text{low}, \text{high}\}} \pi_m\, N(\mu_m, \sigma_m^2)
 
-    A network learns clean labels before it learns wrong ones, so early in training the losses have two modes. The
-    mixture is fitted by scikit-learn to the losses of the whole training set, once an epoch; split over ranks, gather
-    the losses first, and all ranks find the same rows.
+    A network learns clean labels before it learns wrong ones, so early in training the losses have two modes. Call it
+    once an epoch on the losses of the whole training set, to which scikit-learn fits the mixture. If they are split
+    over ranks, gather the losses first, so that all ranks find the same rows.
 
     Args:
-        threshold: t, in [0, 1).
+        threshold: t, the probability above which a row is taken for noisy, in [0, 1).
 
     Raises:
         ValueError: ``threshold`` outside [0, 1), losses that are not ``(N,)`` or hold NaN.
 
-    Use it after a short warm-up, with losses taken of all rows without gradients. Where losses have one mode, all
-    labels clean or all learned by heart, it still splits them in two; infinite losses count as the largest finite one,
-    and losses that are all the same as clean.
+    Use it after a short warm-up, on the losses of all rows, computed without gradients. Where the losses have a single
+    mode, because all labels are clean or all are memorised, it still divides them in two. An infinite loss counts as
+    the largest finite one; if all losses are the same, all rows count as clean.
 
     Papers: albert2024accurate
 
@@ -45,7 +45,7 @@ class SmallLossGMMSelector:
         self.threshold = check_between("threshold", threshold, 0, 1, open_high=True)
 
     def probability(self, losses: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """How likely each row is noisy."""
+        """The probability that each row is noisy."""
         return probability_of_high("losses", losses)
 
     def __call__(self, losses: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:

@@ -1,4 +1,4 @@
-"""How far the nearest labelled class is ahead of the next one."""
+"""Pseudo-labels by the most similar labelled row, weighted by the margin of its class over the next one."""
 
 from typing import NamedTuple
 
@@ -21,26 +21,26 @@ class _Found(NamedTuple):
 
 
 class WADWeights:
-    r"""Labels rows by the class of the most similar labelled row, and weighs them by its margin over the next class.
+    r"""Pseudo-labels by the class of the most similar labelled row, weighted by its margin over the next class.
 
     .. math::
         s_{jk} = \max_{i : y_i = k} \cos(h_j, h_i), \qquad \hat y_j = \arg\max_k s_{jk}, \qquad
         \omega_j = s_{j(1)} - s_{j(2)}
 
-    on features of a teacher that was trained without labels, as by :func:`lossworks.embed.nt_xent_loss`. Rows of no
-    known class are about as far from all classes, and get small weights. The weight is in [0, 2]; the authors' code has
-    :math:`s_{(1)} (1 - s_{(2)} / s_{(1)})`, which is the same number but where :math:`s_{(1)} = 0`, there NaN.
+    The features h are those of a teacher that was trained without labels, as by :func:`lossworks.embed.nt_xent_loss`.
+    Rows of no known class are about equally far from all classes, so they get small weights. The weight is in [0, 2].
+    The authors' code computes :math:`s_{(1)} (1 - s_{(2)} / s_{(1)})`, which is the same number, except that it is NaN
+    where :math:`s_{(1)} = 0`.
 
-    It is asked once about the whole data; a row's answer reads the labelled rows and its own features, so unlabelled
-    rows may be split at will.
+    Call it once for the whole data. A row's answer depends only on the labelled rows and the row's own features, so the
+    unlabelled rows may be split at will.
 
     Raises:
         ValueError: features that are not finite or don't match, a class out of range, labels of fewer than 2 classes.
         TypeError: labels that are not int64.
 
-    Use it where unlabelled rows come from elsewhere in part, for
-    :class:`lossworks.distill.WeightAwareDistillationLoss`. A class without a labelled row has similarity minus infinity
-    and is never the answer.
+    Use it for :class:`lossworks.distill.WeightAwareDistillationLoss`, where some of the unlabelled rows come from
+    elsewhere. A class without a labelled row has similarity minus infinity and is never the answer.
 
     Papers: du2023wad
 
