@@ -1,4 +1,4 @@
-"""What is reported: numbers for predictions, on numpy arrays or tensors.
+"""Metrics: the numbers that are reported about predictions, on numpy arrays or tensors.
 
 :mod:`lossworks.metrics.stacked` has the same numbers for many models at once, on raw outputs.
 """

@@ -1,4 +1,4 @@
-"""What the metrics take: numpy arrays or tensors, checked once and computed in float64."""
+"""The inputs of metrics: numpy arrays or tensors, checked once and converted to float64."""
 
 from typing import Any, TypeAlias
 

@@ -1,4 +1,4 @@
-"""Numbers for class predictions, from probabilities ``(n, C)``, or ``(n,)`` of class 1 where there are two classes."""
+"""Metrics of class predictions, from probabilities ``(n, C)``, or ``(n,)`` of class 1 where there are two classes."""
 
 import math
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ MOST_BINS = 1_000_000
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Confidence beside accuracy, bin by bin; an empty bin has NaN in both.
+    """The confidence and the accuracy in each bin; an empty bin has NaN in both.
 
     Attributes:
         edges: ``(bins + 1,)``, from 0 to 1.
         count: ``(bins,)``, how many rows are in each bin.
-        confidence: ``(bins,)``, mean probability of the predicted class.
-        accuracy: ``(bins,)``, share of rows predicted right.
+        confidence: ``(bins,)``, the mean probability of the predicted class.
+        accuracy: ``(bins,)``, the share of rows predicted right.
     """
 
     edges: Floats
@@ -51,7 +51,7 @@ def accuracy(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]
         \frac1n \sum_i [\arg\max_k p_{ik} = y_i]
 
     Args:
-        probabilities: ``(n, C)``, any scores whose largest is the answer; or ``(n,)``, of class 1.
+        probabilities: ``(n, C)``, any scores of which the largest is the answer; or ``(n,)``, probabilities of class 1.
         target: ``(n,)``, the classes.
 
     Raises:
@@ -103,7 +103,7 @@ def tail_class_accuracy(correct: Array, target: Int[Array, " n"], fraction: floa
         \frac{1}{m} \sum_{k \in \text{the } m \text{ smallest}} r_k, \qquad m = \lceil f\, |K| \rceil
 
     Args:
-        correct: Whether each row is right, 0 or 1, ``(n,)``; under attack, if robust accuracy is meant.
+        correct: Whether each row is predicted right, 0 or 1, ``(n,)``; under attack, if robust accuracy is wanted.
         target: The rows' classes, integers.
         fraction: The share f of the classes that occur, in (0, 1].
 
@@ -127,7 +127,7 @@ def tail_class_accuracy(correct: Array, target: Int[Array, " n"], fraction: floa
 
 
 def macro_f1(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The mean of the classes' F1, over the classes that occur in the target or among the predictions.
+    r"""Macro F1: the mean of the classes' F1, over the classes that occur in the target or among the predictions.
 
     .. math::
         F_k = \frac{2\,\#\{\hat y = k = y\}}{\#\{\hat y = k\} + \#\{y = k\}}
@@ -143,15 +143,15 @@ def macro_f1(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]
 
 
 def log_loss(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The mean negative log-probability of the true class, in nats.
+    r"""Log-loss: the mean negative log-probability of the true class, in nats.
 
     .. math::
         -\frac1n \sum_i \log p_{i y_i}
 
-    A probability of 0 counts as the smallest step above it in float64 (2.2e-16), so that the mean stays finite.
+    A probability below 2.2e-16, the resolution of float64, counts as that, so that the mean stays finite.
 
     Args:
-        probabilities: ``(n, C)`` with rows that sum to 1; or ``(n,)``, of class 1.
+        probabilities: ``(n, C)`` with rows that sum to 1; or ``(n,)``, probabilities of class 1.
         target: ``(n,)``, the classes.
 
     Raises:
@@ -167,7 +167,7 @@ def log_loss(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]
 def reliability_bins(
     probabilities: Float[Array, "n *classes"], target: Int[Array, " n"], *, bins: int = 15
 ) -> ReliabilityBins:
-    r"""Confidence and accuracy in equal-width bins of confidence, what a reliability diagram draws.
+    r"""The confidence and the accuracy in equal-width bins of confidence, as a reliability diagram shows them.
 
     .. math::
         B_m = \{ i : \max_k p_{ik} \in (\tfrac{m-1}{M}, \tfrac{m}{M}] \}
@@ -181,7 +181,7 @@ def reliability_bins(
     p, target = _class_probabilities(probabilities, target)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == target
     edges = np.linspace(0, 1, bins + 1)
-    # An edge belongs to the bin below it; a confidence over 1 by rounding to the last.
+    # An edge belongs to the bin below it, and a confidence that rounding put above 1 to the last bin.
     number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     count = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -194,12 +194,14 @@ def reliability_bins(
 def expected_calibration_error(
     probabilities: Float[Array, "n *classes"], target: Int[Array, " n"], *, bins: int = 15
 ) -> float:
-    r"""How far confidence is from accuracy over rows: 0 when of the answers given with 80 % four in five are right.
+    r"""Expected calibration error: how far the confidence is from the accuracy, bin by bin, averaged over the rows.
 
     .. math::
         \sum_m \frac{|B_m|}{n} \bigl| \mathrm{acc}(B_m) - \mathrm{conf}(B_m) \bigr|
 
-    The confidence is that of the predicted class, with two classes too. Biased upwards when rows are few.
+    It is 0 when, for instance, four in five of the answers given with a confidence of 80 % are right. The confidence is
+    the probability of the predicted class, with two classes too. The estimate is biased upwards when there are few
+    rows.
 
     Args and raises: as :func:`reliability_bins`.
 
@@ -213,13 +215,13 @@ def expected_calibration_error(
 
 
 def auroc(scores: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The chance that a row of class 1 is scored above a row of class 0, ties counting half.
+    r"""Area under the ROC curve: the chance that a row of class 1 is scored above one of class 0, ties counting half.
 
     .. math::
         \frac{1}{n_0 n_1} \sum_{y_i = 1} \sum_{y_j = 0} [s_i > s_j] + \tfrac12 [s_i = s_j]
 
     Args:
-        scores: ``(n,)``, larger means class 1; or ``(n, 2)``, of which the difference is taken.
+        scores: ``(n,)``, larger means class 1; or ``(n, 2)``, of which the second less the first is taken.
         target: ``(n,)``, 0 or 1.
 
     Returns:
@@ -243,7 +245,7 @@ def auroc(scores: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float
 
 
 def average_precision(scores: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The precision at each row of class 1, going down the scores, averaged; ties are taken together.
+    r"""Average precision: the mean of the precision at each row of class 1, going down the scores, ties together.
 
     .. math::
         \frac{1}{n_1} \sum_{y_i = 1} \frac{\#\{j : s_j \ge s_i, y_j = 1\}}{\#\{j : s_j \ge s_i\}}
@@ -294,7 +296,7 @@ def _check_in_unit_interval(values: Floats) -> None:
 
 
 def _class_counts(scores: Floats, target: Classes) -> tuple[Classes, Classes, Classes]:
-    """Per class: rows predicted right, rows of it, rows predicted as it."""
+    """Per class: rows predicted right, rows of the class, rows predicted as the class."""
     answer, classes = scores.argmax(axis=1), scores.shape[1]
     return (
         np.bincount(target[answer == target], minlength=classes),
@@ -310,7 +312,7 @@ def _binary_scores(scores: Array, target: Array) -> tuple[Floats, np.ndarray]:
         with np.errstate(invalid="ignore"):
             values = values[:, 1] - values[:, 0]
         if np.isnan(values).any():
-            raise ValueError("scores must differ by a number, got two infinities of one sign in a row")
+            raise ValueError("scores must have a difference in each row, got two infinities of the same sign")
     if values.shape != classes.shape:
         raise ValueError(f"scores must have shape ({len(classes)},) or ({len(classes)}, 2), got {values.shape}")
     if classes.max() > 1:

@@ -1,4 +1,4 @@
-"""Numbers for real-valued predictions."""
+"""Metrics of real-valued predictions."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,7 @@ __all__ = ["mae", "r2", "rmse"]
 
 
 def rmse(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
-    r"""The root of the mean squared error, in the target's unit.
+    r"""RMSE: the root of the mean squared error, in the target's unit.
 
     .. math::
         \sqrt{\tfrac1n \sum_i (\hat y_i - y_i)^2}
@@ -30,7 +30,7 @@ def rmse(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
 
 
 def mae(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
-    r"""The mean absolute error, in the target's unit.
+    r"""MAE: the mean absolute error, in the target's unit.
 
     .. math::
         \tfrac1n \sum_i |\hat y_i - y_i|
@@ -46,7 +46,7 @@ def mae(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
 
 
 def r2(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
-    r"""The share of the target's variance that the predictions explain; 0 for its mean, below 0 for worse.
+    r"""R²: the share of the target's variance that the predictions explain; 0 for its mean, below 0 for worse.
 
     .. math::
         1 - \frac{\sum_i (\hat y_i - y_i)^2}{\sum_i (y_i - \bar y)^2}

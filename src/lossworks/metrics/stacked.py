@@ -1,7 +1,7 @@
 """Scores of many models at once, on raw outputs, for early stopping; larger is better, -inf for a model that diverged.
 
 All take ``outputs`` ``(R, n, k)`` of R models (``k = 1`` for one logit or one value), ``target`` ``(R, n)`` and
-``mask`` ``(R, n)``, false for the rows that only pad, and return ``(R,)``.
+``mask`` ``(R, n)``, false for padding rows, and return ``(R,)``.
 """
 
 import functools
@@ -33,7 +33,7 @@ StackedScore: TypeAlias = Callable[
 ]
 
 TEMPERATURES = tuple(2.0 ** (half / 2) for half in range(-6, 9))
-"""The temperatures at which :func:`log_loss` looks: 1/8 to 16 in steps of the root of 2."""
+"""The temperatures that :func:`log_loss` tries: 1/8 to 16 in steps of the root of 2."""
 
 
 def _finite_only(score: StackedScore) -> StackedScore:
@@ -85,7 +85,7 @@ def macro_f1(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 @_finite_only
 def log_loss(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The negative log-loss at each model's best of :data:`TEMPERATURES`, as calibration comes after training."""
+    """The negative log-loss at each model's best of :data:`TEMPERATURES`, since calibration comes after training."""
     logits = _class_logits(outputs)
     chosen = logits.gather(2, _labels(outputs, target)[..., None])[..., 0]
     # One temperature after the other: the outputs of many models are large, and a stack of scaled copies larger.
@@ -144,7 +144,7 @@ def _values(outputs: Tensor) -> Tensor:
 
 
 def _class_logits(outputs: Tensor) -> Tensor:
-    """One logit as the two of which it is the difference."""
+    """Logits a class; a single logit becomes two whose difference it is."""
     return outputs if outputs.shape[2] > 1 else torch.cat([torch.zeros_like(outputs), outputs], dim=2)
 
 
@@ -167,7 +167,7 @@ def _labels(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def _class_counts(outputs: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per model and class: rows answered right, rows of it, rows answered so."""
+    """Per model and class: rows answered right, rows of the class, rows answered with the class."""
     answers, target, classes = _answers(outputs), _labels(outputs, target), max(outputs.shape[2], 2)
 
     def count(labels: Tensor, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Is it real? Statistics on tables of scores, which know nothing of what was scored.
+"""Whether a difference is real: statistics on tables of scores, whatever it is that was scored.
 
 Stands on ``metrics``.
 """

@@ -19,12 +19,12 @@ KEMENY_LIMIT = 16
 def borda_ranking(
     scores: Float[Array, "systems tasks"], higher_is_better: bool = True, ties: str = "average"
 ) -> tuple[Int[np.ndarray, " systems"], Float[np.ndarray, " systems"]]:
-    r"""Rank systems by how many others they beat, summed over tasks; a task's unit or scale does not matter.
+    r"""Borda count: rank systems by how many others they beat, summed over tasks; a task's scale does not matter.
 
     .. math::
         B_s = \sum_t \#\{ r : x_{rt} < x_{st} \} + \tfrac12 \#\{ r \ne s : x_{rt} = x_{st} \}
 
-    The authors' code breaks ties by the order in which systems are listed; here each of two that tie gets half,
+    The authors' code breaks ties by the order in which systems are listed; here each of two systems that tie gets half,
     which keeps the result independent of that order.
 
     Args:
@@ -69,7 +69,7 @@ def two_level_borda(
     Raises:
         ValueError: no task, tasks with different numbers of systems, NaN.
 
-    Use it when the scores of single rows are at hand; else :func:`borda_ranking` on the tasks' scores.
+    Use it when the scores of single rows are at hand; otherwise use :func:`borda_ranking` on the tasks' scores.
 
     Papers: colombo2022best
 
@@ -88,14 +88,14 @@ def two_level_borda(
 def kemeny_consensus(
     scores: Float[Array, "systems tasks"], method: str = "exact", higher_is_better: bool = True
 ) -> Int[np.ndarray, " systems"]:
-    r"""The ranking that contradicts the tasks' rankings in the fewest pairs.
+    r"""Kemeny consensus: the ranking that contradicts the tasks' rankings in the fewest pairs of systems.
 
     .. math::
         \arg\min_\pi \sum_t d_{\text{Kendall}}(\pi, \pi_t)
 
-    Exact by dynamic programming over which systems are already placed, :math:`O(2^S S)`; so a Condorcet winner is
-    first. ``"borda"`` is the fast approximation, within a factor of 5. Of several optimal rankings it is the first in
-    the order in which systems are listed. A tie on a task contradicts nothing.
+    ``"exact"`` is dynamic programming over the set of systems that are already placed, :math:`O(2^S S)`, so a Condorcet
+    winner is first. ``"borda"`` is a fast approximation, within a factor of 5. Of several optimal rankings the result
+    is the first in the order in which the systems are listed. A tie on a task contradicts nothing.
 
     Args:
         scores: ``(S, T)``, one row a system and one column a task.

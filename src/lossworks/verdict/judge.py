@@ -1,7 +1,7 @@
-"""Which objective is better, and is the difference real: paired folds, corrected for what they share.
+"""Which objective is better, and whether the difference is real: tests on paired folds, corrected for shared rows.
 
 The folds of a repeated cross-validation share training rows, so their differences are correlated and a plain t-test
-finds differences that are not there. Everything here is on the corrected scale of Nadeau and Bengio.
+finds differences that are not there. Everything here uses the corrected scale of Nadeau and Bengio.
 """
 
 import math
@@ -25,11 +25,11 @@ ENOUGH = 0.95
 
 
 class Judged(Protocol):
-    """What is judged: :class:`lossworks.metrics.Metric` is one."""
+    """A metric that is judged, such as a :class:`lossworks.metrics.Metric`."""
 
     @property
     def name(self) -> str:
-        """The column that holds it."""
+        """The column that holds the metric."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -37,12 +37,12 @@ class Judged(Protocol):
 
     @property
     def bounded01(self) -> bool:
-        """Whether it lies in [0, 1]."""
+        """Whether the metric lies in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the folds say.
+    """The result of :func:`judge`.
 
     Attributes:
         ranking: One row a system, best mean first: ``objective``, ``setting`` (the one chosen in most folds), ``role``
@@ -50,10 +50,10 @@ class Judgement:
             ``difference`` to the reference in the metric's unit with ``difference_low`` and ``difference_high``, ``p``,
             ``p_adjusted``, ``p_better``, ``p_equal``, ``p_worse``; ``folds`` (pairs compared), ``rank`` over all
             metrics, ``verdict``; then the means of the other metrics.
-        differences: ``objective``, ``fold``, ``repeat``, ``difference``: the pairs behind it.
-        metric: What was judged.
-        reference: What it was compared with.
-        outside: The line from outside, shown and tested but no candidate.
+        differences: ``objective``, ``fold``, ``repeat``, ``difference``: the paired differences behind the ranking.
+        metric: The metric that was judged.
+        reference: The objective that the others were compared with.
+        outside: The objective from outside, such as boosted trees, which is shown and tested but is no candidate.
         rope: Differences up to this size are equal for practical purposes, in the metric's unit.
         alpha: The error rate of the tests.
         test_fraction: The share of rows in each test fold.
@@ -72,7 +72,7 @@ class Judgement:
 
 
 def choose(results: pl.DataFrame) -> pl.DataFrame:
-    """Say in a column ``chosen`` which setting is tested: each objective's best on the inner rows of a fold and repeat.
+    """Mark in a column ``chosen`` the setting to test: each objective's best on the inner rows of a fold and repeat.
 
     Args:
         results: One row a trained model: ``objective``, ``setting_number``, ``fold``, ``repeat``, ``dropped`` (whether
@@ -105,25 +105,26 @@ def judge(
 
     An objective is ``equal`` if the difference is within ``rope`` with a probability of at least 0.95, whatever its p;
     otherwise ``better`` or ``worse`` if its p, adjusted by Holm's method for the number of candidates, is below
-    ``alpha``; else ``unclear``. So is one with a single fold, or one that failed (a score that is NaN where the
-    reference has a number).
+    ``alpha``; else ``unclear``. An objective with a single fold is ``unclear`` too, and so is one that failed (its
+    score is NaN where the reference has a number).
 
     Args:
-        scores: One row an objective, fold and repeat, those that :func:`choose` chose: ``objective``, ``setting``,
-            ``fold``, ``repeat``, and a column for each metric. A fold that is missing for one of a pair, or in which
-            the metric is undefined for the reference, is left out of that pair.
-        metric: What is judged.
+        scores: One row an objective, fold and repeat, that of the setting which :func:`choose` chose: ``objective``,
+            ``setting``, ``fold``, ``repeat``, and a column for each metric. A fold that is missing for an objective or
+            for the reference, or in which the reference's metric is undefined, is left out of that objective's
+            differences.
+        metric: The metric to judge.
         reference: The objective that the others are compared with.
         test_fraction: The share of the rows in each test fold, in (0, 1).
-        ranked: The metrics whose consensus is the rank, those of them that the table has; ``metric`` alone by default.
-        shown: Further columns whose means are shown, where the table has them, and which are not in the rank.
+        ranked: The metrics whose consensus is the rank, as far as the table has them; ``metric`` alone by default.
+        shown: Further columns whose means are shown, where the table has them, and which do not count for the rank.
         rope: Half the region of practical equivalence, in the metric's unit; by default 0.01 for metrics in [0, 1], and
             1 % of the reference's mean for others.
-        outside: An objective that is shown and tested, but is no candidate; a run cut short may not have it.
+        outside: An objective that is shown and tested but is no candidate; the table need not have it.
         alpha: The error rate, in (0, 1).
 
     Raises:
-        ValueError: a column, the metric's own or the reference is not there; a fold stands twice.
+        ValueError: a column, such as the metric's own, or the reference is missing; an objective has a fold twice.
     """
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
     _check(scores, metric.name, reference)

@@ -1,4 +1,4 @@
-"""Is a difference real: tests over the folds of a repeated cross-validation, corrected for what the folds share."""
+"""Tests over the folds of a repeated cross-validation, corrected for the training rows that the folds share."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["Paired", "holm", "paired_test"]
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean over paired folds, with what can be said of it; None where one fold leaves it open."""
+    """A mean over paired folds with its interval, p-value and probabilities, which are None with a single fold."""
 
     mean: float
     low: float | None = None
@@ -31,23 +31,24 @@ class Paired:
 def paired_test(
     values: Sequence[float] | npt.NDArray[np.float64], *, test_fraction: float, rope: float = 0.0, level: float = 0.95
 ) -> Paired:
-    r"""The mean of values over the folds of a repeated cross-validation: its interval, test and probabilities.
+    r"""Corrected t-test of the mean over the folds of a repeated cross-validation, with interval and probabilities.
 
     .. math::
         t = \frac{\bar d}{s \sqrt{\frac1J + \frac{\rho}{1 - \rho}}} \sim t_{J-1}, \qquad \rho = \frac{n_\text{test}}{n}
 
-    The same scale gives the posterior of the mean, a Student t around :math:`\bar d`, from which come the probabilities
-    that it is above ``rope``, within it, or below ``-rope``. Two cases have no scale: if all values are 0, so is the
-    difference, for sure (p = 1); if all are one other number, the sign test's :math:`2^{1 - J}` stands in for p.
+    The same scale gives the posterior of the mean, a Student t around :math:`\bar d`, and with it the probabilities
+    that the mean is above ``rope``, within it, or below ``-rope``. Two cases have no scale. If all values are 0, the
+    mean is 0 for certain (p = 1). If all values are another, single number, p is that of the sign test,
+    :math:`2^{1 - J}`.
 
     Args:
         values: ``(J,)``, one a fold and repeat.
         test_fraction: :math:`\rho`, the share of the rows in each test fold, in (0, 1).
         rope: Half the width of the region of practical equivalence, >= 0.
-        level: Of the interval, in (0, 1).
+        level: The level of the interval, in (0, 1).
 
     Returns:
-        A :class:`Paired`; with one value only its mean.
+        A :class:`Paired`; with a single value it has only the mean.
 
     Raises:
         ValueError: no values, NaN or Inf among them, an argument out of range.
