@@ -1,4 +1,4 @@
-"""Argument checks that name the argument, what came and what was wanted; free on the hot path.
+"""Argument checks whose errors name the argument, what came and what was wanted; they cost nothing on the hot path.
 
 Shapes and dtypes are checked always. Values (a label's range, NaN, the value of a tensor hyperparameter) are checked in
 eager mode on the CPU, never inside ``torch.func`` transforms or ``torch.compile``, and never by waiting for a GPU;
@@ -61,7 +61,7 @@ _asked: ContextVar[bool | None] = ContextVar("lossworks_checks", default=None)
 
 
 class InputError(ValueError):
-    """One line for the user: what is wrong, where (file, column, row) and what to do.
+    """An error told to the user in one line: what is wrong, where (file, column, row) and what to do.
 
     Names and values come from files that anyone may have made, so whatever would break the line or steer a terminal is
     shown as an escape, and the line is shortened.
@@ -88,7 +88,7 @@ def checks(enabled: bool = True) -> Iterator[None]:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the tensor's values may be looked at here: eager, untransformed, and on the CPU or under ``checks()``."""
+    """Whether the tensor's values may be read here: eager, untransformed, and on the CPU or under ``checks()``."""
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -106,7 +106,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """The value for a message: on one line, and shortened."""
+    """The value as text for an error message, on one line and shortened."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 63:
         return f"an int of {value.bit_length()} bits"
     text = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _brief.repr(value)
@@ -120,9 +120,9 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST_SHOWN
 
 @contextlib.contextmanager
 def taken(by: str) -> Iterator[None]:
-    """Around code that a user gave: where it fails on what it is given, one line says so, beginning with these words.
+    """Run code that a user gave; where it fails on what it is given, raise a one-line error that begins with ``by``.
 
-    A device that runs out of memory is no fault of what was given.
+    An error that the device is out of memory passes through, because it is no fault of what was given.
     """
     try:
         yield
@@ -134,12 +134,12 @@ def taken(by: str) -> Iterator[None]:
 
 
 def as_float(number: float | Tensor) -> float:
-    """The number, of a tensor without its gradient."""
+    """The number as a float, without a gradient."""
     return float(number.detach() if isinstance(number, Tensor) else number)
 
 
 def precise(device: torch.device) -> torch.dtype:
-    """The dtype for sums that must lose no digits there: float64, which MPS doesn't have."""
+    """The dtype for sums that must lose no digits on the device: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -160,7 +160,7 @@ def _number(name: str, value: float | Tensor) -> float | None:
 
 
 def check_positive(name: str, value: Number, *, allow_zero: bool = False) -> Number:
-    """The hyperparameter as it came, if it is finite and > 0 (>= 0 with ``allow_zero``)."""
+    """Return the hyperparameter unchanged; raise unless it is finite and > 0 (>= 0 with ``allow_zero``)."""
     number = _number(name, value)
     if number is not None and not (math.isfinite(number) and (number > 0 or (allow_zero and number == 0))):
         raise ValueError(f"{name} must be finite and {'>= 0' if allow_zero else '> 0'}, got {number:g}")
@@ -170,7 +170,7 @@ def check_positive(name: str, value: Number, *, allow_zero: bool = False) -> Num
 def check_between(
     name: str, value: Number, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> Number:
-    """The hyperparameter as it came, if it lies between the bounds (each included unless said to be open)."""
+    """Return the hyperparameter unchanged; raise unless it lies within the bounds (each included unless open)."""
     number = _number(name, value)
     if number is not None and not (
         (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
@@ -181,7 +181,7 @@ def check_between(
 
 
 def check_finite(name: str, value: Number) -> Number:
-    """The hyperparameter as it came, if it is a finite number of either sign."""
+    """Return the hyperparameter unchanged; raise unless it is a finite number of either sign."""
     number = _number(name, value)
     if number is not None and not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number:g}")
@@ -189,7 +189,7 @@ def check_finite(name: str, value: Number) -> Number:
 
 
 def check_int(name: str, value: int, *, low: int, high: int | None = None) -> int:
-    """The structural hyperparameter as it came, if it is an ``int`` in ``[low, high]``, at most one of 64 bits."""
+    """Return the hyperparameter unchanged; raise unless it is an ``int`` of 64 bits in ``[low, high]``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low or value > (2**63 - 1 if high is None else high):
@@ -200,12 +200,12 @@ def check_int(name: str, value: int, *, low: int, high: int | None = None) -> in
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    """The class that marks rows to leave out as it came, if an int64 target can hold it."""
+    """Return the class that marks ignored rows unchanged; raise unless it is an int that an int64 target can hold."""
     return check_int("ignore_index", ignore_index, low=-(2**63), high=2**63 - 1)
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """The option as it came, if it is one of ``allowed``; the error suggests the nearest."""
+    """Return the option unchanged; raise unless it is one of ``allowed``, and suggest the nearest."""
     allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         hint = nearest(value, allowed) if isinstance(value, str) else ""
@@ -214,21 +214,21 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
 
 
 def check_generator(name: str, value: torch.Generator | None) -> torch.Generator | None:
-    """The generator as it came, if it is one, or None."""
+    """Return the generator unchanged; raise unless it is a generator or None."""
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
     return value
 
 
 def check_bool(name: str, value: bool) -> bool:
-    """The switch as it came, if it is True or False."""
+    """Return the switch unchanged; raise unless it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
 def check_sequence(name: str, value: object) -> None:
-    """Raise unless ``value`` is a list, a tuple or the like, and no text."""
+    """Raise unless ``value`` is a sequence such as a list or a tuple, and not a string."""
     if isinstance(value, str) or not isinstance(value, (Sequence, torch.nn.ModuleList)):
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
 
@@ -256,7 +256,7 @@ def check_batch(name: str, tensor: Tensor) -> None:
 
 
 def check_function(name: str, value: object, of: str) -> None:
-    """Raise unless the value can be called; ``of`` says on what it will be."""
+    """Raise unless the value can be called; ``of`` names its arguments in the error."""
     if not callable(value):
         raise TypeError(f"{name} must be a function of {of}, got {type(value).__name__}")
 
@@ -289,7 +289,7 @@ def check_amounts(name: str, tensor: Tensor, dim: str, *, least: int) -> None:
 
 
 def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] = ("output", "target")) -> None:
-    """Raise unless both have one shape, so that nothing broadcasts unnoticed."""
+    """Raise unless both tensors have the same shape, so that nothing broadcasts unnoticed."""
     check_tensor(names[0], output)
     check_tensor(names[1], target)
     if output.shape != target.shape:
@@ -299,7 +299,7 @@ def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] =
 
 
 def check_sample_weight(sample_weight: Tensor, shape: torch.Size | None, *, name: str = "sample_weight") -> None:
-    """Raise unless ``sample_weight`` is one finite, non-negative number a row, of any shape where none is known yet."""
+    """Raise unless ``sample_weight`` is finite and >= 0 everywhere, and has ``shape`` unless that is None."""
     check_floating(name, sample_weight)
     if shape is not None and sample_weight.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(sample_weight.shape)}")
@@ -334,7 +334,7 @@ def check_total(total: float | Tensor) -> None:
 
 
 def check_rows(name: str, rows: Int[Tensor, " n"], count: int, *, low: int = 0) -> None:
-    """Raise unless these numbers of rows lie in ``[low, count)``, where they may be read."""
+    """Raise unless these row numbers lie in ``[low, count)``, as far as they may be read."""
     if readable(rows) and rows.numel():
         least, most = (int(bound) for bound in rows.aminmax())
         if least < low or most >= count:

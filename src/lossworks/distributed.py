@@ -1,8 +1,8 @@
-"""Rows of one batch that lie on several ranks: gathered with their gradients, counted and summed.
+"""Gather, count and sum the rows of one batch that lie on several ranks, with their gradients.
 
 Every function here is a collective: all ranks of the group call it, in the same order. A rank may have any number of
-rows, none included. Gradients keep the convention of data-parallel training, where the gradient on the whole batch is
-the *mean over ranks* of each rank's own: what is gathered has, going back, the sum over ranks of their gradients.
+rows, or none. Gradients keep the convention of data-parallel training, where the gradient on the whole batch is
+the *mean over ranks* of each rank's own: in the backward pass, gathered rows get the sum over ranks of the gradients.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,16 @@ def row_counts(rows: int, process_group: ProcessGroup, device: torch.device | No
 def gather_rows(
     tensor: Shaped[Tensor, "n *rest"], process_group: ProcessGroup, counts: Sequence[int] | None = None
 ) -> Shaped[Tensor, "N *rest"]:
-    """All ranks' rows in the order of the ranks, the same on each; the gradient goes back to the rank it belongs to.
+    """All ranks' rows in the order of the ranks, the same on each; each row's gradient goes back to the row's own rank.
 
-    The backward pass is a collective too: it sums over ranks and takes the own rows. So where every rank computes the
-    same number from what was gathered, the mean over ranks of their gradients is that number's gradient, which is what
-    data-parallel training steps along.
+    The backward pass is a collective too: it sums the gradients over ranks, and each rank takes those of its own rows.
+    So where every rank computes the same number from the gathered rows, the mean over ranks of their gradients is that
+    number's gradient, along which data-parallel training steps.
 
     Args:
         tensor: This rank's rows; all ranks agree on dtype and on all dimensions but the first.
         process_group: The ranks that take part.
-        counts: What :func:`row_counts` says, if it is known; the ranks are asked otherwise.
+        counts: The result of :func:`row_counts`, if it is known; otherwise the ranks are asked for it.
     """
     if tensor.ndim == 0:
         raise ValueError("tensor must have rows, got a single number")
@@ -53,20 +53,20 @@ def gather_rows(
 
 
 def own_rows(gathered: Tensor, process_group: ProcessGroup, counts: Sequence[int]) -> Tensor:
-    """This rank's rows of what was gathered."""
+    """This rank's own rows among the gathered ones."""
     rank = dist.get_rank(process_group)
     first = sum(counts[:rank])
     return gathered[first : first + counts[rank]]
 
 
 def replicated(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is sharded over ranks, as FSDP's parameters are, with its gradient; others as is."""
+    """The whole of a tensor that is sharded over ranks (as by FSDP), with its gradient; other tensors unchanged."""
     gathered = getattr(tensor, "full_tensor", None)
     return tensor if gathered is None else gathered()
 
 
 def sum_over_ranks(number: Tensor, process_group: ProcessGroup | None) -> Tensor:
-    """The sum over ranks of a tensor of one shape on all of them, with its gradient; itself without a group."""
+    """The sum over ranks of a tensor of one shape on all of them, with its gradient; unchanged without a group."""
     if process_group is None:
         return number
     return gather_rows(number[None], process_group, [1] * world_size(process_group)).sum(dim=0, dtype=number.dtype)
@@ -103,7 +103,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _OwnRowsOfSum(torch.autograd.Function):
-    """What goes back through a gather, and has a gradient of its own so that second derivatives are right."""
+    """The backward pass of a gather; it has a gradient of its own, so that second derivatives are right."""
 
     @staticmethod
     def forward(gathered: Tensor, process_group: ProcessGroup, counts: tuple[int, ...]) -> Tensor:
