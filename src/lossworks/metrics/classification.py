@@ -45,7 +45,7 @@ class ReliabilityBins:
 
 
 def accuracy(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The share of rows whose most probable class is the true one.
+    r"""Accuracy: the share of rows whose most probable class is the true one.
 
     .. math::
         \frac1n \sum_i [\arg\max_k p_{ik} = y_i]
@@ -67,7 +67,7 @@ def accuracy(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]
 def per_class_recall(
     probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]
 ) -> Float[np.ndarray, " classes"]:
-    r"""The accuracy on each class's own rows; NaN for a class without rows.
+    r"""Recall of each class: the accuracy on the class's own rows; NaN for a class without rows.
 
     .. math::
         r_k = \frac{1}{n_k} \sum_{i : y_i = k} [\arg\max_j p_{ij} = k]
@@ -82,7 +82,7 @@ def per_class_recall(
 
 
 def balanced_accuracy(probabilities: Float[Array, "n *classes"], target: Int[Array, " n"]) -> float:
-    r"""The mean of the classes' recalls, so that each class counts the same however rare.
+    r"""Balanced accuracy: the mean of the classes' recalls, so that each class counts the same however rare.
 
     .. math::
         \frac{1}{|K|} \sum_{k \in K} r_k, \qquad K = \{k : n_k > 0\}
@@ -97,7 +97,7 @@ def balanced_accuracy(probabilities: Float[Array, "n *classes"], target: Int[Arr
 
 @cite("sow2024doubly", helps=("worst case", "imbalance"))
 def tail_class_accuracy(correct: Array, target: Int[Array, " n"], fraction: float = 0.3) -> float:
-    r"""The mean accuracy of the classes that do worst.
+    r"""Tail-class accuracy: the mean accuracy of the classes that do worst.
 
     .. math::
         \frac{1}{m} \sum_{k \in \text{the } m \text{ smallest}} r_k, \qquad m = \lceil f\, |K| \rceil

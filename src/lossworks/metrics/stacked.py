@@ -88,7 +88,7 @@ def log_loss(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """The negative log-loss at each model's best of :data:`TEMPERATURES`, since calibration comes after training."""
     logits = _class_logits(outputs)
     chosen = logits.gather(2, _labels(outputs, target)[..., None])[..., 0]
-    # One temperature after the other: the outputs of many models are large, and a stack of scaled copies larger.
+    # One temperature after the other: the outputs of many models are large, a stack of scaled copies larger still.
     return torch.stack([_mean(chosen / t - (logits / t).logsumexp(2), mask) for t in TEMPERATURES]).amax(dim=0)
 
 
@@ -126,7 +126,7 @@ def mae(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 @_finite_only
 def r2(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The share of the target's variance explained; a target that does not vary gives 1 or 0, as in the plain one."""
+    """The share of the target's variance explained; 1 or 0 for a target that does not vary, as in the plain R²."""
     left = _mean((_values(outputs) - target).square(), mask)
     spread = _mean((target - _mean(target, mask)[:, None]).square(), mask)
     return torch.where(spread > 0, 1 - left / torch.where(spread > 0, spread, 1), (left == 0).to(left.dtype))

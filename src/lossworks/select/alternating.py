@@ -24,8 +24,8 @@ class AlternatingSelector:
 
     Args:
         order: The rules, ``"linear"`` and ``"loss"``, in the order in which the epochs take them, over and over.
-        loss: The rule by losses.
-        linear: The rule by features.
+        loss: The rule by losses; by default a :class:`SmallLossGMMSelector`.
+        linear: The rule by features; by default a :class:`LinearSeparationSelector`.
 
     Raises:
         ValueError: an order without rules or with other rules, an epoch below 0, losses or features that the rules

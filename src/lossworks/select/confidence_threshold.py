@@ -27,9 +27,10 @@ def dynamic_confidence_threshold(
     confidences given, so gather those of a batch that is split over ranks.
 
     Args:
-        confidence: The largest class probability of each pixel or row, in [0, 1], of any shape, at least one.
+        confidence: The largest class probability of each pixel or row, in [0, 1], of any shape, with at least one
+            entry.
         base: The factor b, > 0.
-        beta: :math:`\beta`, how steeply it rises.
+        beta: :math:`\beta`, how steeply T rises, any finite number.
         low: The smallest value that T can have, in [0, 1].
         high: The largest value that T can have, in [``low``, 1].
 

@@ -121,7 +121,7 @@ class PersonalLossResampler:
         Args:
             users: ``(n,)``, the users.
             items: ``(m,)``, the items that were taken, sorted by user.
-            starts: ``(U + 1,)``, where each user's items start in ``items``, and at the end m.
+            starts: ``(U + 1,)``, where each user's items start in ``items``, followed by m.
         """
         for name, column in (("users", users), ("items", items), ("starts", starts)):
             _check_numbers(name, column)
@@ -190,7 +190,7 @@ class PersonalLossResampler:
 
 
 def _check_numbers(name: str, column: Tensor, ndim: int = 1) -> None:
-    """Raise unless ``column`` holds int64 numbers in so many dimensions."""
+    """Raise unless ``column`` holds int64 numbers in ``ndim`` dimensions."""
     check_tensor(name, column)
     if column.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {column.dtype}")

@@ -1,4 +1,4 @@
-"""Rows whose loss is large are taken for mislabelled."""
+"""Find mislabelled rows by their large loss."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor

@@ -36,7 +36,7 @@ def borda_ranking(
         The systems' row numbers, best first (equal counts in the order listed), ``(S,)``; and the counts, ``(S,)``.
 
     Raises:
-        ValueError: ``scores`` not ``(S, T)`` with at least one of each, NaN, another ``ties``.
+        ValueError: ``scores`` not ``(S, T)`` with at least one of each, NaN, an unknown ``ties``.
 
     Use it when scores on several tasks or metrics are to give one ranking. Averaging scores instead lets the task with
     the widest scale decide.

@@ -76,8 +76,8 @@ def choose(results: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         results: One row a trained model: ``objective``, ``setting_number``, ``fold``, ``repeat``, ``dropped`` (whether
-            its training was broken off, which rules it out unless all were) and ``inner_score``, larger better. Of
-            equal scores the first setting wins; NaN or null is worse than any number.
+            its training was stopped before its end, which rules it out unless all were) and ``inner_score``, larger
+            better. Of equal scores the first setting wins; NaN or null is worse than any number.
 
     Returns:
         All rows, in the order in which they came.

@@ -99,11 +99,11 @@ def effective_number_weights(
     Args:
         counts: ``(C,)``, how many training rows each class has; a class without rows gets weight 0.
         beta: :math:`\beta`, in [0, 1].
-        normalize: ``"classes"`` makes the weights' mean over the classes that have rows 1, ``"rows"`` their mean over
-            the rows.
+        normalize: ``"classes"`` gives the weights the mean 1 over the classes that have rows, ``"rows"`` the mean 1
+            over the rows.
 
     Raises:
-        ValueError: counts that are negative or all zero, ``beta`` outside [0, 1], another ``normalize``.
+        ValueError: counts that are negative or all zero, ``beta`` outside [0, 1], an unknown ``normalize``.
 
     Papers: cui2019classbalanced, wang2021srat
 

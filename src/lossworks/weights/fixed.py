@@ -1,4 +1,4 @@
-"""Weights that are known before training: none at all, or one a training row."""
+"""Weights that are known before training: all equal, or one for each training row."""
 
 import torch
 from jaxtyping import Float, Int

@@ -29,7 +29,8 @@ class GroupDRO(Weighting):
     Args:
         num_groups: G, the number of groups, at least 1.
         step_size: :math:`\eta`, > 0, in 1 / loss units; with ``math.inf`` only the batch's worst group counts.
-        adjustment: The constant C that adds :math:`C / \sqrt{N_g}` to a group's mean, >= 0; needs ``group_counts``.
+        adjustment: The constant C, >= 0: :math:`C / \sqrt{N_g}` is added to the mean loss of each group. Above 0 it
+            needs ``group_counts``.
         group_counts: ``(G,)``, how many training rows each group has.
 
     Buffers:

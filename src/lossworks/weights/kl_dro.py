@@ -137,7 +137,7 @@ class CompositionalEMA(Weighting):
         ValueError: ``temperature <= 0``, ``momentum`` outside (0, 1]; a loss that is NaN or infinite (the error names
             its row).
 
-    Use it instead of :class:`KLDRO` where batches are small beside the share of rows that are hard.
+    Use it instead of :class:`KLDRO` where hard rows are so rare that small batches have few of them or none.
 
     Papers: sow2024doubly
 

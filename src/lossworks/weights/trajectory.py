@@ -31,7 +31,7 @@ def trajectory_distance_weights(
         inputs: The rows, ``(n, d)``, states and actions side by side. Standardise them first, because a distance adds
             up different units.
         reference: The trajectory's points, ``(m, d)``, standardised in the same way.
-        strength: c, per squared input unit, >= 0.
+        strength: c, in 1 / squared input units, >= 0.
         normalize: Whether the weights have mean 1; else they are :math:`e^{-c d_i}`, at most 1.
         chunk: For how many rows the distances are held in memory at once, >= 1.
 

@@ -26,7 +26,7 @@ class TrimmedWeights(WorstCase):
     :class:`lossworks.Objective` does this, with ``process_group=`` and in its ``micro_batches``.
 
     Args:
-        ratio: q, the share that is left out, in [0, 1).
+        ratio: q, the share of the batch that is left out, in [0, 1).
 
     Shape:
         - losses: ``(n,)``; returns ``(n,)``, of mean 1.

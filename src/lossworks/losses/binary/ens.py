@@ -40,7 +40,7 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
     check_floating("draws", draws)
     check_same_shape(margins, draws, names=("margins", "draws"))
     _check_rows(margins)
-    # Numbers that lie side by side sort in half the time.
+    # Numbers that are next to each other in memory sort in half the time.
     order = margins.movedim(0, -1).contiguous().argsort(dim=-1, stable=True)
     rising = draws.movedim(0, -1).contiguous().sort(dim=-1).values
     return torch.zeros_like(rising).scatter(-1, order, rising).movedim(-1, 0)
@@ -70,8 +70,8 @@ def sample_calibrated_derivatives(
         The derivatives, in the margins' shape, below 0 and without a gradient.
 
     Raises:
-        TypeError: margins are not floating-point.
-        ValueError: ``lam`` is not finite.
+        TypeError: margins that are not floating-point.
+        ValueError: ``lam`` that is not finite.
 
     Papers: dai2025ensloss
 
@@ -174,7 +174,7 @@ class EnsLoss(_DrawnLoss):
         - returns ``()``, or the target's shape with ``reduction="none"``.
 
     Raises:
-        ValueError: ``boxcox_lambda`` is not finite, ``resample_lambda_every < 1``, shapes that don't match, a target
+        ValueError: ``boxcox_lambda`` not finite, ``resample_lambda_every < 1``, shapes that don't match, a target
             that is neither 0 nor 1.
 
     Use it when a large network overfits a binary task and training is long; not when the scores must be probabilities.
@@ -200,7 +200,7 @@ class EnsLoss(_DrawnLoss):
         super().__init__(boxcox_lambda, resample_lambda_every, generator, reduction=reduction)
 
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         return self.surrogate((2 * target - 1) * output)
 
 
@@ -232,7 +232,7 @@ class OneVsRestEnsLoss(_DrawnLoss):
         - returns ``()``, or the target's shape with ``reduction="none"``.
 
     Raises:
-        ValueError: ``boxcox_lambda`` is not finite, ``resample_lambda_every < 1``, shapes that don't match, a class
+        ValueError: ``boxcox_lambda`` not finite, ``resample_lambda_every < 1``, shapes that don't match, a class
             outside ``[0, C)``.
 
     Use it when a large network overfits and training is long; not when the scores must be probabilities, nor with so
@@ -247,7 +247,7 @@ class OneVsRestEnsLoss(_DrawnLoss):
     """
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One value a row."""
+        """The loss of each row."""
         check_classes(output, target)
         is_target = torch.arange(output.shape[1], device=output.device) == target[:, None]
         return self.surrogate(torch.where(is_target, output, -output)).sum(dim=1)

@@ -65,7 +65,7 @@ class HingeLoss(_HingedLoss):
         \ell(z, y) = \max(0,\; \gamma - m), \qquad m = (2y - 1)\,z
 
     Args:
-        margin: :math:`\gamma`, in score units, > 0.
+        margin: The margin :math:`\gamma`, in score units, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -99,7 +99,7 @@ class SquaredHingeLoss(_HingedLoss):
         \ell(z, y) = \max(0,\; \gamma - m)^2, \qquad m = (2y - 1)\,z
 
     Args:
-        margin: :math:`\gamma`, in score units, > 0.
+        margin: The margin :math:`\gamma`, in score units, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -147,7 +147,7 @@ class ExponentialLoss(_BinaryLoss):
     Raises:
         ValueError: ``limit`` outside (0, 40], shapes that don't match, a target that isn't 0 or 1.
 
-    Use it when labels are clean and the hard rows deserve all attention; a single wrong label can outweigh the rest.
+    Use it when labels are clean and the hard rows matter most; a single wrong label can outweigh all other rows.
 
     Papers: freund1997boosting, friedman2000additive
 

@@ -12,7 +12,7 @@ from lossworks.checks import check_between, check_choice, check_positive
 from lossworks.losses._rows import surprise_and_total
 from lossworks.roles import Loss, SoftmaxForm
 
-LARGEST_LOG = 700.0  # the exponential of a larger number is no float64
+LARGEST_LOG = 700.0  # the exponential of a larger number overflows float64
 
 
 class _SurpriseLoss(Loss):
@@ -34,7 +34,7 @@ class _SurpriseLoss(Loss):
 
 
 class NormalizedCrossEntropyLoss(_SurpriseLoss):
-    r"""Normalized cross-entropy: the label's share of all labels' cross-entropies; bounded, symmetric, *active*.
+    r"""Normalized cross-entropy: the label's cross-entropy over the sum for all labels; an *active* loss.
 
     .. math::
         \ell(z, y) = \frac{-\log p_y}{-\sum_k \log p_k}, \qquad p = \mathrm{softmax}(z)
@@ -46,8 +46,8 @@ class NormalizedCrossEntropyLoss(_SurpriseLoss):
     Shape:
         - output: logits ``(n, C)`` or ``(n, C, d1, ...)`` with C >= 2; target: classes ``(n,)`` or ``(n, d1, ...)``,
           int64.
-        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1]; a row's values for all C labels
-          sum to 1.
+        - returns ``()``, or the target's shape with ``reduction="none"``; in [0, 1]. A row's values for all C labels
+          sum to 1, so the loss is bounded and symmetric.
 
     Raises:
         ValueError: one class, shapes that don't match, a class outside ``[0, C)``.
@@ -221,8 +221,8 @@ class ActivePassiveLoss(Loss):
             (:class:`ReverseCrossEntropyLoss`), ``"aul"`` (:class:`AsymmetricUnhingedLoss`), ``"agce"``
             (:class:`AsymmetricGeneralizedCrossEntropyLoss`), each with its default hyperparameters.
         passive: The passive loss, in the same way.
-        alpha: Weight of the active loss, >= 0.
-        beta: Weight of the passive loss, >= 0.
+        alpha: The weight of the active loss, >= 0.
+        beta: The weight of the passive loss, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``; the reductions of the two losses are not used.
         ignore_index: The class whose rows are left out.
 

@@ -22,9 +22,9 @@ class CompSumLoss(Loss):
         \frac{\partial \ell_\tau}{\partial z_k} = \tfrac1\rho\, p_y^{\tau - 1} (p_k - [k = y])
 
     ``tau=0`` is the sum-exponential loss :math:`1/p_y - 1`, ``tau=1`` cross-entropy, ``1 < tau < 2`` the generalised
-    cross-entropy with :math:`q = \tau - 1`, ``tau=2`` the mean absolute error :math:`1 - p_y`. Where the loss would
-    overflow with ``tau < 1`` (:math:`p_y^{\tau - 1} > e^{60}`), it follows its tangent in :math:`\log p_y` and so stays
-    finite.
+    cross-entropy with :math:`q = \tau - 1`, ``tau=2`` half the mean absolute error, :math:`1 - p_y`. Where the loss
+    would overflow with ``tau < 1`` (:math:`p_y^{\tau - 1} > e^{60}`), it follows its tangent in :math:`\log p_y` and so
+    stays finite.
 
     Args:
         tau: The exponent, >= 0. Above 1 it bounds the loss by :math:`1/(\tau - 1)`, and so the effect of a wrong label;

@@ -39,7 +39,7 @@ def normalize_scores(output: Float[Tensor, "n classes"], normalize: str | None) 
             :math:`\log(1 + e^z)` first; ``None`` leaves the scores as they are.
 
     Raises:
-        ValueError: another ``normalize``.
+        ValueError: an unknown ``normalize``.
 
     Papers: zhu2023ldr
 
@@ -119,7 +119,7 @@ class LDRLoss(Loss):
         - returns ``()``, or the target's shape with ``reduction="none"``; at least :math:`-\lambda \log C`.
 
     Raises:
-        ValueError: ``lam <= 0``, ``margin < 0``, another ``normalize``, shapes that don't match, a class outside
+        ValueError: ``lam <= 0``, ``margin < 0``, unknown ``normalize``, shapes that don't match, a class outside
             ``[0, C)``.
 
     Use it when labels are noisy and there are many classes; with clean labels and a tuned schedule cross-entropy is as
@@ -313,7 +313,7 @@ class AdaptiveLDRLoss(Loss):
         return _ldr(scores, size, target, lam, self.margin) - self._held(lam, scores.shape[1])
 
     def _held(self, lam: Tensor, num_classes: int) -> Tensor:
-        """What it costs to be away from ``lam0``."""
+        """The price on the distance of ``lam`` from ``lam0``."""
         return self.alpha * math.log(num_classes) / (2 * self.lam0) * (lam - self.lam0).square()
 
     def _one_step(self, scores: Tensor, size: Tensor, lam: Tensor) -> Tensor:

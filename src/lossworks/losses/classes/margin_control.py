@@ -34,7 +34,7 @@ class MarginControlLoss(Loss):
         ValueError: ``lam < 0``, shapes that don't match, a class outside ``[0, C)``.
 
     Use it for the local steps of federated training on clients whose classes differ; elsewhere label smoothing or
-    calibration does the same with less.
+    calibration does the same at less cost.
 
     Papers: zeng2024fedld
 

@@ -20,7 +20,7 @@ class _MulticlassHinge(Loss):
 
 
 class WestonWatkinsLoss(_MulticlassHinge):
-    r"""Weston-Watkins hinge loss: every other class whose score is within the margin of the label's adds to it.
+    r"""Weston-Watkins hinge loss: every other class that scores within the margin of the label adds to the loss.
 
     .. math::
         \ell(z, y) = \sum_{k \ne y} \max(0,\; m + z_k - z_y)

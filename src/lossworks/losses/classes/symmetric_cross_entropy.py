@@ -19,8 +19,8 @@ class SymmetricCrossEntropyLoss(Loss):
     The reverse term swaps label and prediction in the cross-entropy, with :math:`A` in place of :math:`\log 0`.
 
     Args:
-        alpha: Weight of the cross-entropy, >= 0.
-        beta: Weight of the reverse cross-entropy, >= 0.
+        alpha: The weight of the cross-entropy, >= 0.
+        beta: The weight of the reverse cross-entropy, >= 0.
         log_clip: A, the number in place of log 0, in [-1e4, 0). The authors' paper uses -4; their code clips labels at
             1e-4, which gives -9.21.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.

@@ -119,7 +119,7 @@ class TrajectoryLoss(Loss):
     Raises:
         ValueError: a hyperparameter out of its range, ``index`` missing, of another shape or out of range, shapes that
             don't match, a class outside ``[0, C)``.
-        TypeError: another ``storage_dtype``.
+        TypeError: a ``storage_dtype`` that is not one of these.
         RuntimeError: the gradients of the fused form are asked for after the rows have been visited again.
 
     In the fused form, a batch that has a row twice is held in memory as a whole until it has been read. A forward pass

@@ -19,7 +19,7 @@ from lossworks.roles import Loss, cite
 
 
 class ZLoss(Loss):
-    r"""Z-loss: the target's score, standardised among the row's scores, should be high; for very many classes.
+    r"""Z-loss: rewards a high target score, standardised among the row's scores; made for very many classes.
 
     .. math::
         \ell(z, y) = \tfrac1a \log\big(1 + e^{a (b - \zeta)}\big), \qquad \zeta = \frac{z_y - \mu(z)}{\sigma(z)}
@@ -29,10 +29,10 @@ class ZLoss(Loss):
     linear output layer with very many classes need never compute its scores: see :func:`spherical_statistics`.
 
     Args:
-        a: Sharpness, > 0; ``a -> inf`` is the hinge :math:`\max(0, b - \zeta)`.
+        a: The sharpness, > 0; ``a -> inf`` is the hinge :math:`\max(0, b - \zeta)`.
         b: The standardised score that is high enough; none is above :math:`\sqrt{C - 1}`. ``a`` and ``b`` together
             decide for which k the top-k accuracy is good; the authors tune both.
-        eps: Floor of the standard deviation, in [1e-18, 1]; constant scores have :math:`\zeta = 0`.
+        eps: The floor of the standard deviation, in [1e-18, 1]; constant scores have :math:`\zeta = 0`.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 

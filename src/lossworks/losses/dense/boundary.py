@@ -193,7 +193,7 @@ def sobel_boundary_mask(labels: Int[Tensor, "n h w"], padding: str = "replicate"
             the authors' code, so that the border of every image is a boundary.
 
     Raises:
-        ValueError: labels are not ``(n, h, w)`` with h and w at least 1, another ``padding``.
+        ValueError: labels are not ``(n, h, w)`` with h and w at least 1, an unknown ``padding``.
         TypeError: labels that are not int64.
 
     Papers: tarubinga2025cwbass

@@ -1,4 +1,4 @@
-"""Bayesian personalised ranking."""
+"""Bayesian personalised ranking (BPR), a loss on pairs of scores."""
 
 from jaxtyping import Float
 from torch import Tensor
