@@ -301,7 +301,7 @@ def test_bad_input_is_named(base):
         judged(metric=METRICS["rmse"])
     with pytest.raises(ValueError, match=r"reference must be one of .*, got 'referense'; did you mean 'reference'\?"):
         judged(reference="referense")
-    with pytest.raises(ValueError, match="one row an objective, fold and repeat, got 'a' twice in 0, 0"):
+    with pytest.raises(ValueError, match="one row an objective, fold and repeat, got 'a' twice in fold 0, repeat 0"):
         judged(pl.concat([scores, scores.filter(objective="a", fold=0, repeat=0)]))
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got 1"):
         judged(alpha=1.0)

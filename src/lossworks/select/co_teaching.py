@@ -182,7 +182,7 @@ def _losses(model: nn.Module, loss: Loss, x: Tensor, target: Tensor) -> tuple[Te
 
 def _check_pair(name: str, pair: Sequence[object], wanted: type) -> None:
     if isinstance(pair, str) or not isinstance(pair, (Sequence, nn.ModuleList)) or len(pair) != 2:
-        raise ValueError(f"{name} must be two, got {type(pair).__name__}")
+        raise ValueError(f"{name} must be two, one for each network, got {type(pair).__name__}")
     for one in pair:
         if not isinstance(one, wanted):
             raise TypeError(f"{name} must be two of {wanted.__name__}, got {type(one).__name__}")

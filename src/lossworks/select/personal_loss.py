@@ -135,7 +135,7 @@ class PersonalLossResampler:
         if not users.numel():
             return users.new_empty(0, self.pool_size)
         if int(counts.min()) < 1:
-            raise ValueError(f"users must have items, user {int(users[counts.argmin()])} has none")
+            raise ValueError(f"users must have items, but user {int(users[counts.argmin()])} has none")
         widest = max(int(counts.max()), self.pool_size)
         keys = torch.rand(len(users), widest, generator=self.generator, device=users.device)
         # A user with fewer than k items has each place drawn by itself, others have the k items of the largest keys.
@@ -181,7 +181,7 @@ class PersonalLossResampler:
             losses = loss(repeated, pool_items.flatten(), others)
             check_floating("loss", losses)
             if losses.shape != repeated.shape:
-                raise ValueError(f"loss must give {len(repeated)} losses, it gave {tuple(losses.shape)}")
+                raise ValueError(f"loss must give {len(repeated)} losses, got {tuple(losses.shape)}")
             chances = personal_loss_weights(losses.reshape(pool_items.shape), self.temperature)
         if not len(users):
             return users.clone()

@@ -80,7 +80,7 @@ def two_level_borda(
     counts = [_borda("instance_scores", scores, higher_is_better, ties)[1] for scores in instance_scores]
     if not counts or len({len(count) for count in counts}) > 1:
         got = ", ".join(str(len(count)) for count in counts) or "no task"
-        raise ValueError(f"instance_scores must hold one (S, n_t) a task with the same S in each, got {got}")
+        raise ValueError(f"instance_scores must hold one array (S, n_t) a task with the same S in each, got {got}")
     return borda_ranking(np.stack(counts, axis=1), ties=ties)
 
 

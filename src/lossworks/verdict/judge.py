@@ -238,7 +238,8 @@ def _check(scores: pl.DataFrame, metric: str, reference: str) -> None:
     if len(twice):
         objective, fold, repeat = twice.select("objective", "fold", "repeat").row(0)
         raise ValueError(
-            f"scores must have one row an objective, fold and repeat, got {objective!r} twice in {fold}, {repeat}"
+            f"scores must have one row an objective, fold and repeat, got {objective!r} twice in fold {fold}, "
+            f"repeat {repeat}"
         )
 
 

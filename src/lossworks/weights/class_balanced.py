@@ -24,7 +24,7 @@ class ClassBalanced(Weighting):
 
     Args:
         class_counts: ``(C,)``, how many training rows each class has; a class without rows gets weight 0. A buffer.
-        method: ``"inverse"`` or ``"effective"``.
+        method: ``"inverse"`` or ``"effective"``, the two rules above.
         beta: The hyperparameter :math:`\beta` of the effective number, in [0, 1); the authors use 0.9 to 0.9999,
             depending on the size of the data.
 

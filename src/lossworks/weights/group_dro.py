@@ -78,7 +78,7 @@ class GroupDRO(Weighting):
             if len(group_counts) != num_groups:
                 raise ValueError(f"group_counts must have shape ({num_groups},), got {tuple(group_counts.shape)}")
         elif isinstance(adjustment, Tensor) or adjustment > 0:
-            raise ValueError("adjustment needs group_counts, how many rows each group has")
+            raise ValueError("adjustment above 0 needs group_counts, the number of rows of each group")
         self.group_counts = group_counts
         self.log_q = torch.full((num_groups,), -math.log(num_groups), dtype=torch.float64)
 

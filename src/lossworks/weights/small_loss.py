@@ -27,7 +27,7 @@ class SmallLossWeights(Weighting):
 
     The fraction of the training that is done is told by :meth:`set_progress` (or
     :meth:`lossworks.Objective.set_progress`); if it is never called, nothing is left out. Losses are remembered in
-    ``train()`` mode only; of a row that is in a batch twice, the mean of both.
+    ``train()`` mode only; if a row is in a batch twice, the mean of its two losses is.
 
     Args:
         num_samples: N, the number of training rows.

@@ -21,7 +21,7 @@ class FocalLoss(Loss):
     .. math::
         \eta_k \propto \frac{p_k}{(1 - p_k)^\gamma - \gamma\, p_k (1 - p_k)^{\gamma - 1} \log p_k},
 
-    whose largest is that of the same class.
+    which leaves the most probable class the same.
 
     Args:
         gamma: How strongly easy rows are down-weighted, >= 0; 0 is cross-entropy, the authors use 2.

@@ -86,7 +86,7 @@ class TrajectoryLoss(Loss):
 
     Epochs are counted by each row's own visits in ``train()`` mode; a row that was visited fewer than E times has no
     price. In ``eval()`` mode a row is compared with the same outputs as its next visit would be, and nothing is
-    remembered. Ignored rows are not remembered. Of a row that is in a batch twice the mean of both outputs is
+    remembered. Ignored rows are not remembered. If a row is in a batch twice, the mean of its two outputs is
     remembered, also where the two are on different ranks of a ``process_group``; when the batch is split into
     micro-batches, :meth:`lossworks.Objective.micro_batches` ensures the same.
 
