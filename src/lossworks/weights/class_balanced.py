@@ -11,7 +11,7 @@ __all__ = ["ClassBalanced", "effective_number_weights"]
 
 
 class ClassBalanced(Weighting):
-    r"""Class-balanced weights: rows count by the inverse of their class's frequency or effective number of samples.
+    r"""Class-balanced weights: rare classes count more, by their inverse frequency or effective number of samples.
 
     .. math::
         w_i \propto \frac{1}{n_{y_i}} \quad\text{(inverse)}, \qquad

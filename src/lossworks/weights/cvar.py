@@ -14,7 +14,7 @@ __all__ = ["CVaR"]
 
 
 class CVaR(WorstCase):
-    r"""Conditional value at risk (CVaR): the mean over the share of the batch with the largest losses.
+    r"""Conditional value at risk (CVaR): the mean over the worst share of the batch, the rows with the largest losses.
 
     .. math::
         \max_w \; \tfrac1n \sum_i w_i \ell_i - \tau\, \tfrac1n \sum_i w_i \log w_i
