@@ -63,7 +63,7 @@ def fused(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], None]:
 
     def step(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
         some = {name: column[: len(hidden)] for name, column in extra.items()}
-        target = hidden.detach()[:, 0] if loss.kind == "real" else target
+        target = hidden.detach()[:, 0] if loss.kind.flat else target
         lw.fused.linear_loss(hidden, weight, target, loss, **some).backward()
 
     return step
@@ -79,7 +79,7 @@ def losses(classes: int, only: list[str] | None) -> dict[str, Loss]:
     for name, entry in parts().items():
         if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.rowwise):
             continue
-        if entry.part.kind == "classes" and name != "CrossEntropyLoss":
+        if entry.part.kind.has_classes and name != "CrossEntropyLoss":
             arguments = {**{need: facts[need] for need in entry.part.needs}, **entry.part.settings[0]}
             found[name] = entry.part(**arguments)
         elif "num_bins" in inspect.signature(entry.part).parameters:

@@ -21,18 +21,18 @@ from torch.nn import functional as F
 
 from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss
-from lossworks.roles import Loss
+from lossworks.roles import BINARY, CLASSES, REAL, Loss
 from lossworks.testing import from_data
 
-ROWS, CLASSES = 8192, 1000
+ROWS, COLUMNS = 8192, 1000
 FULL_ROUNDS = 15
 REACH = 1.5
-PEERS = {"classes": F.cross_entropy, "binary": F.binary_cross_entropy_with_logits, "real": F.mse_loss}
+PEERS = {CLASSES: F.cross_entropy, BINARY: F.binary_cross_entropy_with_logits, REAL: F.mse_loss}
 
 
 def losses() -> Iterator[tuple[str, Loss]]:
     """The catalog's losses whose kind has a peer, at their defaults and where another argument changes the work."""
-    facts = from_data(num_samples=ROWS, num_classes=CLASSES)
+    facts = from_data(num_samples=ROWS, num_classes=COLUMNS)
     for name, entry in parts().items():
         if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind in PEERS):
             continue
@@ -49,22 +49,16 @@ def losses() -> Iterator[tuple[str, Loss]]:
 def inputs(loss: Loss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Scores, targets and further arguments at the size that the loss's kind is measured at."""
     generator = torch.Generator().manual_seed(0)
-    columns = loss.output_size(CLASSES)
-    shape = (ROWS, columns) if loss.kind == "classes" or columns > 1 else (ROWS * CLASSES,)
-    output = torch.randn(shape, generator=generator)
-    if loss.kind == "classes":
-        target = torch.randint(CLASSES, (ROWS,), generator=generator)
-    elif loss.kind == "binary":
-        target = torch.randint(2, shape, generator=generator).float()
-    else:
-        target = torch.randn(shape[0], generator=generator)
+    columns = loss.output_size(COLUMNS)
+    rows = ROWS * COLUMNS if loss.kind.flat and columns == 1 else ROWS
+    output, target = loss.kind.example(rows, COLUMNS, torch.float32, generator, outputs=columns)
     return output.requires_grad_(), target, {"index": torch.arange(ROWS)} if loss.needs_index else {}
 
 
 def measure(loss: Loss, rounds: int, clock: Callable[[], float]) -> tuple[float, float, float]:
     """Median milliseconds of torch's loss and of ours, and the median of their paired ratios."""
     output, target, extra = inputs(loss)
-    binned = loss.kind == "real" and output.ndim == 2
+    binned = loss.kind.scalable and output.ndim == 2
     peer = F.cross_entropy if binned else PEERS[loss.kind]
     peer_target = torch.randint(output.shape[1], (ROWS,)) if binned else target
 

@@ -25,7 +25,7 @@ from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
 from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
-from lossworks.roles import Loss
+from lossworks.roles import BINARY, CLASSES, REAL, Loss
 from lossworks.sklearn import ObjectiveClassifier, ObjectiveRegressor, _in_proportion, _WeightedRows
 from lossworks.weights import ClassBalanced, SampleWeights
 
@@ -59,9 +59,9 @@ def losses_of(kind):
 @pytest.mark.parametrize(
     ("name", "estimator", "classes"),
     [
-        *((name, ObjectiveClassifier, 3) for name in losses_of("classes")),
-        *((name, ObjectiveClassifier, 2) for name in losses_of("binary")),
-        *((name, ObjectiveRegressor, 0) for name in losses_of("real")),
+        *((name, ObjectiveClassifier, 3) for name in losses_of(CLASSES)),
+        *((name, ObjectiveClassifier, 2) for name in losses_of(BINARY)),
+        *((name, ObjectiveRegressor, 0) for name in losses_of(REAL)),
     ],
 )
 def test_every_loss_of_the_catalog_trains_by_name(rows, name, estimator, classes):

@@ -20,7 +20,7 @@ from lossworks.comparison.plan import (
 )
 from lossworks.comparison.read.dataset import read
 from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss
-from lossworks.roles import Loss
+from lossworks.roles import PAIRS, Loss
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_what_is_always_tried_fits_the_task(task):
 
 def test_every_loss_of_the_catalog_but_those_of_pairs_can_be_a_candidate_for_some_task():
     for entry in parts().values():
-        if isinstance(entry.part, type) and issubclass(entry.part, Loss) and entry.part.kind != "pairs":
-            task = {"classes": "multiclass", "binary": "binary", "real": "real"}[entry.part.kind]
+        if isinstance(entry.part, type) and issubclass(entry.part, Loss) and entry.part.kind != PAIRS:
+            task = {"classes": "multiclass", "binary": "binary", "real": "real"}[entry.part.kind.name]
             assert 1 <= candidate_from_name(entry.name, "", task).size <= 4
 
 

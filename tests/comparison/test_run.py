@@ -259,7 +259,7 @@ EVERY = [
     (entry.name, task)
     for entry in parts().values()
     if isinstance(entry.part, type) and issubclass(entry.part, Loss) and entry.name != "MultiLabelAsymmetricLoss"
-    for task in {"classes": ("two", "three"), "binary": ("two",), "real": ("amount",)}.get(entry.part.kind, ())
+    for task in {"classes": ("two", "three"), "binary": ("two",), "real": ("amount",)}.get(entry.part.kind.name, ())
 ]
 
 

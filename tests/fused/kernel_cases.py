@@ -141,7 +141,7 @@ def family():
     facts = from_data(num_classes=CLASSES)
     for name, entry in parts().items():
         part = entry.part
-        if isinstance(part, type) and issubclass(part, lw.Loss) and part.rowwise and part.kind == "classes":
+        if isinstance(part, type) and issubclass(part, lw.Loss) and part.rowwise and part.kind.has_classes:
             for number, setting in enumerate(part.settings):
                 loss = part(**{need: facts[need] for need in part.needs}, **setting)
                 if loss.softmax_form(CLASSES) is not None:

@@ -34,10 +34,10 @@ def example(loss, dtype=torch.float64, scale=1.0):
     draw = partial(torch.randn, dtype=torch.float64, generator=generator)
     columns = loss.output_size(CLASSES)
     columns = CLASSES if columns == 1 else columns
-    if loss.kind == "classes":
+    if loss.kind.has_classes:
         target = torch.randint(columns, (ROWS,), generator=generator)
         target[3] = loss.ignore_index
-    elif loss.kind == "binary":
+    elif loss.kind.levels(columns):
         target = torch.randint(2, (ROWS, columns), generator=generator).to(torch.float64)
     else:
         target = draw(ROWS) if loss.output_size() > 1 else draw(ROWS, columns)

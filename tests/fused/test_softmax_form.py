@@ -13,7 +13,7 @@ from lossworks.testing import build, example
 FORMS = [
     pytest.param(loss, id=f"{name}-{number}")
     for name, entry in parts().items()
-    if inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind == "classes"
+    if inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind.has_classes
     for number, loss in enumerate(build(entry.part, setting) for setting in entry.part.settings)
     if loss.softmax_form(5) is not None
 ]

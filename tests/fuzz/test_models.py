@@ -20,6 +20,7 @@ from lossworks.comparison.handover.model import spreadsheet_safe, write_csv
 from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.read.dataset import read
 from lossworks.comparison.replica import check_replicas
+from lossworks.roles import BINARY, CLASSES, REAL
 from lossworks.runs.files import parse_json
 from lossworks.runs.journal import Journal, read_results
 
@@ -43,9 +44,9 @@ def model_of(what):
         task = {"binary": "binary", "multiclass": "multiclass", "real": "real"}[what]
         classes = {"binary": ("no", "yes"), "multiclass": ("0", "1", "=2"), "real": ()}[what]
     encoder = Encoder.fit(features)
-    kind = {"binary": "binary", "real": "real"}.get(task, "classes")
+    kind = {"binary": BINARY, "real": REAL}.get(task, CLASSES)
     name = "cnn" if what == "image" else "mlp" if what == "multiclass" else "linear"
-    outputs = len(classes) if kind == "classes" else 1
+    outputs = kind.outputs(len(classes))
     architecture = Architecture(name, width=4, scaling="standard" if what in ("array", "image") else "robust")
     architecture = architecture.sized(encoder.width, outputs, kind)
     network = architecture.empty_module().eval()

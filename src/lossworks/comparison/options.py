@@ -18,6 +18,7 @@ from lossworks.comparison.read.dataset import Dataset
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.train.jobs import Training
 from lossworks.metrics.registry import find_metric
+from lossworks.roles import CLASSES
 from lossworks.runs.folder import RUN, Options
 
 __all__ = ["OPTIONS", "attack_of", "check_model", "check_options", "find_device", "metric_of"]
@@ -70,7 +71,7 @@ def attack_of(
     attack = replace(Attack.parse(text, encoder), certify=certify)
     if certify:
         with torch.random.fork_rng([]):
-            network = architecture.sized(encoder.width, 3, "classes").network()
+            network = architecture.sized(encoder.width, 3, CLASSES).network()
         check_certified(network, attack, encoder.width)
     return attack
 
@@ -94,7 +95,7 @@ def check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             torch.manual_seed(0)
-            network = architecture.sized(shape, 3, "classes").network().eval()
+            network = architecture.sized(shape, 3, CLASSES).network().eval()
             got = network(torch.randn(2, *shape))
     except InputError:
         raise

@@ -296,13 +296,12 @@ def _own(name: str, given: Loss | Objective, dataset: Dataset) -> Candidate:
 def check_kind(argument: str, name: str, loss: type[Loss], task: Task) -> None:
     """Raise unless the loss is for this kind of target."""
     if not _kind_fits(loss, task):
-        takes = {"classes": "classes", "binary": "two classes", "real": "real values", "pairs": "pairs of scores"}
-        raise InputError(f"{argument}: {name!r} is for {takes[loss.kind]}, but the target is {task}")
+        raise InputError(f"{argument}: {name!r} is for {loss.kind.title}, but the target is {task}")
 
 
 def _kind_fits(loss: type[Loss], task: Task) -> bool:
-    fitting = {"classes": task != "real", "binary": task == "binary", "real": task == "real", "pairs": False}
-    return fitting[loss.kind]
+    fitting = {"classes": task != "real", "binary": task == "binary", "real": task == "real"}
+    return fitting.get(loss.kind.name, False)
 
 
 def _fits(name: str, task: Task) -> bool:

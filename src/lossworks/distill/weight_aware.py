@@ -11,7 +11,7 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.losses.classes.cross_entropy import CrossEntropyLoss
-from lossworks.roles import BatchLoss, weighted_reduction
+from lossworks.roles import CLASSES, BatchLoss, weighted_reduction
 
 __all__ = ["WeightAwareDistillationLoss"]
 
@@ -53,7 +53,7 @@ class WeightAwareDistillationLoss(BatchLoss):
     papers = ("du2023wad",)
     helps = ("shift", "outliers")
     settings = ({}, {"strength": 0.5})
-    kind = "classes"
+    kind = CLASSES
 
     def __init__(self, strength: float | Tensor = 1.0) -> None:
         super().__init__()

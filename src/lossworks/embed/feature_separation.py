@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_positive, check_sample_weight, check_tensor
-from lossworks.roles import BatchLoss, check_no_nan, weighted_reduction
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, weighted_reduction
 
 __all__ = ["FeatureSeparationLoss"]
 
@@ -50,7 +50,7 @@ class FeatureSeparationLoss(BatchLoss):
     papers = ("khosla2020supcon", "wang2021srat")
     helps = ("imbalance", "margins")
     settings = ({}, {"tau": 0.5})
-    kind = "classes"
+    kind = CLASSES
 
     def __init__(self, tau: float | Tensor = 0.1) -> None:
         super().__init__()

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lossworks.checks import (
-    check_binary,
     check_choice,
     check_classes,
     check_floating,
@@ -457,11 +456,10 @@ def loss_reader(
     grad = torch.is_grad_enabled()
     hyper = tuple(tensor for tensor in (*loss.parameters(), *loss.buffers()) if grad and tensor.requires_grad)
     kept, tail, form = None, torch.Size(), None
-    if loss.kind != "classes":
+    if loss.kind.flat:
         flat, tail = _other_target(loss, target, lead, classes, weight)
     elif target.is_floating_point():
-        if not loss.soft_targets:
-            raise TypeError(f"{type(loss).__name__} takes int64 classes as target, got {target.dtype}")
+        loss.check_soft(target)
         if target.shape != (*lead, classes):
             raise ValueError(f"target must have shape {(*lead, classes)}, got {tuple(target.shape)}")
         flat = target.reshape(-1, classes)
@@ -484,7 +482,7 @@ def loss_reader(
     if loss.needs_index:
         numbers = loss._extra(index, shape)["index"]
         numbers = numbers if kept is None else torch.where(kept, numbers, -1)
-    if loss.kind == "classes" and not traced():
+    if loss.kind.has_classes and not traced():
         # So many classes, and no row, as the loss itself sees them.
         with torch.no_grad(), held_back(loss):
             loss.rows(weight.detach().new_zeros((0, classes)), flat[:0], None if numbers is None else numbers[:0])
@@ -506,8 +504,7 @@ def _other_target(
             f"hidden must have shape (n, d) for {type(loss).__name__}, to which all that follows the first axis is one "
             f"row, got ({', '.join(map(str, lead))}, d)"
         )
-    if loss.kind == "binary":
-        check_binary(target)
+    loss.kind.check_values(target)
     flat = target.reshape(-1, classes) if whole else target.flatten()
     losses, _ = loss.rows(weight.detach().new_zeros((0, classes)), flat[:0])
     return flat, losses.shape[1:]

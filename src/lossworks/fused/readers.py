@@ -186,7 +186,7 @@ class LossReader(Reader):
 
     def _losses(self, logits: Tensor, rows: slice, extra: dict[str, Tensor]) -> Tensor:
         target = self.target[rows]
-        if self.loss.kind != "classes":
+        if self.loss.kind.flat:
             return self.loss.rows(logits, target)[0]
         target = target.to(logits.dtype) if target.is_floating_point() else target
         return self.where_kept(self.loss.per_sample(logits, target, **extra), rows)

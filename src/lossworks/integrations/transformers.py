@@ -107,7 +107,7 @@ class TrainerLoss:
         return sum((penalty(self.model) for penalty in self.objective.penalties), start=0.0)
 
     def _classes(self) -> bool:
-        return self.objective.loss.kind == "classes"
+        return self.objective.loss.kind.has_classes
 
     def _rows(self, name: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flat rows of logits, and their targets."""
@@ -217,9 +217,9 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
     ignored = getattr(objective.loss, "ignore_index", IGNORED)
     if ignored != IGNORED:
         raise ValueError(f"the loss must have ignore_index={IGNORED}, which the Trainer leaves out, got {ignored}")
-    if shift and objective.loss.kind != "classes":
+    if shift and not objective.loss.kind.has_classes:
         raise ValueError(
-            f"shift=True is for classes, {type(objective.loss).__name__} takes {objective.loss.kind} targets"
+            f"shift=True is for classes, and {type(objective.loss).__name__} takes {objective.loss.kind.title}"
         )
     if bool(objective.penalties) != (model is not None):
         raise ValueError(

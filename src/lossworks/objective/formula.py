@@ -281,8 +281,8 @@ class Objective(nn.Module):
         given = {"index": index, "group": group, "target": target}
         columns = self._flat_columns({name: column for name, column in given.items() if column is not None}, losses)
         kept = None
-        if isinstance(self.loss, Loss) and self.loss.kind == "classes" and target is not None:
-            kept = None if target.is_floating_point() else columns["target"] != self.loss.ignore_index
+        if isinstance(self.loss, Loss) and target is not None:
+            kept = self.loss.kind.kept(columns["target"], self.loss.ignore_index)
         if kept is not None:
             columns["target"] = torch.where(kept, columns["target"], 0)
         if kept is None or not asked_once(self.weights):
@@ -438,7 +438,7 @@ class Objective(nn.Module):
                 column = columns[name]
                 check_tensor(name, column)
                 vectors = column.is_floating_point() and column.ndim > 1
-                if self.loss.kind != "classes":
+                if self.loss.kind.flat:
                     vectors = vectors and column.shape != losses.shape
                 flat[name] = column.movedim(1, -1).flatten(0, -2) if vectors else column.flatten()
                 rows, entries = losses.numel(), len(flat[name])
@@ -479,9 +479,7 @@ class Objective(nn.Module):
 
     def _classes(self, target: Tensor) -> Tensor:
         """The targets with a class in place of ``ignore_index``; rows that it marks count nowhere."""
-        if not (isinstance(self.loss, Loss) and self.loss.kind == "classes") or target.is_floating_point():
-            return target
-        return torch.where(target == self.loss.ignore_index, 0, target)
+        return self.loss.kind.filled(target, self.loss.ignore_index) if isinstance(self.loss, Loss) else target
 
     def _priced_losses(self, output: Tensor, price: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
         assert isinstance(self.loss, Loss)

@@ -233,8 +233,9 @@ class _Mixture(Loss):
     def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The rows of data that have a target, or the sum of their weights."""
         rows = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        if self.loss.kind == "classes" and not target.is_floating_point():
-            rows = (target != self.ignore_index)[:, None].flatten(1).any(dim=1)
+        kept = self.loss.kind.kept(target, self.ignore_index)
+        if kept is not None:
+            rows = kept[:, None].flatten(1).any(dim=1)
         return rows.sum() if sample_weight is None else (rows * sample_weight.to(precise(rows.device))).sum()
 
     def output_size(self, num_classes: int = 1) -> int:

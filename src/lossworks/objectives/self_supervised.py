@@ -77,7 +77,7 @@ class RSSObjective(RelabelledObjective):
     ) -> None:
         check_positive("lam", lam, allow_zero=True)
         loss = CrossEntropyLoss() if loss is None else loss
-        if not isinstance(loss, Loss) or loss.kind != "classes" or loss.couples_batch:
+        if not isinstance(loss, Loss) or not loss.kind.has_classes or loss.couples_batch:
             raise TypeError(f"loss must be a Loss of classes that has rows, got {type(loss).__name__}")
         super().__init__(_Answered(loss), weights=_TwoMeans(lam), perturb=PricedAscent(gamma, cost, steps, lr))
         self.gamma_u = None if gamma_u is None else check_positive("gamma_u", gamma_u)

@@ -20,7 +20,7 @@ from lossworks.distributed import ProcessGroup
 from lossworks.embed import FeatureSeparationLoss
 from lossworks.objective import Objective
 from lossworks.perturb import PGD
-from lossworks.roles import BatchLoss, Consistency, Perturbation, check_no_nan, weighted_reduction
+from lossworks.roles import CLASSES, BatchLoss, Consistency, Perturbation, check_no_nan, weighted_reduction
 from lossworks.weights import effective_number_weights
 
 __all__ = ["SRATObjective"]
@@ -118,7 +118,7 @@ class _Joined(nn.Module):
 class _Separated(BatchLoss):
     """Weighted cross-entropy and the separation of the features that stand beside the logits."""
 
-    kind = "classes"
+    kind = CLASSES
     class_weights: Tensor
 
     def __init__(self, class_counts: Tensor, lam: float | Tensor, tau: float | Tensor, beta: float | Tensor) -> None:

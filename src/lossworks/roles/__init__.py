@@ -10,7 +10,7 @@ from.
 
 from lossworks.roles.batch_loss import BatchLoss
 from lossworks.roles.calibrator import Calibrator
-from lossworks.roles.kinds import Kind
+from lossworks.roles.kinds import BINARY, CLASSES, COUNTS, KINDS, PAIRS, REAL, Kind, find_kind
 from lossworks.roles.loss import Loss, SoftmaxForm
 from lossworks.roles.part import Part, cite, evaluating
 from lossworks.roles.penalty import Penalty
@@ -21,6 +21,12 @@ from lossworks.roles.weighting import Weighting, about_kept, asked_once
 from lossworks.roles.wrapper import Wrapper
 
 __all__ = [
+    "BINARY",
+    "CLASSES",
+    "COUNTS",
+    "KINDS",
+    "PAIRS",
+    "REAL",
     "REDUCTIONS",
     "BatchLoss",
     "Calibrator",
@@ -39,6 +45,7 @@ __all__ = [
     "check_no_nan",
     "cite",
     "evaluating",
+    "find_kind",
     "held_back",
     "remember_over_ranks",
     "remembering",

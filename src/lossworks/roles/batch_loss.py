@@ -1,12 +1,12 @@
 """The loss that couples its batch."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.distributed import ProcessGroup, gather_rows
-from lossworks.roles.kinds import Kind
+from lossworks.roles.kinds import REAL, Kind, declare_kind
 from lossworks.roles.part import Part
 
 __all__ = ["BatchLoss"]
@@ -18,15 +18,19 @@ class BatchLoss(Part):
     Split over ranks it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
 
     Attributes:
-        kind: Its kind of target, as a :class:`Loss` has it.
+        kind: Its :class:`Kind` of target, or the name of one, as a :class:`Loss` has it.
     """
 
-    kind: ClassVar[Kind] = "real"
+    kind: ClassVar[Kind] = REAL
     couples_batch = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declare_kind(cls)
 
     def output_size(self, num_classes: int = 1) -> int:
         """How many outputs a model needs for this loss."""
-        return num_classes if self.kind == "classes" else 1
+        return self.kind.outputs(num_classes)
 
     def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """One number for the batch."""

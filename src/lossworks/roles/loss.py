@@ -10,20 +10,16 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lossworks.checks import (
-    check_binary,
     check_choice,
-    check_classes,
     check_floating,
     check_ignore_index,
-    check_real,
-    check_same_shape,
     check_sample_weight,
     check_tensor,
     check_total,
     precise,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
-from lossworks.roles.kinds import Kind
+from lossworks.roles.kinds import CLASSES, Kind, declare_kind
 from lossworks.roles.part import AnyFunction, Part
 from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
 from lossworks.roles.remember import remembering
@@ -68,27 +64,28 @@ def _of_floats(predict: AnyFunction) -> AnyFunction:
 class Loss(Part):
     """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
 
-    Four kinds of target, by the class attribute ``kind``:
+    The class attribute ``kind`` says which kind of target it takes:
 
     - ``"classes"``: output ``(n, C)`` or ``(n, C, d1, ...)``, target int64 ``(n,)`` or ``(n, d1, ...)``, with
       ``ignore_index``; where ``soft_targets`` is true also class probabilities in the output's shape.
     - ``"binary"``: output and target of one shape; the target is 0 or 1 (float, int64 or bool), the output a score
       whose sign is the answer.
     - ``"real"``: output and target of one shape, both floating-point.
+    - ``"counts"``: output and target of one shape; the target is >= 0, the output the logarithm of the expected count.
     - ``"pairs"``: output and target of one shape, both scores of the model, with gradients in both; of the pair the
       output is the one that should be higher. No table has such a target.
 
     Half-precision outputs are computed and returned in float32.
 
     Class attributes:
-        kind: See above.
+        kind: A :class:`Kind`; a class body may give its name, see above.
         rowwise: Whether a row's value reads that row's logits alone, so that the fused path may take it in chunks.
         soft_targets: Whether class-probability targets are allowed.
         probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss), or needs calibration first.
         surrogate_gradient: Whether its gradient is by definition not the derivative of its value.
     """
 
-    kind: ClassVar[Kind] = "classes"
+    kind: ClassVar[Kind] = CLASSES
     rowwise: ClassVar[bool] = False
     soft_targets: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
@@ -96,6 +93,7 @@ class Loss(Part):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        declare_kind(cls)
         if "predict" in cls.__dict__:
             cls.predict = _of_floats(cls.predict)  # type: ignore[method-assign]  # checked wherever it is overridden
 
@@ -136,14 +134,12 @@ class Loss(Part):
 
     def output_size(self, num_classes: int = 1) -> int:
         """How many outputs a model needs for this loss."""
-        return num_classes if self.kind == "classes" else 1
+        return self.kind.outputs(num_classes)
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities ``(n, C)``, the probability of class 1 ``(n,)``, or the value ``(n,)``."""
         check_floating("output", output)
-        if self.kind == "classes":
-            return output.softmax(dim=-1)
-        return output.sigmoid() if self.kind == "binary" else output
+        return self.kind.predict(output)
 
     def forward(
         self,
@@ -200,19 +196,12 @@ class Loss(Part):
         A loss whose rows aren't its targets' entries says so here.
         """
         check_tensor("target", target)
-        rows, kept = target, None
-        if self.kind == "classes":
-            if target.is_floating_point():
-                if target.ndim < 2:
-                    raise TypeError(f"target must be int64 classes, or probabilities (n, C, ...), got {target.dtype}")
-                rows = target[:, 0]
-            else:
-                kept = target != self.ignore_index
+        shape, kept = self.kind.row_shape(target), self.kind.kept(target, self.ignore_index)
         if sample_weight is not None:
-            check_sample_weight(sample_weight, rows.shape)
+            check_sample_weight(sample_weight, shape)
             exact = sample_weight.to(precise(sample_weight.device))
             return exact.sum() if kept is None else (exact * kept).sum()
-        return torch.tensor(rows.numel(), device=target.device) if kept is None else kept.sum()
+        return torch.tensor(shape.numel(), device=target.device) if kept is None else kept.sum()
 
     def weighted_rows(
         self,
@@ -241,25 +230,16 @@ class Loss(Part):
         check_floating("output", output)
         check_tensor("target", target)
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-        if self.kind != "classes":
-            check_same_shape(output, target)
-            shape = target.shape
-            extra = self._extra(index, shape)
-            output, target = output.flatten(), _flat_target(self.kind, output, target)
-            losses, kept = self.per_sample(output, target, **extra), None
-        else:
-            output, target, shape = self._class_rows(output, target)
-            extra = self._extra(index, shape)
-            kept = None if target.is_floating_point() else target != self.ignore_index
-            hard = target
-            if kept is not None:
-                hard = torch.where(kept, target, 0)
-                extra = {name: torch.where(kept, index, -1) for name, index in extra.items()}
-            losses = self.per_sample(output, hard, **extra)
-            if kept is not None:
-                losses = torch.where(kept, losses, torch.zeros_like(losses))
-                kept = kept.reshape(shape)
-        check_no_nan(output, losses)
+        self.check_soft(target)
+        flat, hard, kept, shape = self.kind.rows(output, target, self.ignore_index)
+        extra = self._extra(index, shape)
+        if kept is not None:
+            extra = {name: torch.where(kept, index, -1) for name, index in extra.items()}
+        losses = self.per_sample(flat, hard, **extra)
+        if kept is not None:
+            losses = torch.where(kept, losses, torch.zeros_like(losses))
+            kept = kept.reshape(shape)
+        check_no_nan(flat, losses)
         return losses.reshape(shape), kept
 
     def _extra(self, index: Tensor | None, shape: torch.Size) -> dict[str, Tensor]:
@@ -274,33 +254,7 @@ class Loss(Part):
             raise ValueError(f"index must be int64 of shape {tuple(shape)}, got {index.dtype} {tuple(index.shape)}")
         return {"index": index.flatten()}
 
-    def _class_rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
-        """Class scores as ``(rows, C)``, the target as rows, and the shape that the rows came in."""
-        if output.ndim < 2:
-            raise ValueError(f"output must have shape (n, C) or (n, C, d1, ...), got {tuple(output.shape)}")
-        shape = output.shape[:1] + output.shape[2:]
-        flat = output.movedim(1, -1).flatten(0, -2)
-        if target.is_floating_point():
-            if not self.soft_targets:
-                raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")
-            check_same_shape(output, target)
-            return flat, target.movedim(1, -1).reshape(flat.shape).to(flat.dtype), shape
-        if target.dtype != torch.int64:
-            raise TypeError(f"target must be int64 classes, got {target.dtype}")
-        if target.shape != shape:
-            raise ValueError(
-                f"target must have shape {tuple(shape)} for output {tuple(output.shape)}, got {tuple(target.shape)}"
-            )
-        target = target.flatten()
-        check_classes(flat, target, ignore_index=self.ignore_index)
-        return flat, target, shape
-
-
-def _flat_target(kind: Kind, output: Tensor, target: Tensor) -> Tensor:
-    if kind != "binary":
-        check_floating("target", target)
-    check_real("target", target)
-    flat = target.flatten().to(output.dtype)
-    if kind == "binary":
-        check_binary(flat)
-    return flat
+    def check_soft(self, target: Tensor) -> None:
+        """Raise if these are class probabilities and the loss takes classes alone."""
+        if self.kind.has_classes and target.is_floating_point() and not self.soft_targets:
+            raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")

@@ -51,7 +51,7 @@ Reason = Callable[[Loss], str | None]
 
 
 def _classes_only(loss: Loss) -> str | None:
-    return None if loss.kind == "classes" else f"its targets are {loss.kind}, not classes"
+    return None if loss.kind.has_classes else f"it takes {loss.kind.title}, not one class of many"
 
 
 def _not_coupled(loss: Loss) -> str | None:

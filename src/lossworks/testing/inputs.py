@@ -69,16 +69,8 @@ def example(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Outputs, targets and further arguments that the loss takes."""
     generator = torch.Generator().manual_seed(seed)
-    columns = loss.output_size(CLASSES)
-    shape = (rows,) if columns == 1 and loss.kind != "classes" else (rows, columns)
-    output = scale * torch.randn(shape, dtype=dtype, generator=generator)
-    if loss.kind == "classes":
-        target = torch.randint(CLASSES, (rows,), generator=generator)
-    elif loss.kind == "binary":
-        target = torch.randint(2, (rows,), generator=generator).to(dtype)
-    else:
-        target = torch.randn(rows, dtype=dtype, generator=generator)
-    return output, target, {"index": torch.arange(rows)} if loss.needs_index else {}
+    output, target = loss.kind.example(rows, CLASSES, dtype, generator, outputs=loss.output_size(CLASSES))
+    return scale * output, target, {"index": torch.arange(rows)} if loss.needs_index else {}
 
 
 def expect_error(name: str, call: Callable[[], object]) -> None:

@@ -169,7 +169,7 @@ def assert_chunks_exact(loss: Loss) -> None:
         output, target, extra = example(loss, dtype=dtype)
         if output.ndim == 1:
             output, target = output[:, None], target[:, None]
-        if loss.kind == "classes":
+        if loss.kind.has_classes:
             target = torch.where(torch.arange(ROWS) % 5 == 3, loss.ignore_index, target)
         generator = torch.Generator().manual_seed(1)
         shapes = ((ROWS, 4), (output.shape[1], 4), output.shape[1:])
@@ -395,14 +395,10 @@ def _wrong_calls(loss: Loss, output: Tensor, target: Tensor) -> Iterator[tuple[s
     yield "sample_weight", {"sample_weight": -torch.ones(ROWS)}
     yield "sample_weight", {"sample_weight": torch.ones(ROWS, dtype=torch.int64)}
     yield "output", {"output": output.masked_fill(torch.arange(output.numel()).reshape(output.shape) == 1, math.nan)}
-    if loss.kind == "classes":
-        yield "target", {"target": target + CLASSES}
-        yield "target", {"target": target.int()}
+    for refused in loss.kind.refused(target, CLASSES):
+        yield "target", {"target": refused}
+    if not loss.kind.flat:
         yield "output", {"output": output[:, 0]}
-    elif loss.kind == "binary":
-        yield "target", {"target": target + 2}
-    else:
-        yield "target", {"target": target.long()}
     if loss.needs_index:
         yield "index", {"index": None}
         yield "index", {"index": torch.zeros(ROWS)}

@@ -65,7 +65,7 @@ class Model(nn.Module):
 class _OfLosses(BatchLoss):
     """A number for a batch of losses, as a loss of its own."""
 
-    kind = "classes"
+    kind = CrossEntropyLoss.kind
 
     def __init__(self, risk: Part) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, Model]:
         assert isinstance(part, Part)
         objective = Objective(_OfLosses(part))
     outputs = objective.loss.output_size(CLASSES)
-    return objective, Model(outputs, outputs == 1 and objective.loss.kind != "classes", dtype, layer)
+    return objective, Model(outputs, outputs == 1 and objective.loss.kind.flat, dtype, layer)
 
 
 def is_stochastic(part: nn.Module) -> bool:
@@ -139,12 +139,12 @@ def batches_of(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignor
     generator = torch.Generator().manual_seed(1)
     kind = objective.loss.kind
     x = torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
-    if kind == "classes":
-        target = torch.arange(ROWS) % CLASSES
-    elif kind == "binary":
-        target = (torch.arange(ROWS) % 2).to(dtype)
+    levels = kind.levels(CLASSES)
+    if levels is None:
+        target = 2 * kind.example_target(ROWS, CLASSES, torch.float64, generator).to(dtype)
     else:
-        target = 2 * torch.randn(ROWS, generator=generator, dtype=torch.float64).to(dtype)
+        target = torch.arange(ROWS) % levels
+        target = target if kind.has_classes else target.to(dtype)
     weight = torch.linspace(0.5, 2, ROWS, dtype=dtype)
     batches = []
     for step in range(3):
@@ -158,7 +158,7 @@ def batches_of(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignor
         batch = {"x": x[index], "target": target[index].clone(), "index": index, "group": index % 3}
         if isinstance(objective.loss, Loss):
             batch["sample_weight"] = weight[index]
-            if step == 1 and kind == "classes" and ignored:
+            if step == 1 and kind.has_classes and ignored:
                 batch["target"][torch.tensor([1, 8])] = objective.loss.ignore_index
         batches.append(batch)
     return batches

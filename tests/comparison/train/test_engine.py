@@ -25,7 +25,7 @@ from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective
 from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
-from lossworks.roles import Loss
+from lossworks.roles import CLASSES, Loss
 from lossworks.weights import ClassBalanced
 
 ROWS = 240
@@ -206,7 +206,7 @@ def test_is_the_plain_loop(x, y, loss, generic):
     trained = train(x, y, pair, architecture, SHORT, ACCURACY)
     job, loss = pair[1], loss()
     torch.manual_seed(seed_from(job.seed, 0))
-    network = architecture.sized((6,), 3, "classes").network()
+    network = architecture.sized((6,), 3, CLASSES).network()
     order = Order(job.fit, torch.Generator().manual_seed(seed_from(job.seed, 1)))
     scaled = Scaler.fit(x, job.fit, "robust")(x)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)

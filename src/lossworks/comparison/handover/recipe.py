@@ -97,7 +97,7 @@ def recipe(comparison: Outcome, source: str | None) -> str:
     number = comparison.chosen_setting(name)
     objective = candidate.objective(number, _placeholders(candidate.parts))
     real = dataset.task == "real"
-    one_score = isinstance(objective.loss, Loss) and objective.loss.kind == "binary"
+    one_score = isinstance(objective.loss, Loss) and objective.loss.kind.flat and not real
     options = {key: value for key, value in dataset.options.items() if value}
     where = repr(source) if source is None or source.startswith("/") else f"HERE / {source!r}"
     target = (
@@ -150,7 +150,7 @@ def _network(comparison: Outcome, loss: Any) -> str:
         layers = [f"nn.{layer!r}" for layer in network.children()]
     else:
         layers = [f"{_from_file(model)}({shape!r}, {outputs})"]
-    if loss.kind != "classes" and outputs == 1:
+    if loss.kind.flat and outputs == 1:
         layers.append("nn.Flatten(0)")
     return ",\n    ".join(layers)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lossworks.checks import InputError, check_bool, check_choice, check_int, nearest, shown
 from lossworks.comparison.models.scaling import Scaler, Scaling
-from lossworks.roles import Kind
+from lossworks.roles import CLASSES, KINDS, Kind
 from lossworks.runs.memory import is_out_of_memory
 
 __all__ = ["ARCHITECTURES", "Architecture", "Factory", "Values", "architecture_of"]
@@ -69,7 +69,7 @@ class Architecture:
     generic: bool = False
     input_shape: tuple[int, ...] = ()
     outputs: int = 0
-    kind: Kind = "classes"
+    kind: Kind = CLASSES
 
     def __post_init__(self) -> None:
         check_int("width", self.width, low=1)
@@ -145,13 +145,14 @@ class Architecture:
 
     def assembled(self, scaler: Scaler, network: nn.Module, values: Values) -> nn.Sequential:
         """A plain module from rows ``(n, *input_shape)`` to logits ``(n, C)``, scores ``(n,)`` or values ``(n,)``."""
-        heads: Mapping[Kind, nn.Module] = {"classes": nn.Identity(), "binary": nn.Flatten(0), "real": values}
-        return nn.Sequential(scaler, network, heads[self.kind])
+        one_score = nn.Flatten(0) if self.kind.flat else nn.Identity()
+        return nn.Sequential(scaler, network, values if self.kind.scalable else one_score)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; a factory is kept as a word, as its code is not ours to save."""
         return asdict(self) | {
             "model": self.model if isinstance(self.model, str) else "factory",
+            "kind": self.kind.name,
             "input_shape": list(self.input_shape),
         }
 
@@ -166,7 +167,7 @@ class Architecture:
         if strange := sorted(set(described) ^ known):
             raise ValueError(f"architecture has{' not' * (strange[0] in known)} the field {shown(strange[0])}")
         model, shape = described["model"], described["input_shape"]
-        for name, allowed in (("scaling", get_args(Scaling)), ("kind", get_args(Kind))):
+        for name, allowed in (("scaling", get_args(Scaling)), ("kind", KINDS)):
             check_choice(name, described[name], allowed)
         check_bool("generic", described["generic"])
         check_int("outputs", described["outputs"], low=1)
@@ -184,7 +185,7 @@ class Architecture:
             model = factory
         elif factory is not None:
             raise InputError(f"the model is {shown(model)}, of no factory: leave --model (in Python factory=) out")
-        return cls(**{**described, "model": model, "input_shape": tuple(shape)})
+        return cls(**{**described, "model": model, "input_shape": tuple(shape), "kind": KINDS[described["kind"]]})
 
 
 def architecture_of(model: str | Factory, features: Any) -> Architecture:

@@ -30,7 +30,7 @@ from lossworks.comparison.train.risk import StackedObjective
 from lossworks.comparison.train.stack import LayerStack, ModuleStack, Stack
 from lossworks.metrics.registry import Metric
 from lossworks.objective import Objective
-from lossworks.roles import Kind, Loss, Part, Perturbation
+from lossworks.roles import CLASSES, REAL, Loss, Part, Perturbation
 from lossworks.runs.memory import is_out_of_memory
 
 __all__ = ["Trained", "one_thread", "train"]
@@ -146,7 +146,7 @@ class _Tile:
         outputs = torch.cat(
             [self.stack.outputs(self.feed.inputs(rows, some), some) for rows in index.split(at_once, 1)], 1
         )
-        if self.replicas[0].architecture.kind != "real":
+        if not self.replicas[0].architecture.kind.scalable:
             return outputs
         pairs = zip(outputs, self.replicas[some], strict=True)
         return torch.stack([replica.values(output) for output, replica in pairs])[..., None]
@@ -427,7 +427,7 @@ def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> 
             scale = TargetScale.fit(table.y, job.fit.to(table.y.device)) if real else TargetScale()
             fitted[key] = (Scaler.fit(table.x, job.fit, architecture.scaling), scale)
         loss = job.objective.loss
-        kind: Kind = loss.kind if isinstance(loss, Loss) else ("real" if real else "classes")
+        kind = loss.kind if isinstance(loss, Loss) else (REAL if real else CLASSES)
         sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
         scaler, scale = fitted[key]
         values = _values(job.objective, scale, sized.outputs, table.x.device)
@@ -438,7 +438,7 @@ def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> 
 def _values(objective: Objective, scale: TargetScale, outputs: int, device: torch.device) -> Values:
     """What reads the outputs of a real loss; bins are found by asking what each of them alone predicts."""
     loss, support = objective.loss, torch.zeros(outputs)
-    if isinstance(loss, Loss) and loss.kind == "real" and outputs > 1:
+    if isinstance(loss, Loss) and loss.kind.scalable and outputs > 1:
         support = loss.predict(1e4 * torch.eye(outputs)).detach()
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (scale.mean, scale.std))
     return Values(support, mean, std).to(device)
@@ -450,11 +450,11 @@ def _tile(table: Table, replicas: list[Replica], training: Training) -> _Tile:
         [replica.job.objective for replica in replicas],
     )
     kind, outputs = replicas[0].architecture.kind, replicas[0].architecture.outputs
-    squeeze = kind != "classes" and outputs == 1
+    squeeze = kind.flat and outputs == 1
     options = (networks, objectives, training.lr, training.weight_decay, squeeze)
     by_hand = replicas[0].architecture.layered and StackedObjective(objectives[:1], table.x.device).risk_alone
     stack: Stack = (LayerStack if by_hand else ModuleStack)(*options)
-    targets = [replica.target for replica in replicas] if kind == "real" else []
+    targets = [replica.target for replica in replicas] if kind.scalable else []
     feed = Feed(table, [replica.order for replica in replicas], [replica.scaler for replica in replicas], targets)
     for number, replica in enumerate(replicas):
         replica.best = replica.best or stack.snapshot(number)

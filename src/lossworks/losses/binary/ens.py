@@ -12,7 +12,7 @@ from lossworks.checks import (
     check_int,
     check_same_shape,
 )
-from lossworks.roles import Loss, cite
+from lossworks.roles import BINARY, Loss, cite
 
 _LEAST_SLOPE = 1e-6
 
@@ -187,7 +187,7 @@ class EnsLoss(_DrawnLoss):
     tensor(True)
     """
 
-    kind = "binary"
+    kind = BINARY
 
     def __init__(
         self,

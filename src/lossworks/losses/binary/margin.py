@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_positive
-from lossworks.roles import Loss
+from lossworks.roles import BINARY, Loss
 
 
 class _BinaryLoss(Loss):
-    kind = "binary"
+    kind = BINARY
     rowwise = True
 
 

@@ -273,7 +273,7 @@ class ActivePassiveLoss(Loss):
     def _loss(self, name: str, loss: str | Loss) -> Loss:
         if not isinstance(loss, Loss):
             return self.names[check_choice(name, loss, self.names)]()
-        if loss.kind != "classes" or loss.needs_index or not loss.rowwise:
+        if not loss.kind.has_classes or loss.needs_index or not loss.rowwise:
             raise ValueError(f"{name} must be a loss on classes that reads each row alone, got {type(loss).__name__}")
         return loss
 

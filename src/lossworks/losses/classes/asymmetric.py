@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from lossworks.checks import check_between, check_positive
 from lossworks.losses._rows import in_blocks, whole_number, whole_power
-from lossworks.roles import Loss
+from lossworks.roles import BINARY, Loss
 
 
 class _Asymmetric(Loss):
@@ -183,7 +183,7 @@ class MultiLabelAsymmetricLoss(_Asymmetric):
     tensor(0.6931)
     """
 
-    kind = "binary"
+    kind = BINARY
     papers = ("ridnik2021asymmetric",)
     helps = ("multi-label", "imbalance", "hard examples")
 

@@ -16,7 +16,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
 )
-from lossworks.roles import BatchLoss, check_no_nan, cite
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
 
 __all__ = ["PseudoLabelSelectionLoss", "pseudo_label_targets", "uniform_prediction_loss"]
 
@@ -140,7 +140,7 @@ class PseudoLabelSelectionLoss(BatchLoss):
     papers = ("albert2024accurate",)
     helps = ("noisy labels",)
     settings = ({}, {"uniform": 1.0})
-    kind = "classes"
+    kind = CLASSES
 
     def __init__(
         self, uniform: float | Tensor = 0.0, contrast: float | Tensor = 0.0, temperature: float | Tensor = 0.2

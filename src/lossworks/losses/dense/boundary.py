@@ -16,7 +16,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
 )
-from lossworks.roles import BatchLoss, check_no_nan, cite
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
 
 __all__ = ["BoundaryAwarePseudoLabelLoss", "ConfidenceWeightedCrossEntropyLoss", "sobel_boundary_mask"]
 
@@ -58,7 +58,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
     papers = ("tarubinga2025cwbass",)
     helps = ("noisy labels",)
     settings = ({}, {"gamma": 2.0})
-    kind = "classes"
+    kind = CLASSES
 
     def __init__(self, gamma: float | Tensor = 1.0, *, ignore_index: int = -100) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossworks.roles import Loss
+from lossworks.roles import PAIRS, Loss
 
 __all__ = ["BPRLoss"]
 
@@ -42,7 +42,7 @@ class BPRLoss(Loss):
     tensor(0.6931)
     """
 
-    kind = "pairs"
+    kind = PAIRS
     papers = ("rendle2009bpr", "zhang2025pld")
 
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

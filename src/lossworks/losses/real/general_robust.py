@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lossworks.checks import check_between, check_bool, check_positive
-from lossworks.roles import Loss
+from lossworks.roles import REAL, Loss
 
 _STEP = 0.1
 _NODES = 400  # each side of 0
@@ -58,7 +58,7 @@ class GeneralRobustLoss(Loss):
 
     papers = ("barron2019general",)
     helps = ("outliers", "heavy tails")
-    kind = "real"
+    kind = REAL
     rowwise = True
     settings = ({"alpha": 1.0}, {"alpha": 0.0}, {"alpha": -2.0}, {"alpha": 1.0, "scale": 0.3})
 

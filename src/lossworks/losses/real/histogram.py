@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossworks.checks import check_finite, check_floating, check_int, check_positive, readable
-from lossworks.roles import Loss, check_no_nan
+from lossworks.roles import REAL, Loss, check_no_nan
 
 MOST_BINS = 1_000_000
 
@@ -15,7 +15,7 @@ MOST_BINS = 1_000_000
 class _BinnedLoss(Loss):
     """Cross-entropy to a distribution over bins; subclasses say where the bins lie and how a value spreads."""
 
-    kind = "real"
+    kind = REAL
     rowwise = True
     needs = ("v_min", "v_max")
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_floating, check_positive, check_same_shape
-from lossworks.roles import Loss, check_no_nan
+from lossworks.roles import REAL, Loss, check_no_nan
 
 
 class PseudoHuberLoss(Loss):
@@ -45,7 +45,7 @@ class PseudoHuberLoss(Loss):
 
     papers = ("song2023ict",)
     helps = ("outliers",)
-    kind = "real"
+    kind = REAL
     rowwise = True
     settings = ({"c": 1.0}, {"c": 0.2}, {})
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_positive
-from lossworks.roles import Loss
+from lossworks.roles import REAL, Loss
 
 
 class _RealLoss(Loss):
-    kind = "real"
+    kind = REAL
     rowwise = True
 
 
