@@ -6,7 +6,6 @@ from torch import Tensor
 from lossworks.fused import kernels
 from lossworks.fused.chunks import slices
 from lossworks.fused.readers import Layer, LossReader, Plan, Run
-from lossworks.fused.softmax import handicaps
 from lossworks.roles import SoftmaxForm
 
 __all__ = ["run_with_kernels"]
@@ -38,7 +37,7 @@ def run_with_kernels(
         hidden = every[rows].to(plan.compute)
         logits = torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
         target = reader.target[rows]
-        handicap = handicaps(form, target, plan.dtype)
+        handicap = form.handicaps(target, plan.dtype)
         maximum, mass, own, below = kernels.row_statistics(
             logits, target, handicap, offset=offset, scale=scale, total=form.reads_total
         )

@@ -60,9 +60,9 @@ def linear_loss(
     .. math:: \operatorname{loss}(H W^\top + b,\; y)
 
     Equal to ``loss(hidden @ weight.T + bias, target)``, for every loss that reads logits row by row (``rowwise``). The
-    logits exist for one chunk of rows at a time; a loss with a :class:`lossworks.roles.SoftmaxForm` has its gradient in
-    closed form, the others are read in blocks of rows that fit the processor's cache, by their own closed form
-    (:meth:`lossworks.roles.Loss.value_and_logit_gradient`) or by autograd. The mean and the sum
+    logits exist for one chunk of rows at a time. A loss whose closed form is a :class:`lossworks.roles.SoftmaxForm` is
+    read a chunk at a time; the others are read in blocks of rows that fit the processor's cache, by their
+    :class:`lossworks.roles.RowForm` or by autograd. The mean and the sum
     have their gradients computed beside their values, where one is asked for; ``"none"`` computes each chunk's logits
     again in the backward pass, since only that knows what each row's loss is worth.
 
@@ -470,12 +470,8 @@ def loss_reader(
         check_classes(weight.detach().new_zeros(()).expand(len(hidden), classes), flat, ignore_index=ignore_index)
         kept = flat != ignore_index
         flat = torch.where(kept, flat, 0)
-        form = loss.softmax_form(classes)
-        if (
-            form is not None
-            and hyper
-            and any(isinstance(held, Tensor) and held.requires_grad for held in (form.scale, form.shift, form.handicap))
-        ):
+        form = loss.closed_form(classes)
+        if form is not None and hyper and not form.follows_learning:
             form = None
     shape = torch.Size((*lead, *tail))
     numbers = None

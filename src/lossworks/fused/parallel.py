@@ -11,7 +11,7 @@ from torch import Tensor
 from lossworks.checks import check_choice, check_floating, check_int
 from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows, traced
 from lossworks.fused.readers import Layer, LossReader, Reading
-from lossworks.fused.softmax import handicaps, row_gradient_, row_statistics
+from lossworks.fused.softmax import row_gradient_, row_statistics
 from lossworks.roles import REDUCTIONS, Loss, SoftmaxForm, Weighting, cite
 
 __all__ = ["parallel_linear_loss"]
@@ -90,13 +90,13 @@ class _ShardReader(LossReader):
         self.shards, own = shards, shards.own
         self.shift = None if self.shift is None else self.shift[own]
         self.label = self.target
-        if self.form is not None:
+        if self.softmax is not None:
             self.label = torch.where((self.target >= own.start) & (self.target < own.stop), self.target - own.start, -1)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`lossworks.fused.readers.Reader`."""
-        if self.form is not None:
-            return self._merged(self.form, logits, rows, coefficient)
+        if self.softmax is not None:
+            return self._merged(self.softmax, logits, rows, coefficient)
         every = self.shards.gather_columns(logits)
         reading = super().read(every, rows, coefficient)
         logits.copy_(every[:, self.shards.own])
@@ -122,7 +122,7 @@ class _ShardReader(LossReader):
     def _merged(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """The softmax family: the ranks exchange four numbers a row."""
         label, classes = self.label[rows], self.shards.classes
-        handicap = handicaps(form, self.target[rows], logits.dtype)
+        handicap = form.handicaps(self.target[rows], logits.dtype)
         part = row_statistics(logits, label, handicap, total=form.reads_total)
         maximum = self.shards.max_(part.maximum.clone())
         # A rank without classes has nothing that could be below the maximum.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossworks.checks import checks
 from lossworks.fused.chunks import blocks
-from lossworks.roles import Loss, Offers, SoftmaxForm, held_back, remember_over_ranks
+from lossworks.roles import ClosedForm, Loss, Offers, SoftmaxForm, held_back, remember_over_ranks
 from lossworks.roles.memory import each_once
 
 __all__ = ["HALF", "Layer", "LossReader", "Plan", "Reader", "Reading", "Run"]
@@ -84,22 +84,22 @@ class Reader:
 
 @dataclass
 class LossReader(Reader):
-    """The rows of a loss: in closed form where it has one, else by autograd on blocks that fit the cache."""
+    """The rows of a loss: by its closed form where it has one, else by autograd on blocks that fit the cache."""
 
     loss: Loss
     target: Tensor
     kept: Tensor | None
     index: Tensor | None
     hyper: tuple[Tensor, ...]
-    form: SoftmaxForm | None = None
+    form: ClosedForm | None = None
     tail: tuple[int, ...] = ()
     memory: Tensor | None = None
     unfinished: bool = field(default=True, init=False)
     offers: Offers = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if self.form is not None:
-            self.scale, self.shift = self.form.scale, self.form.shift
+        if self.softmax is not None:
+            self.scale, self.shift = self.softmax.scale, self.softmax.shift
         self.remembers_nothing = self.index is None
         self._held: list[tuple[dict[str, Any], str, Tensor | None]] = [
             (tensors, name, tensor)
@@ -111,6 +111,11 @@ class LossReader(Reader):
         if self.index is not None and not torch.compiler.is_compiling():
             with checks():  # a question worth waiting for on any device: where a row comes twice, all are held
                 self.each_once = each_once(self.index)
+
+    @property
+    def softmax(self) -> SoftmaxForm | None:
+        """The loss's closed form, if it is of the softmax family."""
+        return self.form if isinstance(self.form, SoftmaxForm) else None
 
     @property
     def read_again(self) -> tuple[Tensor, ...]:
@@ -132,8 +137,8 @@ class LossReader(Reader):
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         """See :class:`Reader`."""
-        if self.form is not None:
-            return self._in_closed_form(self.form, logits, rows, coefficient)
+        if self.softmax is not None:
+            return self._by_softmax(self.softmax, logits, rows, coefficient)
         losses = logits.new_empty((len(logits), *self.tail))
         hyper: list[Tensor | None] = [None] * len(self.hyper)
         for block in blocks(logits):
@@ -143,9 +148,8 @@ class LossReader(Reader):
                 with checks(False):  # the caller has looked at the targets, and looks at the losses
                     losses[block] = self._losses(logits[block], part, extra)
                 continue
-            closed = self._closed(logits[block], part, extra.get("memory"))
-            if closed is not None:
-                some, slope = closed
+            if self.form is not None:
+                some, slope = self.form.value_and_gradient(logits[block], self.target[part], extra.get("memory"))
                 losses[block] = self.where_kept(some, part)
                 torch.mul(slope, self.where_kept(coefficient[block], part)[:, None], out=logits[block])
                 continue
@@ -191,18 +195,11 @@ class LossReader(Reader):
         target = target.to(logits.dtype) if target.is_floating_point() else target
         return self.where_kept(self.loss.per_sample(logits, target, **extra), rows)
 
-    def _closed(self, logits: Tensor, rows: slice, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Losses and slopes of rows whose targets are classes, from a loss that has both."""
-        if self.kept is None or self.hyper:
-            return None
-        return self.loss.value_and_logit_gradient(logits, self.target[rows], memory)
-
-    def _in_closed_form(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
+    def _by_softmax(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
         label = target[:, None]
-        if form.handicap is not None:
-            handicap = torch.as_tensor(form.handicap, dtype=logits.dtype, device=logits.device)
-            handicap = handicap[target] if handicap.ndim else handicap.expand(len(target))
+        handicap = form.handicaps(target, logits.dtype)
+        if handicap is not None:
             logits.scatter_add_(1, label, handicap[:, None])
         leaves = _softmax(logits, label, form.reads_total)
         if coefficient is None:

@@ -22,10 +22,10 @@ def run(
     """
     keep_freed_pages()
     with torch.autocast(layer[0].device.type, enabled=False):
-        if type(reader) is LossReader and reader.form is not None and kernels_apply(layer[0], plan.compute):
+        if type(reader) is LossReader and reader.softmax is not None and kernels_apply(layer[0], plan.compute):
             from lossworks.fused.gpu import run_with_kernels
 
-            losses, sums, hyper = run_with_kernels(plan, reader, reader.form, layer, coefficient)
+            losses, sums, hyper = run_with_kernels(plan, reader, reader.softmax, layer, coefficient)
         else:
             losses, sums, hyper = _loop(plan, reader, layer, coefficient)
     found = [

@@ -23,9 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.roles import SoftmaxForm
-
-__all__ = ["RowStatistics", "handicaps", "kernels_apply", "row_gradient_", "row_statistics"]
+__all__ = ["RowStatistics", "kernels_apply", "row_gradient_", "row_statistics"]
 
 _BLOCK = 2**17  # numbers
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,13 +143,3 @@ def _blocks(logits: Tensor) -> list[slice]:
     """The rows, as many at a time as a processor's cache holds; on a GPU all at once."""
     step = max(1, _BLOCK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     return [slice(start, start + step) for start in range(0, len(logits), step)]
-
-
-def handicaps(form: SoftmaxForm, target: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"] | None:
-    """What the form adds to each row's label, if anything."""
-    if form.handicap is None:
-        return None
-    if not isinstance(form.handicap, Tensor):
-        return torch.full(target.shape, form.handicap, dtype=dtype, device=target.device)
-    held = form.handicap.to(dtype)
-    return held[target] if held.ndim else held.expand(len(target))

@@ -10,8 +10,9 @@ from.
 
 from lossworks.roles.batch_loss import BatchLoss
 from lossworks.roles.calibrator import Calibrator
+from lossworks.roles.closed_form import ClosedForm, RowForm, SoftmaxForm
 from lossworks.roles.kinds import BINARY, CLASSES, COUNTS, KINDS, PAIRS, REAL, Kind, find_kind
-from lossworks.roles.loss import Loss, SoftmaxForm
+from lossworks.roles.loss import Loss
 from lossworks.roles.part import Part, cite, evaluating
 from lossworks.roles.penalty import Penalty
 from lossworks.roles.perturbation import Consistency, Perturbation
@@ -30,6 +31,7 @@ __all__ = [
     "REDUCTIONS",
     "BatchLoss",
     "Calibrator",
+    "ClosedForm",
     "Consistency",
     "Kind",
     "Loss",
@@ -37,6 +39,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Perturbation",
+    "RowForm",
     "SoftmaxForm",
     "Weighting",
     "Wrapper",

@@ -1,8 +1,6 @@
 """The loss with one value a row."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,35 +17,13 @@ from lossworks.checks import (
     precise,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
+from lossworks.roles.closed_form import ClosedForm
 from lossworks.roles.kinds import CLASSES, Kind, declare_kind
 from lossworks.roles.part import AnyFunction, Part
 from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
 from lossworks.roles.remember import remembering
 
-__all__ = ["Loss", "SoftmaxForm"]
-
-
-@dataclass(frozen=True)
-class SoftmaxForm:
-    r"""A loss as a function of one or two numbers of a row, through which its gradient has a closed form.
-
-    .. math::
-        \ell(z, y) = g\Big({-\log p_y},\; {-\sum_k \log p_k}\Big), \qquad
-        p = \mathrm{softmax}\big(a z + b + c_y [k = y]\big)
-
-    Args:
-        value: :math:`g`, of the first number ``(n,)``, and of the second too where ``reads_total``; differentiable.
-        scale: :math:`a`, a number or a 0-d tensor.
-        shift: :math:`b`, ``(C,)``.
-        handicap: :math:`c`, a number or a 0-d tensor, or ``(C,)`` by the target's class.
-        reads_total: Whether :math:`g` takes the second number.
-    """
-
-    value: Callable[..., Tensor]
-    scale: float | Tensor = 1.0
-    shift: Tensor | None = None
-    handicap: float | Tensor | None = None
-    reads_total: bool = False
+__all__ = ["Loss"]
 
 
 def _of_floats(predict: AnyFunction) -> AnyFunction:
@@ -94,6 +70,8 @@ class Loss(Part):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         declare_kind(cls)
+        if "per_sample" in cls.__dict__ and "closed_form" not in cls.__dict__:
+            cls.closed_form = Loss.closed_form  # type: ignore[method-assign]  # what was inherited is of another loss
         if "predict" in cls.__dict__:
             cls.predict = _of_floats(cls.predict)  # type: ignore[method-assign]  # checked wherever it is overridden
 
@@ -106,17 +84,11 @@ class Loss(Part):
         """One value a row, from flat rows whose shapes the base has checked."""
         raise NotImplementedError(f"{type(self).__name__} must define per_sample(output, target) -> (n,)")
 
-    def softmax_form(self, num_classes: int) -> "SoftmaxForm | None":
-        """How the loss reads a row of so many logits with a class as target, if it is by their softmax alone."""
-        return None
+    def closed_form(self, num_classes: int) -> ClosedForm | None:
+        """The value and the gradient in a row of so many logits, written out for a class as target, if they are.
 
-    def value_and_logit_gradient(
-        self, output: Tensor, target: Tensor, memory: Tensor | None = None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Each row's loss for a class as target and its gradient in the row's logits, if it has a closed form.
-
-        Not recorded by autograd, so not asked for where a hyperparameter learns. A loss with a memory is given the
-        rows' own, see :meth:`recall`.
+        This is the one way in which a loss offers its gradient. A subclass that gives another :meth:`per_sample` must
+        give its own, and has none otherwise.
         """
         return None
 

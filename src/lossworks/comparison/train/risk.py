@@ -113,12 +113,12 @@ class StackedObjective:
     def _gradient(self, output: Tensor, batch: State) -> Tensor:
         rows = output.shape[:2]
         if self._pooled:
-            offered = getattr(self.base.loss, "logit_gradient", None)
             flat, target = output.flatten(0, 1), batch["target"].flatten(0, 1)
+            form = self.base.loss.closed_form(flat.shape[-1]) if isinstance(self.base.loss, Loss) else None
             gradient = (
-                offered(flat, target) / self._divisor(rows[1])
-                if offered
-                else self._pooled_gradient(flat, target, rows[1])
+                self._pooled_gradient(flat, target, rows[1])
+                if form is None or form.gradient is None
+                else form.gradient(flat, target) / self._divisor(rows[1])
             )
             return gradient.view_as(output)
         with torch.enable_grad():

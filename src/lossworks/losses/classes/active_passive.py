@@ -19,17 +19,21 @@ class _SurpriseLoss(Loss):
     """A loss of two numbers a row, so that two such losses can share one log-softmax."""
 
     rowwise = True
+    normalizes: ClassVar[bool] = False
+    """Whether it divides by the sum over all labels, which takes two of them."""
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
         raise NotImplementedError(f"{type(self).__name__} must define of_surprise(own, total) -> (n,)")
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise, reads_total=True)
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
+        if self.normalizes:
+            _check_two_classes(output)
         return self.of_surprise(*surprise_and_total(output, target))
 
 
@@ -62,11 +66,7 @@ class NormalizedCrossEntropyLoss(_SurpriseLoss):
 
     papers = ("ma2020normalized",)
     helps = ("noisy labels",)
-
-    def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row."""
-        _check_two_classes(output)
-        return super().per_sample(output, target)
+    normalizes = True
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
@@ -289,7 +289,7 @@ class ActivePassiveLoss(Loss):
 
         return self.alpha * value(self.active) + self.beta * value(self.passive)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm | None:
+    def closed_form(self, num_classes: int) -> SoftmaxForm | None:
         """See :class:`lossworks.roles.SoftmaxForm`; None where one of the two losses has none."""
         active, passive = self.active, self.passive
         if not (isinstance(active, _SurpriseLoss) and isinstance(passive, _SurpriseLoss)):

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from lossworks.checks import check_between, check_positive
 from lossworks.losses._rows import in_blocks, whole_number, whole_power
-from lossworks.roles import BINARY, Loss
+from lossworks.roles import BINARY, Loss, RowForm
 
 
 class _Asymmetric(Loss):
@@ -138,11 +138,13 @@ class AsymmetricLoss(_Asymmetric):
         own = _price(-output.gather(1, label), self.gamma_positive, 0.0)
         return _price(others, self.gamma_negative, self.clip).sum(dim=1) + own.squeeze(1)
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`."""
+        return RowForm(self._value_and_gradient)
+
+    def _value_and_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-        """Each row's loss and its gradient in closed form."""
         label = target[:, None]
         price, slope = _price_and_slope(output, self.gamma_negative, self.clip)
         own, own_slope = _price_and_slope(-output.gather(1, label), self.gamma_positive, 0.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossworks.checks import check_between, check_int, readable
 from lossworks.losses._rows import in_blocks, whole_number, whole_power
-from lossworks.roles import Loss
+from lossworks.roles import Loss, RowForm
 
 
 class BiTemperedLoss(Loss):
@@ -100,13 +100,14 @@ class BiTemperedLoss(Loss):
         gap = _tempered(torch.expm1, log_target, rest) - _tempered(torch.expm1, log_p, rest)
         return mass + (target * (gap - torch.exp(rest * log_target) / (1 + rest))).sum(dim=1)
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
-        """Each row's loss and its gradient in closed form; None if a temperature is a tensor or labels are smoothed."""
-        if any(isinstance(held, Tensor) for held in (self.t1, self.t2)) or self._smooths():
-            return None
+    def closed_form(self, num_classes: int) -> RowForm | None:
+        """See :class:`lossworks.roles.RowForm`; None for hyperparameters that are tensors, and with smoothing."""
+        learns = any(isinstance(held, Tensor) for held in (self.t1, self.t2))
+        return None if learns or self._smooths() else RowForm(self._value_and_gradient)
+
+    def _value_and_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         label, rest, cooling = target[:, None], 1 - self.t1, 1 - self.t2
         logits = output - output.amax(dim=1, keepdim=True)
         gap = logits.sub_(_levels(logits, cooling, self.iterations + 1)[0])

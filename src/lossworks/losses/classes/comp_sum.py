@@ -72,7 +72,7 @@ class CompSumLoss(Loss):
         check_classes(output, target)
         return self.of_surprise(cross_entropy(_divided(output, self.rho), target, reduction="none"))
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise, scale=1 / self.rho)
 

@@ -67,17 +67,19 @@ class CrossEntropyLoss(Loss):
         own, total = surprise_and_total(output, target)
         return own + self.label_smoothing * (total / output.shape[1] - own)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         smoothing = self.label_smoothing
         if not isinstance(smoothing, Tensor) and smoothing == 0:
-            return SoftmaxForm(lambda own: own)
-        return SoftmaxForm(lambda own, total: own + smoothing * (total / num_classes - own), reads_total=True)
+            return SoftmaxForm(lambda own: own, gradient=self._gradient)
 
-    def logit_gradient(
-        self, logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n classes"]:
-        """Each row's gradient in its own logits, the softmax less the smoothed label."""
+        def value(own: Tensor, total: Tensor) -> Tensor:
+            return own + smoothing * (total / num_classes - own)
+
+        return SoftmaxForm(value, reads_total=True, gradient=self._gradient)
+
+    def _gradient(self, logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, "n classes"]:
+        """The softmax less the smoothed label."""
         gradient = logits.softmax(dim=1) - self.label_smoothing / logits.shape[1]
         label = torch.as_tensor(self.label_smoothing - 1, dtype=logits.dtype, device=logits.device)
         return gradient.scatter_add_(1, target[:, None], label.expand(len(target), 1))

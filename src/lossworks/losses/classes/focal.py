@@ -69,7 +69,7 @@ class FocalLoss(Loss):
         """The loss of each row from its cross-entropy."""
         return _others(surprise) ** self.gamma * surprise
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise)
 

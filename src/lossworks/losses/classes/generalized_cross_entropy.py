@@ -53,7 +53,7 @@ class GeneralizedCrossEntropyLoss(Loss):
         """The loss of each row."""
         return _box_cox(F.cross_entropy(output, target, reduction="none"), self.q)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(lambda surprise: _box_cox(surprise, self.q))
 
@@ -132,7 +132,7 @@ class TruncatedGeneralizedCrossEntropyLoss(Loss):
         limit = torch.where(self.progress < self.warmup, math.inf, -k.log())
         return _box_cox(torch.minimum(surprise, limit), self.q)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise)
 

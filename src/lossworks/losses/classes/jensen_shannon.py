@@ -58,7 +58,7 @@ class JensenShannonLoss(Loss):
         """The loss of each row."""
         return self.of_surprise(cross_entropy(output, target, reduction="none"))
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise)
 

@@ -19,7 +19,7 @@ from lossworks.checks import (
     check_rows,
 )
 from lossworks.losses._rows import in_blocks, softmax_and_surprise
-from lossworks.roles import Loss, SoftmaxForm, cite
+from lossworks.roles import ClosedForm, Loss, RowForm, SoftmaxForm, cite
 
 NORMALIZE = ("softplus_mean", "l1_mean")
 _SMALLEST_MEAN = 1e-12
@@ -156,19 +156,12 @@ class LDRLoss(Loss):
         check_classes(output, target)
         return _ldr(*_scores_and_size(output, self.normalize), target, self.lam, self.margin)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm | None:
-        """See :class:`lossworks.roles.SoftmaxForm`; None where the scores are normalised first."""
+    def closed_form(self, num_classes: int) -> ClosedForm:
+        """See :class:`lossworks.roles.ClosedForm`: by its softmax, unless the scores are normalised first."""
         if self.normalize is not None:
-            return None
+            return RowForm(lambda output, y: _ldr_and_slope(output, self.normalize, y, self.lam, self.margin))
         lam = self.lam
         return SoftmaxForm(lambda own: lam * (own - math.log(num_classes)), scale=1 / lam, handicap=-self.margin / lam)
-
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-        """Each row's loss and its gradient in closed form."""
-        return _ldr_and_slope(output, self.normalize, target, self.lam, self.margin)
 
     def predict(self, output: Tensor) -> Tensor:
         """Class probabilities at the temperature ``lam``; exact at the loss's optimum if ``margin`` is 0."""
@@ -279,13 +272,13 @@ class AdaptiveLDRLoss(Loss):
                 self.keep(index, memory)
         return self._value(scores, size, target, memory)
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Float[Tensor, " n"] | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
-        """Each row's loss and its gradient in closed form, at the rows' remembered ``lam``."""
-        if memory is None:
-            return None
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`, at the rows' remembered ``lam``."""
+        return RowForm(self._value_and_gradient, remembers=True)
+
+    def _value_and_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         value, slope = _ldr_and_slope(output, self.normalize, target, memory, self.margin)
         return value - self._held(memory, output.shape[1]), slope
 

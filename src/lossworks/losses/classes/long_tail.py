@@ -104,7 +104,7 @@ class LDAMLoss(_LongTail):
         plain = not isinstance(self.scale, Tensor) and self.scale == 1
         return cross_entropy(behind if plain else self.scale * behind, target, reduction="none")
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(lambda own: own, scale=self.scale, handicap=-self.scale * self._margins(num_classes))
 
@@ -173,7 +173,7 @@ class LogitAdjustedLoss(_LongTail):
         """The loss of each row."""
         return cross_entropy(output + self._shift(output.shape[1]).to(output.dtype), target, reduction="none")
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(lambda own: own, shift=self._shift(num_classes))
 
@@ -225,6 +225,6 @@ class BalancedSoftmaxLoss(_LongTail):
         """The loss of each row."""
         return cross_entropy(output + self._counts(output.shape[1]).log().to(output.dtype), target, reduction="none")
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(lambda own: own, shift=self._counts(num_classes).log())

@@ -52,6 +52,6 @@ class MeanAbsoluteErrorLoss(Loss):
             return (target - output.softmax(dim=1)).abs().sum(dim=1)
         return -2 * torch.expm1(-F.cross_entropy(output, target, reduction="none"))
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(lambda surprise: -2 * torch.expm1(-surprise))

@@ -67,6 +67,6 @@ class PolyLoss(Loss):
         """The loss of each row from its cross-entropy."""
         return surprise - self.epsilon * torch.expm1(-surprise)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise)

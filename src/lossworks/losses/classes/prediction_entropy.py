@@ -1,12 +1,12 @@
 """Cross-entropy plus a price on the entropy of the prediction."""
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lossworks.checks import check_positive
 from lossworks.losses._rows import with_entropy
-from lossworks.roles import Loss
+from lossworks.roles import Loss, RowForm
 
 __all__ = ["PredictionEntropyLoss"]
 
@@ -71,9 +71,6 @@ class PredictionEntropyLoss(Loss):
             own = log_p.gather(1, target[:, None]).squeeze(1)
         return self.lam * entropy - own
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-        """Each row's loss and its gradient in closed form."""
-        return with_entropy(output, target, self.lam)
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`."""
+        return RowForm(lambda output, target: with_entropy(output, target, self.lam))

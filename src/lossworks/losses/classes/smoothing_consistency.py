@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lossworks.checks import check_classes, check_floating, check_positive, check_tensor
 from lossworks.losses._rows import with_entropy
-from lossworks.roles import Loss, check_no_nan
+from lossworks.roles import Loss, RowForm, check_no_nan
 
 __all__ = ["SmoothingConsistencyLoss"]
 
@@ -91,12 +91,9 @@ class SmoothingConsistencyLoss(Loss):
         entropy = -(log_p.exp() * finite).sum(dim=1)
         return self.eta * entropy - log_p.gather(1, target[:, None]).squeeze(1)
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
-        """Each row's loss and its gradient in closed form: a single copy has no disagreement."""
-        return with_entropy(output, target, self.eta)
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`: a single copy of a row has no disagreement."""
+        return RowForm(lambda output, target: with_entropy(output, target, self.eta))
 
     def _of_copies(self, output: Float[Tensor, "n m classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         log_p = output.log_softmax(dim=2)

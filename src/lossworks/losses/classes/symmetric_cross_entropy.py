@@ -70,6 +70,6 @@ class SymmetricCrossEntropyLoss(Loss):
         """The loss of each row from its cross-entropy."""
         return self.alpha * surprise + self.beta * self.log_clip * torch.expm1(-surprise)
 
-    def softmax_form(self, num_classes: int) -> SoftmaxForm:
+    def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
         return SoftmaxForm(self.of_surprise)

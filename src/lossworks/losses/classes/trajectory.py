@@ -20,7 +20,7 @@ from lossworks.checks import (
     shown,
 )
 from lossworks.losses._rows import softmax_and_surprise
-from lossworks.roles import Loss, cite
+from lossworks.roles import Loss, RowForm, cite
 
 __all__ = ["TrajectoryLoss", "trajectory_divergence"]
 
@@ -208,13 +208,13 @@ class TrajectoryLoss(Loss):
         price = torch.where(counts, trajectory_divergence(output, past, self.tau), 0)
         return cross_entropy(output, target, reduction="none") + self.lam * price
 
-    @torch.no_grad()
-    def value_and_logit_gradient(
-        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Int[Tensor, "n 3"] | None = None
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]] | None:
-        """Each row's loss and its gradient in closed form, at the rows' remembered outputs."""
-        if memory is None:
-            return None
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`, at the rows' remembered outputs."""
+        return RowForm(self._value_and_gradient, remembers=True)
+
+    def _value_and_gradient(
+        self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Int[Tensor, "n 3"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         gradient, value = softmax_and_surprise(output, target)
         gradient.scatter_add_(1, target[:, None], -torch.ones_like(value)[:, None])
         past, counts = self._past(memory, output.dtype)
