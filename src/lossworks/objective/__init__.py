@@ -1,5 +1,5 @@
 """The whole formula as one object."""
 
-from lossworks.objective.formula import Objective
+from lossworks.objective.micro_batches import Objective
 
 __all__ = ["Objective"]

@@ -1,21 +1,19 @@
 """The formula, composed: a loss, the weights on it, the worst case it guards against, the penalty on the model."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lossworks.checks import (
-    check_choice,
     check_real,
     check_sample_weight,
     check_sequence,
     check_tensor,
     check_total,
-    shown,
 )
 from lossworks.distributed import (
     ProcessGroup,
@@ -24,14 +22,12 @@ from lossworks.distributed import (
     replicated,
     row_counts,
     sum_over_ranks,
-    world_size,
 )
 from lossworks.objective.states import Draws, drawing, on_copies, resting
 from lossworks.roles import (
     BatchLoss,
     Consistency,
     Loss,
-    Offers,
     Part,
     Penalty,
     Perturbation,
@@ -39,73 +35,18 @@ from lossworks.roles import (
     about_kept,
     asked_once,
     held_back,
-    remember_over_ranks,
     remembering,
     weighted_reduction,
 )
 
-__all__ = ["ARGUMENTS", "Objective", "Taken"]
-
-ARGUMENTS = ("x", "target", "index", "group", "sample_weight")
-Taken = TypeVar("Taken")
+__all__ = ["Formula"]
 
 
-class Objective(nn.Module):
-    r"""What training minimises: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
+class Formula(nn.Module):
+    r"""The formula on one batch: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
 
-    The value and the gradient are those of the whole batch however it is split, where the method allows it at all.
-
-    Under ``DistributedDataParallel`` or FSDP, which average gradients over ranks, name the group (uneven and empty
-    shares are right)::
-
-        group = torch.distributed.group.WORLD
-        objective(model, x, target, index=index, process_group=group).backward()
-        optimizer.step()
-
-    Over micro-batches (gradient accumulation), on one process or with the group as well::
-
-        for value in objective.micro_batches(model, parts, process_group=group):
-            value.backward()
-        optimizer.step()
-
-    or, where the weights don't look at the whole batch, with its total::
-
-        total = sum(objective.loss.total_of(target) for _, target in parts)
-        for x, target in parts:
-            objective(model, x, target, total=total).backward()
-
-    Args:
-        loss: :math:`\ell`. Its ``reduction`` says whether the weighted losses are averaged or summed.
-        weights: :math:`w`, given the losses and whatever it needs of ``index``, ``group``, ``target``. The losses are
-            detached: weights are the adversary's or the user's choice, and by the envelope theorem their own gradient
-            does not count.
-        perturb: :math:`\delta`, given the risk as a function of the input. It sees the rows of its own rank and
-            micro-batch only. While it looks, the model is in evaluation mode, so that rows don't depend on each other
-            (batch normalisation takes its running statistics, dropout rests) and buffers stay as they are; so do the
-            loss's memories and buffers and (but under ``torch.compile``) the random generators that it draws from.
-            What the perturbation itself draws moves torch's generator, and further where a rank has more rows: a loss
-            that draws then needs a generator of its own. A :class:`~lossworks.roles.Consistency` adds a price to each
-            row's clean loss.
-        penalties: The terms of :math:`R`, summed.
-
-    Shape:
-        - model: called on ``x``, gives what ``loss`` takes. Returns ``()``, or the rows' shape with
-          ``reduction="none"``, which leaves the penalties out, as they belong to no row.
-
-    Raises:
-        TypeError: a part stands in the wrong role; a ``Weighting`` is combined with a ``BatchLoss``.
-        ValueError: an argument that a part needs is missing.
-
-    >>> from lossworks.losses import CrossEntropyLoss
-    >>> objective = Objective(CrossEntropyLoss())
-    >>> objective(nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 1, 0])) > 0
-    tensor(True)
+    It is the base of :class:`lossworks.Objective`, which says what its arguments are and takes a batch in parts too.
     """
-
-    papers: ClassVar[tuple[str, ...]]  # of the objectives that come ready made
-    helps: ClassVar[tuple[str, ...]]
-    settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -160,8 +101,8 @@ class Objective(nn.Module):
             sample_weight: One weight a row, >= 0.
             total: What ``mean`` divides by when the batch is a micro-batch (``loss.total_of`` summed over all of them,
                 and over all ranks); penalties then count by this batch's share of it, so that the parts add up. Where
-                it is 0, as all rows are ignored, they count whole, in each part anew; :meth:`micro_batches` knows how
-                many parts there are, and splits them.
+                it is 0, as all rows are ignored, they count whole, in each part anew; ``Objective.micro_batches`` knows
+                how many parts there are, and splits them.
             row_weights: The weights of these rows as :meth:`weigh` found them on the whole batch; ``weights`` is then
                 not asked again.
             process_group: The ranks that hold the other rows of the batch; all of them call this. The mean over ranks
@@ -187,8 +128,8 @@ class Objective(nn.Module):
     @property
     def scheduled(self) -> bool:
         """Whether anything in it goes by how far the training is."""
-        ignored = (Part.set_progress, Objective.set_progress)
-        parts = (module for module in self.modules() if isinstance(module, (Part, Objective)))
+        ignored = (Part.set_progress, Formula.set_progress)
+        parts = (module for module in self.modules() if isinstance(module, (Part, Formula)))
         return any(type(part).set_progress not in ignored for part in parts)
 
     def set_progress(self, fraction: float) -> None:
@@ -290,146 +231,6 @@ class Objective(nn.Module):
         found = about_kept(lambda rows, some: self._ask(rows, some, process_group), flat, columns, kept)
         return found.reshape(losses.shape)
 
-    def micro_batches(
-        self,
-        model: nn.Module,
-        parts: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
-        process_group: ProcessGroup | None = None,
-    ) -> Iterator[Tensor]:
-        """The objective on a batch that comes in parts: a value for each, to be sent backward before the next is taken.
-
-        The values add up to the whole batch's (in the mean over ranks, with a ``process_group``), and so do the
-        gradients. Only one part's graph is alive at a time. Where the weights or the loss look at the whole batch, all
-        parts are first run without gradients, and run again with the same random draws and from the same buffers
-        (dropout is right, its generator being torch's or an attribute of a module; batch normalisation is another model
-        on each part whatever an objective does). What a part remembers per training row is written once, as if the
-        batch had come whole. ::
-
-            for value in objective.micro_batches(model, parts):
-                value.backward()
-            optimizer.step()
-
-        Under ``DistributedDataParallel`` all parts but the last belong under ``model.no_sync()``, the taking of a value
-        as well as its ``backward``: the wrapper decides in the forward pass whether gradients will be averaged. ::
-
-            values = objective.micro_batches(model, parts, process_group=group)
-            with model.no_sync():
-                for _ in range(len(parts) - 1):
-                    next(values).backward()
-            for value in values:
-                value.backward()
-
-        Args:
-            model: Called on each part's ``x``.
-            parts: ``(x, target)``, or a mapping with ``x``, ``target`` and what is needed of ``index``, ``group`` and
-                ``sample_weight``. At least one on each rank; ranks may have different numbers of them.
-            process_group: The ranks that hold the other rows of the batch.
-
-        Raises:
-            ValueError: no parts, an argument that isn't known, ``reduction="none"``, sample weights that require grad,
-                or targets that do where the loss couples its batch.
-        """
-        if isinstance(parts, (str, Mapping)) or not isinstance(parts, Iterable):
-            raise TypeError(f"parts must be a sequence of micro-batches, got {shown(parts)}")
-        batches = [arguments_of(part) for part in parts]
-        if not batches:
-            raise ValueError("parts must hold at least one micro-batch, of no rows if need be")
-        if any(batch.keys() != batches[0].keys() for batch in batches):
-            raise ValueError(f"parts must all have {', '.join(batches[0])}, got others in some of them")
-        for batch in batches:
-            for name, column in batch.items():
-                if name != "x":
-                    check_tensor(name, column)
-        if getattr(self.loss, "reduction", "mean") == "none":
-            raise ValueError("reduction must be 'mean' or 'sum' for micro-batches to add up, got 'none'")
-        for name in ("sample_weight", "target") if self.loss.couples_batch else ("sample_weight",):
-            if name in batches[0] and any(batch[name].requires_grad for batch in batches):
-                raise ValueError(
-                    f"{name} must not require grad in micro-batches, as its gradient is of the whole batch: "
-                    "call the objective on that, or detach it"
-                )
-        if self.loss.couples_batch:
-            yield from self._of_outputs(model, batches, process_group)
-        else:
-            yield from self._of_rows(model, batches, process_group)
-
-    def _of_rows(
-        self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
-    ) -> Iterator[Tensor]:
-        """Micro-batches of a loss with rows: a part needs the total and its rows' weights of the others, no more."""
-        assert isinstance(self.loss, Loss)
-        own = torch.stack([self.loss.total_of(b["target"], b.get("sample_weight")).detach() for b in batches]).sum()
-        total = sum_over_ranks(own, process_group)
-        total = torch.where(total > 0, total, torch.ones_like(total))
-        draws: list[Draws | None] = [None] * len(batches)
-        weights: list[Tensor | None] = [None] * len(batches)
-        if self.weights is not None and asked_once(self.weights):
-            outputs, draws = self._first_pass(model, batches, self._priced_losses)
-            flat = [self._flat_columns(batch, rows) for batch, rows in zip(batches, outputs, strict=True)]
-            for batch, rows in zip(batches, outputs, strict=True):
-                if "sample_weight" in batch:
-                    check_sample_weight(batch["sample_weight"], rows.shape)
-            columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
-            found = self.weigh(torch.cat([rows.flatten() for rows in outputs]), **columns, process_group=process_group)
-            weights = list(found.split([rows.numel() for rows in outputs]))
-        offers: Offers = []
-        for number, batch in enumerate(batches):
-            x = batch["x"]
-            given: dict[str, Any] = {name: column for name, column in batch.items() if name not in ("x", "changed")}
-            changed = batch.get("changed")
-            if changed is None:
-                changed = self._perturbed(model, x, batch["target"], batch.get("index"))
-            with held_back(self, offers), drawing(draws[number]):
-                output, price = self._outputs(model, x, changed, batch["target"])
-                value = self.risk(output, **given, total=total, row_weights=weights[number], price=price)
-            value = self._with_penalties(value * world_size(process_group), model, 1, len(batches))
-            if number == len(batches) - 1:
-                remember_over_ranks(self, offers, process_group)
-            yield value
-
-    def _of_outputs(
-        self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
-    ) -> Iterator[Tensor]:
-        """Micro-batches of a loss that couples its batch: the gradient in all outputs, then each part's own of it."""
-        taken, draws = self._first_pass(model, batches, lambda output, price, _: _known(output, price))
-        joined = [torch.cat(each).requires_grad_() for each in zip(*taken, strict=True)]
-        whole = dict(zip(("output", "price"), joined, strict=False))
-        columns: dict[str, Any] = {
-            name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in ("x", "changed")
-        }
-        with torch.enable_grad():
-            value = self.risk(**whole, **columns, process_group=process_group)
-            learned = [tensor for tensor in (*self.loss.parameters(), *self.loss.buffers()) if tensor.requires_grad]
-            gradients = torch.autograd.grad(value, [*joined, *learned], allow_unused=True)
-        pairs = zip(learned, gradients[len(joined) :], strict=True)
-        through = [(tensor * gradient).sum() for tensor, gradient in pairs if gradient is not None]
-        lengths = [[len(rows) for rows in each] for each in zip(*taken, strict=True)]
-        pieces = zip(*(g.split(each) for g, each in zip(gradients, lengths, strict=False)), strict=True)
-        for batch, draw, slopes in zip(batches, draws, pieces, strict=True):
-            with drawing(draw):
-                found = _known(*self._outputs(model, batch["x"], batch["changed"], batch["target"]))
-            own = [(part * slope).sum() for part, slope in zip(found, slopes, strict=True)]
-            # What the loss itself learns goes with the first part.
-            linear, through = torch.stack([*own, *through]).sum(), []
-            share = value.detach() / len(batches) + (linear - linear.detach())
-            yield self._with_penalties(share, model, 1, len(batches))
-
-    def _first_pass(
-        self,
-        model: nn.Module,
-        batches: list[dict[str, Tensor]],
-        take: Callable[[Tensor, Tensor | None, dict[str, Tensor]], Taken],
-    ) -> tuple[list[Taken], list["Draws | None"]]:
-        """What is taken of each part's outputs, and how its draws are repeated; each part gets its perturbed input."""
-        for batch in batches:
-            batch["changed"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
-        taken, draws = [], list[Draws | None]()
-        with torch.no_grad(), held_back(self), held_back(model), on_copies(model, self.loss):
-            for batch in batches:
-                draws.append(Draws(batch["x"], model, self))
-                taken.append(take(*self._outputs(model, batch["x"], batch["changed"], batch["target"]), batch))
-        return taken, draws
-
     def _flat_columns(self, columns: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
         """What a weighting may ask for, one entry a loss; class probabilities and vectors keep their own dimension."""
         flat = {}
@@ -481,11 +282,6 @@ class Objective(nn.Module):
         """The targets with a class in place of ``ignore_index``; rows that it marks count nowhere."""
         return self.loss.kind.filled(target, self.loss.ignore_index) if isinstance(self.loss, Loss) else target
 
-    def _priced_losses(self, output: Tensor, price: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
-        assert isinstance(self.loss, Loss)
-        losses, _ = self.loss.rows(output, batch["target"], batch.get("index"))
-        return losses if price is None else losses + price.reshape(losses.shape)
-
     def _share(
         self,
         target: Tensor,
@@ -535,26 +331,6 @@ class Objective(nn.Module):
             return self.loss(output, target).expand(len(output))
         losses, _ = self.loss.rows(output, target, index)
         return losses.flatten(1).sum(dim=1) if losses.ndim > 1 else losses
-
-
-def arguments_of(part: object) -> dict[str, Tensor]:
-    """A micro-batch by the names of the arguments."""
-    if isinstance(part, Mapping):
-        named = dict(part)
-    elif isinstance(part, Sequence) and not isinstance(part, str) and len(part) == 2:
-        named = dict(zip(("x", "target"), part, strict=True))
-    else:
-        raise TypeError(f"parts must each be (x, target), or a mapping with both, got {shown(part)}")
-    for name in named:
-        check_choice("parts", name, ARGUMENTS)
-    for name in ("x", "target"):
-        if name not in named:
-            raise ValueError(f"parts must each have {name}, got {', '.join(named)}")
-    return named
-
-
-def _known(output: Tensor, price: Tensor | None) -> tuple[Tensor, ...]:
-    return (output,) if price is None else (output, price)
 
 
 def _gathered(columns: Mapping[str, Tensor | None], process_group: ProcessGroup, counts: list[int]) -> dict[str, Any]:

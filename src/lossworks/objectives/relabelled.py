@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lossworks.distributed import ProcessGroup
 from lossworks.objective import Objective
-from lossworks.objective.formula import arguments_of
+from lossworks.objective.micro_batches import arguments_of
 
 
 class RelabelledObjective(Objective):
