@@ -26,7 +26,7 @@ from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
 from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
 from lossworks.roles import BINARY, CLASSES, REAL, Loss
-from lossworks.sklearn import ObjectiveClassifier, ObjectiveRegressor, _in_proportion, _WeightedRows
+from lossworks.sklearn import ObjectiveClassifier, ObjectiveRegressor, _FixedTimesWeights, _in_proportion
 from lossworks.weights import ClassBalanced, SampleWeights
 
 FAST = {"max_steps": 40, "lr": 0.03, "width": 32}
@@ -184,7 +184,7 @@ def test_weights_per_row_multiply_the_weighting(weights):
 def test_the_product_of_weightings_is_the_product_of_their_weights():
     fixed, balanced = SampleWeights(torch.tensor([1.0, 2.0, 3.0])), ClassBalanced(torch.tensor([30.0, 10.0]))
     index, target = torch.tensor([2, 0]), torch.tensor([1, 0])
-    found = _WeightedRows(fixed, balanced)(torch.zeros(2), index=index, target=target)
+    found = _FixedTimesWeights(fixed, balanced)(torch.zeros(2), index=index, target=target)
     torch.testing.assert_close(found, torch.tensor([1.5 * 2.0, 0.5 * 2 / 3]))
 
 

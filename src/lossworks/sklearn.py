@@ -46,7 +46,7 @@ from lossworks.weights import SampleWeights
 __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
 
 
-class _WeightedRows(Weighting):
+class _FixedTimesWeights(Weighting):
     """A weighting times one fixed weight a training row."""
 
     needs_index = True
@@ -163,7 +163,7 @@ class _ObjectiveEstimator(BaseEstimator):
         weights = np.full(len(sample_weight), sample_weight[fit].mean())
         weights[fit] = sample_weight[fit]
         fixed = SampleWeights(torch.from_numpy(weights))
-        objective.weights = fixed if objective.weights is None else _WeightedRows(fixed, objective.weights)
+        objective.weights = fixed if objective.weights is None else _FixedTimesWeights(fixed, objective.weights)
         return objective
 
     def _keep(self, trained: Trained) -> None:

@@ -85,7 +85,7 @@ class AdaWACObjective(Objective):
     helps = ("shift", "imbalance")
     needs = ("num_samples",)
     settings = ({}, {"lr_w": 0.1})
-    loss: "_Mixture"
+    loss: "_MixtureLoss"
     perturb: Perturbation
 
     def __init__(
@@ -103,7 +103,7 @@ class AdaWACObjective(Objective):
         augment = GaussianNoise() if augment is None else augment
         if not isinstance(augment, Perturbation) or isinstance(augment, Consistency):
             raise TypeError(f"augment must be a Perturbation of the input, got {type(augment).__name__}")
-        super().__init__(_Mixture(num_samples, lr_w, strength, loss), perturb=augment)
+        super().__init__(_MixtureLoss(num_samples, lr_w, strength, loss), perturb=augment)
 
     def step(
         self, index: Int[Tensor, " n"], sup: Float[Tensor, " n"], reg: Float[Tensor, " n"]
@@ -157,7 +157,7 @@ def _row_means(losses: Tensor, kept: Tensor | None) -> tuple[Float[Tensor, " n"]
     return losses.flatten(1).sum(dim=1) / counts.clamp(min=1), counts > 0
 
 
-class _Mixture(Loss):
+class _MixtureLoss(Loss):
     """A loss of two views in a remembered mixture with their consistency."""
 
     needs_index = True

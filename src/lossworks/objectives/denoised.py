@@ -82,7 +82,7 @@ class DenoisedSmoothingObjective(RelabelledObjective):
     papers = ("zhang2022blackbox",)
     helps = ("attacks",)
     settings = ({"black_box": nn.Identity()}, {"black_box": nn.Identity(), "method": "cge", "target": "labels"})
-    loss: "_Asked"
+    loss: "_BlackBoxLoss"
 
     def __init__(
         self,
@@ -99,7 +99,8 @@ class DenoisedSmoothingObjective(RelabelledObjective):
         check_positive("sigma", sigma, allow_zero=True)
         check_choice("target", target, TARGETS)
         super().__init__(
-            _Asked(black_box, decoder, method, mu, q, generator), perturb=GaussianNoise(sigma, generator=generator)
+            _BlackBoxLoss(black_box, decoder, method, mu, q, generator),
+            perturb=GaussianNoise(sigma, generator=generator),
         )
         self.target = target
 
@@ -118,7 +119,7 @@ class DenoisedSmoothingObjective(RelabelledObjective):
         return torch.where(target == self.loss.ignore_index, target, own)
 
 
-class _Asked(Loss):
+class _BlackBoxLoss(Loss):
     """Cross-entropy of a frozen classifier's answers, as a function of what it is asked about."""
 
     stochastic = True

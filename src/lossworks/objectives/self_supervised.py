@@ -79,7 +79,9 @@ class RSSObjective(RelabelledObjective):
         loss = CrossEntropyLoss() if loss is None else loss
         if not isinstance(loss, Loss) or not loss.kind.has_classes or loss.couples_batch:
             raise TypeError(f"loss must be a Loss of classes that has rows, got {type(loss).__name__}")
-        super().__init__(_Answered(loss), weights=_TwoMeans(lam), perturb=PricedAscent(gamma, cost, steps, lr))
+        super().__init__(
+            _AnsweredLoss(loss), weights=_TwoMeansWeights(lam), perturb=PricedAscent(gamma, cost, steps, lr)
+        )
         self.gamma_u = None if gamma_u is None else check_positive("gamma_u", gamma_u)
 
     def relabel(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class RSSObjective(RelabelledObjective):
         return torch.where(target >= _OWN, own, labelled)
 
 
-class _Answered(Loss):
+class _AnsweredLoss(Loss):
     """A loss some of whose targets are the model's own answers, marked by being added to a large number."""
 
     def __init__(self, loss: Loss) -> None:
@@ -132,7 +134,7 @@ class _Answered(Loss):
         return self.loss.predict(output)
 
 
-class _TwoMeans(Weighting):
+class _TwoMeansWeights(Weighting):
     """Weights that make the mean over all rows the mean over the labelled ones plus lam times that of the others."""
 
     needs_target = True

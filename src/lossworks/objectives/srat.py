@@ -71,7 +71,7 @@ class SRATObjective(Objective):
     helps = ("attacks", "imbalance")
     needs = ("class_counts",)
     settings = ({}, {"lam": 0.1})
-    loss: "_Separated"
+    loss: "_SeparatedLoss"
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class SRATObjective(Objective):
         attack = PGD() if attack is None else attack
         if not isinstance(attack, Perturbation) or isinstance(attack, Consistency):
             raise TypeError(f"attack must be a Perturbation of the input, got {type(attack).__name__}")
-        super().__init__(_Separated(class_counts, lam, tau, beta), perturb=attack)
+        super().__init__(_SeparatedLoss(class_counts, lam, tau, beta), perturb=attack)
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor, **columns: Any) -> Tensor:
         """The objective on this batch, see :meth:`Objective.forward`."""
@@ -115,7 +115,7 @@ class _Joined(nn.Module):
         return torch.cat(output, dim=1) if isinstance(output, tuple) else output
 
 
-class _Separated(BatchLoss):
+class _SeparatedLoss(BatchLoss):
     """Weighted cross-entropy and the separation of the features that stand beside the logits."""
 
     kind = CLASSES

@@ -62,7 +62,7 @@ class Model(nn.Module):
         return output.squeeze(1) if self.flat else output
 
 
-class _OfLosses(BatchLoss):
+class _RiskLoss(BatchLoss):
     """A number for a batch of losses, as a loss of its own."""
 
     kind = CrossEntropyLoss.kind
@@ -110,7 +110,7 @@ def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, Model]:
         objective, layer = Objective(CrossEntropyLoss()), part
     else:
         assert isinstance(part, Part)
-        objective = Objective(_OfLosses(part))
+        objective = Objective(_RiskLoss(part))
     outputs = objective.loss.output_size(CLASSES)
     return objective, Model(outputs, outputs == 1 and objective.loss.kind.flat, dtype, layer)
 

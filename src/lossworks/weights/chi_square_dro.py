@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_positive
-from lossworks.weights.worst_case import Solution, WorstCase, descending, number_like, number_of, rank
+from lossworks.weights.worst_case import Solution, WorstCaseWeights, descending, number_like, number_of, rank
 
 __all__ = ["ChiSquareDRO"]
 
@@ -18,7 +18,7 @@ _MANY, _EVERY = 16_384, 16
 """With more than _MANY rows, the search starts from the edge of a sample, every _EVERY-th row."""
 
 
-class ChiSquareDRO(WorstCase):
+class ChiSquareDRO(WorstCaseWeights):
     r"""Chi-square DRO: worst-case weights of bounded spread; about the mean loss plus a price on the losses' spread.
 
     .. math::

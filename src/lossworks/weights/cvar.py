@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_between, check_positive
-from lossworks.weights.worst_case import Solution, WorstCase, descending, in_numpy, number_like, number_of, rank
+from lossworks.weights.worst_case import Solution, WorstCaseWeights, descending, in_numpy, number_like, number_of, rank
 
 __all__ = ["CVaR"]
 
 
-class CVaR(WorstCase):
+class CVaR(WorstCaseWeights):
     r"""Conditional value at risk (CVaR): the mean over the worst share of the batch, the rows with the largest losses.
 
     .. math::

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable
 from lossworks.roles import Part, Weighting, cite
-from lossworks.weights.worst_case import Solution, WorstCase, check_losses, number_like
+from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losses, number_like
 
 __all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
 
 _STEPS, _CLOSE = 60, 1e-15
 
 
-class KLDRO(WorstCase):
+class KLDRO(WorstCaseWeights):
     r"""KL-DRO: hard rows count more, by the worst distribution over the rows near uniform in KL divergence.
 
     .. math::

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from lossworks.checks import check_between
 from lossworks.weights.cvar import CVaR
-from lossworks.weights.worst_case import Solution, WorstCase
+from lossworks.weights.worst_case import Solution, WorstCaseWeights
 
 __all__ = ["TrimmedWeights"]
 
 
-class TrimmedWeights(WorstCase):
+class TrimmedWeights(WorstCaseWeights):
     r"""Trimmed weights: leave out the share of the batch with the largest losses, taken for wrong labels or outliers.
 
     .. math::

@@ -12,7 +12,7 @@ from torch import Tensor
 from lossworks.checks import as_float, check_floating, readable
 from lossworks.roles import Weighting
 
-__all__ = ["Solution", "WorstCase", "check_losses"]
+__all__ = ["Solution", "WorstCaseWeights", "check_losses"]
 
 
 class Solution(NamedTuple):
@@ -29,7 +29,7 @@ class Solution(NamedTuple):
     dual: Float[Tensor, ""]
 
 
-class WorstCase(Weighting):
+class WorstCaseWeights(Weighting):
     """Base of weights that solve an inner maximum over a batch; a subclass defines :meth:`_solve`, in float64.
 
     The weights depend on the whole batch: see :meth:`lossworks.Objective.weigh` for batches that come in pieces.

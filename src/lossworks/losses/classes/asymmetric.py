@@ -13,7 +13,7 @@ from lossworks.losses._rows import in_blocks, whole_number, whole_power
 from lossworks.roles import BINARY, Loss, RowForm
 
 
-class _Asymmetric(Loss):
+class _FocusingLoss(Loss):
     rowwise = True
     settings = (
         {"gamma_positive": 0.0, "gamma_negative": 4.0, "clip": 0.05},
@@ -91,7 +91,7 @@ class _Price(torch.autograd.Function):
         return price * slope, None, None
 
 
-class AsymmetricLoss(_Asymmetric):
+class AsymmetricLoss(_FocusingLoss):
     r"""Asymmetric loss for one label a row: a yes-or-no question a class, where the easy "no"s hardly count.
 
     .. math::
@@ -152,7 +152,7 @@ class AsymmetricLoss(_Asymmetric):
         return value, slope.scatter_(1, label, -own_slope)
 
 
-class MultiLabelAsymmetricLoss(_Asymmetric):
+class MultiLabelAsymmetricLoss(_FocusingLoss):
     r"""Asymmetric loss for several labels a row: each label is a yes or no, and the easy "no"s hardly count.
 
     .. math::

@@ -13,7 +13,7 @@ from lossworks.checks import check_amounts, check_finite, check_positive, precis
 from lossworks.roles import Loss, SoftmaxForm
 
 
-class _LongTail(Loss):
+class _LongTailLoss(Loss):
     needs = ("class_counts",)
     rowwise = True
 
@@ -44,7 +44,7 @@ class _LongTail(Loss):
         return torch.maximum(counts, torch.where(counts > 0, counts, math.inf).amin())
 
 
-class LDAMLoss(_LongTail):
+class LDAMLoss(_LongTailLoss):
     r"""Label-distribution-aware margin (LDAM): the rarer the class, the larger the margin by which its logit must win.
 
     .. math::
@@ -117,7 +117,7 @@ class LDAMLoss(_LongTail):
         return (self.scale * output).softmax(dim=-1)
 
 
-class LogitAdjustedLoss(_LongTail):
+class LogitAdjustedLoss(_LongTailLoss):
     r"""Logit-adjusted cross-entropy: takes the class frequencies out of the logits, so that all classes count alike.
 
     .. math::
@@ -182,7 +182,7 @@ class LogitAdjustedLoss(_LongTail):
         return self.tau * (counts / counts.sum()).log()
 
 
-class BalancedSoftmaxLoss(_LongTail):
+class BalancedSoftmaxLoss(_LongTailLoss):
     r"""Balanced softmax: cross-entropy in which each class's exponential is multiplied by the class's row count.
 
     .. math::

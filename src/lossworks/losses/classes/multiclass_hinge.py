@@ -10,7 +10,7 @@ from lossworks.checks import check_positive
 from lossworks.roles import Loss
 
 
-class _MulticlassHinge(Loss):
+class _MulticlassHingeLoss(Loss):
     helps = ("margins",)
     rowwise = True
 
@@ -19,7 +19,7 @@ class _MulticlassHinge(Loss):
         self.margin = check_positive("margin", margin, allow_zero=True)
 
 
-class WestonWatkinsLoss(_MulticlassHinge):
+class WestonWatkinsLoss(_MulticlassHingeLoss):
     r"""Weston-Watkins hinge loss: every other class that scores within the margin of the label adds to the loss.
 
     .. math::
@@ -57,7 +57,7 @@ class WestonWatkinsLoss(_MulticlassHinge):
         return (output + behind).relu().sum(dim=1) - (own + behind).relu().squeeze(1)
 
 
-class CrammerSingerLoss(_MulticlassHinge):
+class CrammerSingerLoss(_MulticlassHingeLoss):
     r"""Crammer-Singer hinge loss: counts only the strongest other class, if it is within the margin of the label.
 
     .. math::
