@@ -40,7 +40,7 @@ def run(wanted: Sequence[str] | None = None, path: Path | None = None) -> Iterat
     for key in wanted or known:
         if key not in known:
             raise InputError(
-                f"claims: none is measured for {key!r}{nearest(key, known)}; lossworks claims list has them"
+                f"claims: none is measured for {key!r}{nearest(key, known)}; python -m claims list has them"
             )
     check_place(path)
     for key in wanted or known:

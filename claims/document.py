@@ -14,8 +14,8 @@ INTRODUCTION = """\
 
 What each paper claims beside what the smallest honest experiment of ours shows. An experiment tells whether the
 claim's *direction* shows in small; it is no replication of the paper's own numbers. Its pass rule is fixed before it is
-run, and a claim that does not show is recorded as not shown. This page is written by `lossworks claims document` from
-the kept results, which `lossworks claims run` and `lossworks claims table` measure anew."""
+run, and a claim that does not show is recorded as not shown. This page is written by `python -m claims document` from
+the kept results, which `python -m claims run` and `python -m claims table` measure anew."""
 
 TABLE = """\
 ## The LDR paper's table in small

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lossworks.comparison import Comparison, Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-claims_app = typer.Typer(no_args_is_help=True, help="The papers' claims, measured.")
-app.add_typer(claims_app, name="claims")
 out, err = Console(emoji=False, highlight=False), Console(stderr=True, emoji=False, highlight=False)
 NARROWEST, WIDE = 80, 120
 LONGEST_STEM = 100
@@ -285,7 +283,7 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as LDRLoss.")]) 
     """Show one part: what it is for, its equation, arguments, papers and measured claim."""
     import inspect
 
-    from claims import results
+    from lossworks.catalog import claims as measured
     from lossworks.catalog import papers
     from lossworks.catalog import show as look
     from lossworks.checks import InputError
@@ -298,79 +296,22 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as LDRLoss.")]) 
         f"[bold]{entry.path}[/bold]  [dim]{entry.role}; helps with {', '.join(entry.helps) or 'nothing named'}[/dim]\n"
     )
     out.print(_plain(inspect.getdoc(entry.part) or ""), soft_wrap=True)
-    measured = results()
     for key in entry.papers:
         paper = papers()[key]
         out.print(f"\n[bold]{key}[/bold] ", _plain(paper.cite()), soft_wrap=True)
         if paper.claim or paper.note:
             out.print(_plain(f"  {paper.claim or paper.note}"), soft_wrap=True)
-        if key in measured:
-            shown = "shown" if measured[key]["shown"] else "not shown"
-            out.print(_plain(f"  measured: {shown}. {measured[key]['measured']}"), soft_wrap=True)
+        if key in measured():
+            claim = measured()[key]
+            out.print(_plain(f"  measured: {claim.verdict}. {claim.measured}"), soft_wrap=True)
 
 
-@claims_app.command("run")
-def claims_run(
-    keys: Annotated[list[str] | None, typer.Argument(help="Paper keys; all without them.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(parser=_path, help="Where the results are kept; the package's own by default.")
-    ] = None,
-) -> None:
-    """Measure claims, print claimed beside measured, and keep the results."""
-    from claims import run
+@app.command()
+def claims() -> None:
+    """List the papers' claims that were measured, whether each showed, and where the experiments are."""
+    from lossworks.catalog import claims_text
 
-    table = Table("paper", "claimed", "measured", "shown", "seconds", show_lines=True)
-    for record in run(keys or None, results):
-        mark = "[green]yes[/green]" if record["shown"] else "[yellow]no[/yellow]"
-        table.add_row(
-            record["paper"], _plain(record["claimed"]), _plain(record["measured"]), mark, f"{record['seconds']:.0f}"
-        )
-    out.print(table)
-
-
-@claims_app.command("table")
-def claims_table(
-    results: Annotated[
-        Path | None, typer.Option(parser=_path, help="Where the table is kept; the package's own by default.")
-    ] = None,
-) -> None:
-    """Measure the LDR paper's table in small (minutes), print the ranks, and keep it."""
-    from claims import ldr_table
-
-    measured = ldr_table.run(results)
-    table = Table("loss", "mean rank", "worst rank")
-    for name, rank in measured["mean_rank"].items():
-        table.add_row(name, f"{rank:.2f}", f"{measured['worst_rank'][name]:g}")
-    out.print(table)
-    out.print(f"{measured['rule']} [bold]{'Shown' if measured['shown'] else 'Not shown'}[/bold].")
-
-
-@claims_app.command("document")
-def claims_document(
-    out_: Annotated[
-        Path | None, typer.Option("--out", parser=_path, help="A Markdown file; by default the screen.")
-    ] = None,
-) -> None:
-    """Write the page of all claims beside what was last measured."""
-    from claims.document import markdown
-    from lossworks.runs.files import whole
-
-    if out_ is None:
-        _print_utf8(markdown())
-        return
-    with whole(out_) as unfinished:
-        unfinished.write_text(markdown(), encoding="utf-8")
-
-
-@claims_app.command("list")
-def claims_list() -> None:
-    """List the claims that can be measured, and the last results."""
-    from claims import keys, results
-
-    measured = results()
-    for key in keys():
-        state = "not measured" if key not in measured else "shown" if measured[key]["shown"] else "not shown"
-        out.print(f"{key}: {state}")
+    out.print(_plain(claims_text()), soft_wrap=True)
 
 
 def _plain(text: str) -> Text:

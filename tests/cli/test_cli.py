@@ -361,17 +361,19 @@ def test_show_tells_of_one_part_and_its_papers(cli):
     assert cli("show", "ldrloss").out == result.out
 
 
-def test_claims_are_listed(cli):
-    result = cli("claims", "list")
+def test_claims_are_listed_with_the_way_to_their_experiments(cli):
+    result = cli("claims")
     assert result.code == 0
-    assert re.search(r"^zhu2023ldr: (not measured|shown|not shown)$", result.out, re.MULTILINE)
+    assert re.search(r"^zhu2023ldr: shown$", result.out, re.MULTILINE)
+    assert re.search(r"^shi2021fast: not shown$|^zhang2024fmr: shown$", result.out, re.MULTILINE)
+    assert "python -m claims run" in result.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["show", "LDRLos"], "did you mean 'LDRLoss'"),
-        (["claims", "run", "zhu2023ldrr"], "zhu2023ldr"),
+        (["claims", "run", "zhu2023ldr"], "unexpected"),
         (["nonsense"], "No such command 'nonsense'"),
         (["compare", "--nonsense"], "No such option: --nonsense"),
         (["compare", "--folds", "two"], "--folds"),

@@ -4,17 +4,17 @@ import functools
 import importlib
 import importlib.resources
 import inspect
-import json
 import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from lossworks.catalog.measured import Claim, claims, claims_text
 from lossworks.catalog.vocabulary import HELPS
 from lossworks.checks import check_int, nearest, shown
 
-__all__ = ["HELPS", "Entry", "Paper", "find", "papers", "parts", "show"]
+__all__ = ["HELPS", "Claim", "Entry", "Paper", "claims", "claims_text", "find", "papers", "parts", "show"]
 
 ROLES = {
     "losses": "loss",
@@ -117,13 +117,6 @@ def show(name: str) -> Entry:
     return parts()[folded[name.casefold()]]
 
 
-@functools.cache
-def _shown() -> frozenset[str]:
-    """The papers whose claim showed when it was last measured."""
-    kept = importlib.resources.files("lossworks").joinpath("catalog/claims.json").read_text(encoding="utf-8")
-    return frozenset(key for key, result in json.loads(kept).items() if result["shown"])
-
-
 def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
     """The parts that help with what ``text`` describes, best first, each with the terms it was found by.
 
@@ -145,7 +138,7 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
         keyed = any(_says(text, key) for key in (name.casefold(), *entry.papers))
         wording = _overlap(text, entry)
         if terms or keyed or (not asked and wording):
-            proven = any(key in _shown() for key in entry.papers)
+            proven = any(key in claims() and claims()[key].shown for key in entry.papers)
             fits_in = entry.role in ("loss", "weighting")
             scored.append((10 * keyed + 2 * len(terms) + proven + fits_in + wording, name, terms))
     best = sorted(scored, key=lambda row: (-row[0], row[1]))

@@ -10,21 +10,22 @@ import pytest
 import torch
 
 import claims
+from claims import __main__ as command
 from claims import document, ldr_table
 from claims.record import Measurement
 from claims.training import flip_labels
-from lossworks import cli
+from lossworks import catalog
 from lossworks.catalog import papers
-from lossworks.comparison import InputError
+from lossworks.checks import InputError
 
-PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 
 
 def invoke(monkeypatch, capsys, *arguments):
-    """The command line's exit code and what it prints on both streams."""
-    monkeypatch.setattr("sys.argv", ["lossworks", *arguments])
+    """The exit code of ``python -m claims`` and what it prints on both streams."""
+    monkeypatch.setattr("sys.argv", ["claims", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        command.main()
     said = capsys.readouterr()
     return ended.value.code or 0, said.out, said.err
 
@@ -66,7 +67,7 @@ def test_a_result_is_kept_beside_those_that_are_there(quick, tmp_path):
 
 def test_the_command_line_shows_claimed_beside_measured(quick, tmp_path, monkeypatch, capsys):
     path = tmp_path / "kept.json"
-    code, printed, _ = invoke(monkeypatch, capsys, "claims", "run", quick, "--results", str(path))
+    code, printed, _ = invoke(monkeypatch, capsys, "run", quick, "--results", str(path))
     assert code == 0
     assert "nothing [yet]" in " ".join(printed.replace("│", " ").split())
     assert quick in claims.results(path)
@@ -74,7 +75,7 @@ def test_the_command_line_shows_claimed_beside_measured(quick, tmp_path, monkeyp
 
 def test_an_unknown_claim_is_one_line_with_the_nearest_and_nothing_is_measured(tmp_path, monkeypatch, capsys):
     path = tmp_path / "kept.json"
-    code, printed, said = invoke(monkeypatch, capsys, "claims", "run", "zhu2023ld", "--results", str(path))
+    code, printed, said = invoke(monkeypatch, capsys, "run", "zhu2023ld", "--results", str(path))
     assert code == 2
     assert not printed
     assert said.strip().count("\n") == 0
@@ -100,15 +101,41 @@ def test_a_file_that_cannot_hold_results_is_named_before_measuring(tmp_path, mon
 
 
 def test_list_tells_of_every_claim_whether_it_showed(monkeypatch, capsys):
-    code, printed, _ = invoke(monkeypatch, capsys, "claims", "list")
+    code, printed, _ = invoke(monkeypatch, capsys, "list")
     assert code == 0
     states = {key: "shown" if record["shown"] else "not shown" for key, record in claims.results().items()}
     assert printed.splitlines() == [f"{key}: {states[key]}" for key in sorted(states)]
 
 
+def test_the_catalog_and_the_lossworks_command_tell_what_is_kept():
+    kept = claims.results()
+    assert {key: (claim.shown, claim.measured, claim.numbers) for key, claim in catalog.claims().items()} == {
+        key: (record["shown"], record["measured"], record["numbers"]) for key, record in kept.items()
+    }
+    *lines, blank, where = catalog.claims_text().splitlines()
+    assert lines == [f"{key}: {'shown' if record['shown'] else 'not shown'}" for key, record in kept.items()]
+    assert blank == ""
+    assert "python -m claims run" in where
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"]])
+def test_a_bad_command_is_one_line(monkeypatch, capsys, arguments):
+    code, printed, said = invoke(monkeypatch, capsys, *arguments)
+    assert (code, printed, said.count("\n")) == (2, "", 1)
+    assert "nonsense" in said
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("claims.colombo2022best.measure", interrupted)
+    assert invoke(monkeypatch, capsys, "run", "colombo2022best")[::2] == (130, "stopped\n")
+
+
 def test_the_page_is_what_the_kept_results_say(tmp_path, monkeypatch, capsys):
     page = tmp_path / "claims.md"
-    assert invoke(monkeypatch, capsys, "claims", "document", "--out", str(page))[0] == 0
+    assert invoke(monkeypatch, capsys, "document", "--out", str(page))[0] == 0
     assert page.read_text(encoding="utf-8") == document.markdown() == PAGE.read_text(encoding="utf-8")
     for key, record in claims.results().items():
         assert f"- **Rule**: {record['rule']}\n- **Measured**: {record['measured']}" in page.read_text(encoding="utf-8")
