@@ -3,14 +3,23 @@
 import contextlib
 import os
 import signal
+import sys
+from collections.abc import Sequence
 from typing import NoReturn
+
+READERS = frozenset({"claims", "find", "list", "show"})
+"""The commands that only read the catalog: they need nothing of what trains, and there is nothing to lose in them."""
 
 
 def main() -> None:
     """Run the command line; Ctrl-C is one line, whenever it comes and however often."""
     signal.signal(signal.SIGINT, _leave)
-    import lossworks.comparison  # noqa: F401  # what takes the time
     from lossworks import cli
+
+    if _only_reads(sys.argv[1:]):
+        cli.main()
+        return
+    import lossworks.comparison  # noqa: F401  # what takes the time, while Ctrl-C still ends all at once
 
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +28,11 @@ def main() -> None:
         _leave()
     finally:
         signal.signal(signal.SIGINT, _leave)
+
+
+def _only_reads(arguments: Sequence[str]) -> bool:
+    """Whether nothing but the catalog or the help is asked for."""
+    return not arguments or arguments[0] in READERS or "--help" in arguments
 
 
 def _leave(*_: object) -> NoReturn:

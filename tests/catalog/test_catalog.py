@@ -1,5 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
+from lossworks import weights
 from lossworks.catalog import HELPS, find, papers, parts, show
 
 
@@ -46,3 +50,21 @@ def test_papers_are_complete():
         assert paper.authors
         assert paper.claim or paper.note
         assert paper.arxiv or paper.doi or paper.venue or paper.url
+
+
+def test_two_parts_of_one_name_are_an_error_that_names_both(monkeypatch):
+    monkeypatch.setattr(weights, "LDRLoss", weights.KLDRO, raising=False)
+    monkeypatch.setattr(weights, "__all__", [*weights.__all__, "LDRLoss"])
+    with pytest.raises(ValueError, match=r"LDRLoss: lossworks\.losses\.LDRLoss and lossworks\.weights\.LDRLoss"):
+        parts.__wrapped__()  # past the cache
+
+
+def test_papers_and_measured_claims_are_read_without_importing_a_part():
+    code = (
+        "import sys; from lossworks.catalog import claims, papers; print(len(papers()) > 50, len(claims()) > 30);"
+        "print(*(name for name in sys.modules if name.startswith('lossworks.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answers, loaded = done.stdout.splitlines()
+    assert answers == "True True"
+    assert {name.split(".")[1] for name in loaded.split()} == {"catalog", "checks"}
