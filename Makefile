@@ -2,19 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ALONE := .venv-wheel
 
-.PHONY: compare test lint docs clean
+.PHONY: compare test lint wheel docs clean
 
 compare: $(VENV)/run.stamp
 	$(BIN)/lossworks compare
 
-test: lint
-	$(BIN)/pytest -n 2
+test: lint wheel
+	$(BIN)/pytest -n 2 --durations=20
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The wheel by itself, in an environment that has nothing but it and what it asks for.
+wheel: $(ALONE)/made.stamp
+	rm -rf dist
+	$(ALONE)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(ALONE)/bin/pip uninstall --quiet --yes lossworks
+	$(ALONE)/bin/pip install --quiet -c constraints.txt dist/*.whl
+	$(ALONE)/bin/python -I .ci/check_wheel.py dist/*.whl
 
 docs: $(VENV)/test.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
@@ -29,5 +38,10 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
+$(ALONE)/made.stamp: pyproject.toml constraints.txt
+	rm -rf $(ALONE)
+	$(PYTHON) -m venv $(ALONE)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ALONE) build dist site .mypy_cache .pytest_cache .ruff_cache
