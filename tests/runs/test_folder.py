@@ -15,7 +15,6 @@ from torch import nn
 
 import lossworks as lw
 from lossworks.comparison import InputError, Training
-from lossworks.comparison.options import OPTIONS
 from lossworks.losses import CrossEntropyLoss, FocalLoss
 from lossworks.runs.folder import opened
 from lossworks.runs.journal import Journal
