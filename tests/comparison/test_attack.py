@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import lossworks as lw
-from lossworks.cli import app
+from lossworks.cli.app import app
 from lossworks.comparison import InputError, Training, load
 from lossworks.comparison.attack import Attack, accuracy_curve, movable, verified_accuracy
 from lossworks.comparison.models.architecture import Architecture

@@ -10,10 +10,7 @@ from test_models import MODELS
 from lossworks import cli
 from lossworks.comparison import InputError
 
-COMMANDS = (
-    *("compare", "predict", "attack", "find", "list", "show"),
-    *("claims", "claims run", "claims list", "claims table", ""),
-)
+COMMANDS = (*("compare", "predict", "attack", "find", "list", "show", "claims", ""),)
 NAMES = (
     "target metric objectives model folds repeats group task drop as rope seed budget device out quiet json help limit "
     "attack eps norm certify"

@@ -282,10 +282,10 @@ def test_loading_runs_no_code_even_where_a_factory_is_named(run, monkeypatch):
     "target", ["../../x", "/etc/passwd", "..", "a/b", "\\\\share\\x", "~/x", "-rf", "\n", "con\x00"]
 )
 def test_a_run_is_named_inside_the_runs_folder_whatever_the_target_is_called(target, monkeypatch, tmp_path):
-    from lossworks.cli import _free_folder
+    from lossworks.cli.compare import free_folder
 
     monkeypatch.chdir(tmp_path)
-    folder = _free_folder(target)
+    folder = free_folder(target)
     assert folder.parent == Path("runs")
     assert (tmp_path / folder).resolve().parent == tmp_path / "runs"
     assert not folder.name.startswith(("-", "."))

@@ -1,0 +1,74 @@
+"""What every command prints with: the two consoles, text as it stands, numbers, JSON and bytes."""
+
+import json
+import re
+import shlex
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "err",
+    "number",
+    "out",
+    "plain",
+    "print_json",
+    "print_utf8",
+    "say_command",
+    "say_indented",
+    "say_item",
+    "without_markup",
+]
+
+out, err = Console(emoji=False, highlight=False), Console(stderr=True, emoji=False, highlight=False)
+
+
+def plain(text: str) -> Text:
+    """The text as it stands: brackets are no markup, and no character steers the terminal."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def without_markup(line: str) -> str:
+    """A line of a docstring without its reStructuredText roles and backticks."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", line).replace("``", "")
+
+
+def number(value: float | None, *, sign: bool = False) -> str:
+    """Three decimals, or four digits from 1,000 on; empty where there is no number."""
+    if value is None or value != value:
+        return ""
+    digits = ".3f" if abs(value) < 1000 else ".4g"
+    return f"{value:{'+' if sign else ''}{digits}}"
+
+
+def say_indented(text: str) -> None:
+    """Print the text, with every line four spaces in."""
+    out.print(Padding(plain(text), (0, 0, 0, 4)))
+
+
+def say_item(text: str, *, style: str) -> None:
+    """Print one item of a list, with its further lines below the first word."""
+    item = Table.grid()
+    item.add_column()
+    item.add_column(overflow="fold")
+    item.add_row("- ", plain(text))
+    out.print(item, style=style)
+
+
+def say_command(screen: Console, title: str, *words: str) -> None:
+    """Print a command of lossworks that a shell takes as it stands, on one line."""
+    screen.print(plain(f"{title:<8} lossworks {shlex.join(words)}"), soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document for programs, in ASCII and on one line."""
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
+
+
+def print_utf8(text: str) -> None:
+    """Print what programs read: the same bytes in every locale, as a file would have them."""
+    sys.stdout.buffer.write(text.encode())
