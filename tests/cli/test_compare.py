@@ -85,13 +85,18 @@ def test_the_widest_ranking_fits_the_screen_and_is_not_cut_off(cli, csv):
     assert max(map(len, result.out.splitlines())) <= 80
 
 
-def test_a_long_name_is_broken_between_its_words_and_stays_whole():
-    for name in ("AsymmetricGeneralizedCrossEntropyLoss", "GeneralizedCrossEntropyLoss+KLDRO", "gradient boosting"):
-        lines = _broken(name, 18).split("\n")
-        assert "".join(lines) == name
-        assert max(map(len, lines)) <= 18 or len(lines) == 1
-        assert all(line[0].isupper() or line == "boosting" for line in lines[1:])
-        assert _broken(name, len(name)) == name
+@pytest.mark.parametrize(
+    ("name", "room", "lines"),
+    [
+        ("CrossEntropyLoss+SmallLossWeights", 29, ["CrossEntropyLoss+", "SmallLossWeights"]),
+        ("AsymmetricGeneralizedCrossEntropyLoss", 29, ["AsymmetricGeneralizedCross", "EntropyLoss"]),
+        ("GeneralizedCrossEntropyLoss+KLDRO", 18, ["GeneralizedCross", "EntropyLoss+KLDRO"]),
+        ("gradient boosting", 12, ["gradient ", "boosting"]),
+        ("FocalLoss+KLDRO", 18, ["FocalLoss+KLDRO"]),
+    ],
+)
+def test_a_long_name_is_broken_between_its_parts_and_their_words(name, room, lines):
+    assert _broken(name, room).split("\n") == lines
 
 
 def test_a_stopped_run_is_resumed_by_its_folder_alone(cli, csv):

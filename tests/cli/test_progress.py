@@ -1,3 +1,5 @@
+import re
+
 from command_line import FAST
 from rich.console import Console
 
@@ -27,3 +29,14 @@ def test_a_silent_run_is_watched_by_nobody(capsys):
     with watching(silent=True) as watch:
         assert watch is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_long_names_hide_neither_the_count_nor_the_time_nor_the_best_score(monkeypatch, capsys):
+    monkeypatch.setattr("lossworks.cli.progress.err", Console(stderr=True, force_terminal=True, width=80))
+    name = "AsymmetricGeneralizedCrossEntropyLoss+ClassBalanced"
+    with watching(silent=False) as watch:
+        watch(Progress(running=name, done=1234, total=9999, share=0.5, seconds_left=45296, best=f"{name} 0.721"))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    for told in ("AsymmetricGeneralized", "1234/9999", "12:34:56 left", f"best so far {name} 0.721"):
+        assert told in shown
+    assert max(map(len, re.split(r"[\r\n]", shown))) <= 80

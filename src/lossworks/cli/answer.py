@@ -13,6 +13,7 @@ __all__ = ["tell"]
 
 WIDE = 120
 LEAST_NAME = 18
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 METRIC_HEADINGS = {"balanced_accuracy": "bal. accuracy", "average_precision": "avg. precision"}
 EXTRA_HEADINGS = {"robust_accuracy": "under\nattack", "verified_accuracy": "proved"}
 VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": "red", "unclear": "dim"}
@@ -76,9 +77,10 @@ def _ranking(result: Comparison, *, wide: bool, room: int) -> Table:
 
 
 def _broken(name: str, room: int) -> str:
-    """The name over as many lines as it needs, broken after a plus or a space and before a capital."""
+    """The name over as many lines as it needs, broken between its parts, and before a capital in a part too long."""
     lines = [""]
-    for piece in re.split(r"(?<=[+ ])|(?<=[a-z])(?=[A-Z])", name):
+    parts = re.split(r"(?<=[+ ])", name)
+    for piece in (piece for part in parts for piece in ([part] if len(part) <= room else HUMP.split(part))):
         if lines[-1] and len(lines[-1]) + len(piece) > room:
             lines.append("")
         lines[-1] += piece

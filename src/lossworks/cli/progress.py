@@ -1,15 +1,30 @@
 """The live display of a run: what is running, how many of how many, the time left and the best so far."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Display
+from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
 
 from lossworks.cli.screen import err, plain
 from lossworks.runs.bench import Progress, Watch
 
 __all__ = ["watching"]
+
+BAR, BESIDE_THE_NAME = 20, 46
+
+
+class _Display(Bar):
+    """A line of what is running, with a bar, and below it a line of what is best so far."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines to draw now."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text(f"best so far {task.fields['best']}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 @contextlib.contextmanager
@@ -18,14 +33,14 @@ def watching(*, silent: bool) -> Iterator[Watch | None]:
     if silent:
         yield None
         return
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=err.width - BESIDE_THE_NAME)
     columns = (
-        TextColumn("{task.fields[running]}", style="bold", markup=False),
-        BarColumn(),
+        TextColumn("{task.fields[running]}", style="bold", markup=False, table_column=name),
+        BarColumn(bar_width=BAR),
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("best so far {task.fields[best]}", style="dim", markup=False),
     )
-    with Display(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
+    with _Display(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
         task = display.add_task("", total=None, running="reading", left="", best="none yet")
         said = {""}
 
@@ -47,5 +62,7 @@ def watching(*, silent: bool) -> Iterator[Watch | None]:
 
 
 def _clock(seconds: float) -> str:
+    """The time as minutes and seconds, and from an hour on as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
