@@ -36,6 +36,13 @@ def test_a_kind_is_found_by_its_name_and_stays_itself_in_copies(kind):
     assert [other for other in KINDS.values() if other == kind] == [kind]
 
 
+def test_a_kind_equals_its_name_and_no_other():
+    for name, kind in KINDS.items():
+        assert kind == name
+        assert {kind: 1}[name] == 1
+        assert sum(kind == other for other in KINDS) == 1
+
+
 @EVERY
 def test_its_example_fits_and_what_it_refuses_is_refused(kind, generator):
     output, target = kind.example(20, 4, torch.float32, generator)
