@@ -1,4 +1,4 @@
-r""":math:`\delta`: what happens to the input before the model sees it."""
+r""":math:`\delta`: perturbations, which change the input before the model sees it."""
 
 from lossworks.perturb.noise import GaussianNoise
 from lossworks.perturb.pgd import FGSM, PGD

@@ -1,4 +1,4 @@
-"""Balls around the input, kept exactly: the changed input is in the ball and in the data's range to the last bit."""
+"""Balls around the input: a projected input lies in the ball and in the data's range exactly, despite rounding."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ __all__ = ["Ball", "Bounds", "check_ball", "draw_normal", "row_norm"]
 
 NORMS = ("linf", "l2")
 _SHRINK = 8
-"""By how many roundings an l2 change is made shorter than the radius, so that they cannot make it longer."""
+"""How many units of rounding an l2 change is made shorter than the radius, so that rounding cannot make it longer."""
 
 Bounds = Sequence[float | Tensor]
 
 
 class Ball:
-    """All inputs at most ``eps`` from ``x``, within the data's range.
+    """The set of all inputs at a distance of at most ``eps`` from ``x`` that lie within the data's range.
 
     Args:
         x: The centre, ``(n, ...)`` floating-point.
         eps: The radius in x's units, >= 0.
-        norm: ``"linf"``, the largest change of a coordinate, or ``"l2"``, the row's Euclidean norm.
+        norm: ``"linf"``, the largest change of any coordinate, or ``"l2"``, the Euclidean length of the row's change.
         bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x.
 
     Raises:
@@ -45,14 +45,14 @@ class Ball:
             self.high = torch.minimum(self.high, _add_towards(self.x, reach))
 
     def project(self, changed: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
-        """The nearest input that is in the ball, or one just inside it, and within the range."""
+        """The nearest input that lies in the ball (for l2, or just inside it) and within the range."""
         if self.norm == "linf":
             return torch.minimum(torch.maximum(changed, self.low), self.high)
         change = torch.minimum(torch.maximum(changed, self.low), self.high) - self.x
         inside = 1 - _SHRINK * torch.finfo(change.dtype).eps
         length = row_norm(change)
         change = change * torch.where(length > inside * self.eps, inside * self.eps / length, 1)
-        # Clamping brings a coordinate nearer to x's, which is in the range, so it cannot leave the ball again.
+        # Clamping only brings a coordinate nearer to x's, which is in the range, so it cannot leave the ball again.
         return torch.minimum(torch.maximum(_add_towards(self.x, change), self.low), self.high)
 
     def start(self, generator: torch.Generator | None) -> Float[Tensor, "n *features"]:
@@ -65,7 +65,7 @@ class Ball:
         return self.project(x + normal * (self.eps * radius / row_norm(normal)))
 
     def steepest(self, gradient: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
-        """The direction of length 1 in this norm in which a function with this gradient grows fastest."""
+        """The direction of length 1, in this norm, in which a function with this gradient grows fastest."""
         return gradient.sign() if self.norm == "linf" else gradient / row_norm(gradient)
 
 
@@ -86,7 +86,7 @@ def check_ball(eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
 
 
 def row_norm(x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *ones"]:
-    """Each row's Euclidean norm, above 0, in a shape that broadcasts to x."""
+    """Each row's Euclidean norm, or 1 where that is 0, in a shape that broadcasts to x."""
     flat = x.flatten(1)
     largest = flat.abs().amax(dim=1, keepdim=True) if flat.shape[1] else flat.new_zeros(len(flat), 1)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))  # the squares of what is left cannot overflow
@@ -95,7 +95,7 @@ def row_norm(x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *ones"]:
 
 
 def draw_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers in this tensor's shape, dtype and device."""
+    """Standard normal numbers of this tensor's shape and dtype, on its device."""
     if generator is None:
         return torch.randn_like(like)
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
@@ -119,7 +119,7 @@ def _rounded_down(eps: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _add_towards(x: Tensor, change: Tensor) -> Tensor:
-    """``x + change``, rounded towards x: no further from it than ``change`` is long."""
+    """``x + change``, rounded towards x, so that the result is no further from x than ``change`` is long."""
     total = x + change
     part = total - x  # Knuth's exact sum: total + error is x + change without rounding
     error = (x - (total - part)) + (change - part)

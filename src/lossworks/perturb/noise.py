@@ -12,15 +12,15 @@ from lossworks.roles import Perturbation
 
 
 class GaussianNoise(Perturbation):
-    r"""Adds white noise to the input, drawn anew at each call.
+    r"""Adds Gaussian noise to the input, drawn anew at each call.
 
     .. math::
         x' = x + \sigma \varepsilon, \qquad \varepsilon \sim N(0, I)
 
-    To second order in :math:`\sigma` the risk it gives is the clean risk plus
+    To second order in :math:`\sigma`, the expected risk is the clean risk plus
     :math:`\tfrac{\sigma^2}{2} \mathbb{E}\,\mathrm{tr} \nabla_x^2 \ell`, a Tikhonov penalty on how fast the model
-    changes. It acts in ``train()`` mode only. The noise is drawn for the rows at hand, so a batch that is split over
-    ranks or micro-batches by its nature gets other noise than the whole.
+    changes. The noise is added in ``train()`` mode only. It is drawn for the rows at hand, so a batch that is split
+    over ranks or micro-batches gets other noise than the whole batch.
 
     Args:
         std: The noise's standard deviation :math:`\sigma`, in the input's units, >= 0.
@@ -33,7 +33,7 @@ class GaussianNoise(Perturbation):
         ValueError: ``std < 0``.
         TypeError: x is not floating-point.
 
-    Use it as a cheap smoothness prior on standardised inputs. It does not look for the worst input.
+    Use it as a cheap smoothness prior on standardised inputs. It does not search for the worst input.
 
     Papers: bishop1995noise
 
@@ -54,7 +54,7 @@ class GaussianNoise(Perturbation):
     def forward(
         self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]
     ) -> Float[Tensor, "n *features"]:
-        """The noisy input; ``risk`` is not asked."""
+        """The noisy input; ``risk`` is never called."""
         check_floating("x", x)
         if not self.training:
             return x

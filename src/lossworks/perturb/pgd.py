@@ -1,4 +1,4 @@
-"""The worst input near the given one, looked for by following the risk's gradient."""
+"""Attacks that look for the worst input near the given one by following the risk's gradient."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,45 +24,45 @@ Risk = Callable[[Tensor], Float[Tensor, " n"]]
 
 
 class PGD(Perturbation):
-    r"""Projected gradient ascent: the worst input found in a ball around each row.
+    r"""Projected gradient descent attack (PGD): looks for the worst input in a ball around each row.
 
     .. math::
         \max_{\|\delta_i\|_p \le \varepsilon} \ell(f(x_i + \delta_i), y_i), \qquad
         x^{t+1} = \Pi_{B(x, \varepsilon)}\big(x^t + \alpha\, d(\nabla_x \ell(x^t))\big)
 
-    with :math:`d(g) = \mathrm{sign}(g)` for linf and :math:`g / \|g\|_2` for l2. Each row keeps the worst input that
-    it met over all steps and restarts, its clean one included, so a row's risk is never below its clean risk. The
-    changed input is in the ball and within ``bounds`` exactly, not up to rounding.
+    with :math:`d(g) = \mathrm{sign}(g)` for linf and :math:`g / \|g\|_2` for l2. Each row keeps the worst input met
+    over all steps and restarts, the clean input included, so a row's risk is never below its clean risk. The changed
+    input lies in the ball and within ``bounds`` exactly, not only up to rounding.
 
-    Starts are drawn for the rows at hand, so a batch that is split by its nature has others; without ``random_start`` a
-    split changes nothing.
+    Starting points are drawn for the rows at hand, so a batch that is split gets other ones than the whole batch.
+    Without ``random_start`` a split changes nothing.
 
-    It costs ``steps`` forward and backward passes a restart, one forward pass at the end of each, and one for the clean
-    input where the start is drawn at random.
+    Each restart costs ``steps`` forward and backward passes and one forward pass at its end. A random start costs one
+    more forward pass, on the clean input.
 
     Args:
         eps: The ball's radius :math:`\varepsilon`, in the input's units, >= 0.
-        steps: How many steps of each restart, >= 1.
+        steps: The number of steps in each restart, >= 1.
         step_size: The length :math:`\alpha` of a step, in the input's units, > 0; by default ``2.5 * eps / steps``.
-        norm: ``"linf"``, the largest change of a coordinate, or ``"l2"``, the row's Euclidean norm.
-        restarts: How often it begins anew, >= 1; more than one needs ``random_start``.
-        random_start: Whether it begins at a point drawn from the ball, or at the clean input.
+        norm: ``"linf"``, the largest change of any coordinate, or ``"l2"``, the Euclidean length of the row's change.
+        restarts: How often the search is started, >= 1; more than once needs ``random_start``.
+        random_start: Whether the search starts at a random point of the ball; otherwise it starts at the clean input.
         bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; no range by default.
-        columns: The columns of x ``(n, d)`` that may change, such as those that hold numbers; all by default. The ball
-            and ``bounds`` are then of these alone.
-        generator: Where the starts are drawn from; torch's own generator by default.
+        columns: The columns of x ``(n, d)`` that may change, such as the numeric ones; all by default. The ball and
+            ``bounds`` then apply to these columns alone.
+        generator: Where the starting points are drawn from; torch's own generator by default.
 
     Shape:
         - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
 
     Raises:
-        ValueError: ``eps < 0``, ``step_size <= 0``, ``steps < 1``, ``restarts < 1``, restarts without a random start,
-            an input outside ``bounds``, a risk that is not one number a row, or columns that x does not have.
+        ValueError: ``eps < 0``, ``step_size <= 0``, ``steps < 1``, ``restarts < 1``, several restarts without a random
+            start, an input outside ``bounds``, a risk that is not one number per row, or columns that x does not have.
         TypeError: x is not floating-point: integers have no gradient, scale them first.
 
-    Use it to train against small changes of the input, or to measure what they do. Found is not worst: for what no
-    change can do, see the certificates. Rows must not depend on each other: keep batch normalisation in evaluation
-    mode, as :class:`lossworks.Objective` does while it looks.
+    Use it to train against small changes of the input, or to measure what such changes do. The input that it finds need
+    not be the worst one: for a guarantee against every change, see the certificates. Rows must not depend on each
+    other: keep batch normalisation in evaluation mode, as :class:`lossworks.Objective` does during the search.
 
     Papers: madry2018pgd
 
@@ -98,13 +98,13 @@ class PGD(Perturbation):
         self.restarts = check_int("restarts", restarts, low=1)
         self.random_start = check_bool("random_start", random_start)
         if restarts > 1 and not random_start:
-            raise ValueError(f"restarts must be 1 without random_start, where all would be alike, got {restarts}")
+            raise ValueError(f"restarts must be 1 without random_start, as all would start alike, got {restarts}")
         self.low, self.high = (-math.inf, math.inf) if bounds is None else bounds
         self.columns = None if columns is None else _columns(columns)
 
     @property
     def bounds(self) -> Bounds | None:
-        """The data's range, if there is one."""
+        """The data's range ``(low, high)``, or None where there is none."""
         plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
         return None if plain and (self.low, self.high) == (-math.inf, math.inf) else (self.low, self.high)
 
@@ -140,27 +140,27 @@ class PGD(Perturbation):
 
 
 class FGSM(PGD):
-    r"""The fast gradient sign method: one step to the corner of the ball that the gradient points at.
+    r"""Fast gradient sign method (FGSM): one step of length eps along the sign of the risk's gradient.
 
     .. math::
         x' = \Pi_{[low, high]}\big(x + \varepsilon\, \mathrm{sign}(\nabla_x \ell(f(x), y))\big)
 
-    A row whose risk the step lowers keeps its clean input. It costs a forward and backward pass and a forward pass.
+    A row whose risk the step lowers keeps its clean input. It costs one forward and backward pass and one forward pass.
 
     Args:
         eps: The ball's radius :math:`\varepsilon`, in the input's units, >= 0.
-        norm: ``"linf"``, or ``"l2"`` for a step along the gradient.
+        norm: ``"linf"`` for a step along the gradient's sign, or ``"l2"`` for one along the gradient.
         bounds: The data's range ``(low, high)``, numbers or tensors that broadcast to x; no range by default.
 
     Shape:
         - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
 
     Raises:
-        ValueError: ``eps < 0``, an input outside ``bounds``, or a risk that is not one number a row.
+        ValueError: ``eps < 0``, an input outside ``bounds``, or a risk that is not one number per row.
         TypeError: x is not floating-point.
 
     Use it as the cheapest attack. Training against it alone can teach the model to hide its gradient (catastrophic
-    overfitting): train with :class:`PGD`, or measure with it.
+    overfitting), so train with :class:`PGD`, or at least measure the result with it.
 
     Papers: goodfellow2015explaining
 
@@ -178,12 +178,12 @@ class FGSM(PGD):
 def _columns(columns: Sequence[int]) -> tuple[int, ...]:
     check_sequence("columns", columns)
     if not len(columns) or len(set(columns)) < len(columns):
-        raise ValueError(f"columns must be different columns, at least one, got {shown(columns)}")
+        raise ValueError(f"columns must be one or more different columns, got {shown(columns)}")
     return tuple(check_int("columns", column, low=0) for column in columns)
 
 
 def _worse(changed: Tensor, values: Tensor, worst: Tensor, highest: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Row by row, whichever of the two inputs has the higher risk, and that risk; NaN is never higher."""
+    """For each row, whichever of the two inputs has the higher risk, and that risk; NaN never counts as higher."""
     if highest is None:
         return changed, values
     higher = values > highest
@@ -197,14 +197,14 @@ def _value(risk: Risk, x: Tensor) -> Float[Tensor, " n"]:
 
 
 def _slope(risk: Risk, x: Tensor) -> tuple[Float[Tensor, "n *features"], Float[Tensor, " n"]]:
-    """Each row's gradient and risk; nothing of it is recorded for the parameters' own gradient."""
+    """Each row's gradient and risk. Nothing is recorded for the gradient of the model's parameters."""
 
     def summed(inputs: Tensor) -> tuple[Tensor, Tensor]:
         values = _one_a_row(risk(inputs), inputs)
         return values.sum(), values
 
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        with torch.no_grad():  # func.grad records all the same, but for itself alone
+        with torch.no_grad():  # func.grad still records its own graph, but no outer one
             gradient, values = torch.func.grad(summed, has_aux=True)(x)
         return gradient.detach(), values.detach()
     with torch.enable_grad():

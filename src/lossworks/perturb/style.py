@@ -1,4 +1,4 @@
-"""Perturbations of style: each channel's mean and spread in a feature map, shifted at random or for the worst."""
+"""Perturbations of style: they shift each channel's mean and spread in a feature map, at random or for the worst."""
 
 import math
 from collections.abc import Callable
@@ -32,17 +32,20 @@ def style_perturb(
     std_shift: Float[Tensor, "#n #c 1 1"],
     eps: float = 1e-6,
 ) -> Float[Tensor, "n c h w"]:
-    r"""Give each channel of each image another mean and standard deviation.
+    r"""Give each channel of each image a new mean and standard deviation (a style).
 
     .. math::
         y = (\sigma + s_\sigma) \frac{x - \mu}{\sigma} + \mu + s_\mu, \qquad
         \sigma = \sqrt{\mathrm{Var}_{hw}(x) + \epsilon}
 
     Args:
-        x: Feature maps, floating-point, of at least two pixels.
+        x: Feature maps, floating-point, of at least two pixels each.
         mean_shift: :math:`s_\mu`, in x's units; broadcasts to ``(n, c, 1, 1)``.
-        std_shift: :math:`s_\sigma`, likewise.
-        eps: What is added to the (unbiased) variance, > 0.
+        std_shift: :math:`s_\sigma`, in x's units; broadcasts to ``(n, c, 1, 1)``.
+        eps: The number added to the (unbiased) variance, > 0.
+
+    Returns:
+        The maps with the new mean and standard deviation, in x's shape.
 
     Raises:
         ValueError: x is not ``(n, c, h, w)``, or has a single pixel.
@@ -63,17 +66,17 @@ def style_perturb(
 
 
 class DSUStyle(Part):
-    r"""Shifts each image's channel means and spreads by noise as large as they differ between the batch's images.
+    r"""DSU: shifts each image's channel means and spreads by noise as large as they vary over the batch.
 
     .. math::
         y = (\sigma_i + e_\sigma s_\sigma) \frac{x_i - \mu_i}{\sigma_i} + \mu_i + e_\mu s_\mu, \qquad
         s_\mu = \sqrt{\mathrm{Var}_i(\mu_i) + \epsilon}, \quad e \sim N(0, 1)
 
-    It acts in ``train()`` mode only. The scales are statistics of the batch by definition, so a batch that is split
-    draws other noise; a batch of one image has no spread and takes :math:`\sqrt{\epsilon}`.
+    The noise is added in ``train()`` mode only. Its scales are statistics of the batch by definition, so a batch that
+    is split gets other noise. A batch of one image has no spread between images and takes :math:`\sqrt{\epsilon}`.
 
     Args:
-        eps: What is added to variances, > 0.
+        eps: The number added to the variances, > 0.
         generator: Where the noise is drawn from; torch's own generator by default.
 
     Shape:
@@ -82,8 +85,8 @@ class DSUStyle(Part):
     Raises:
         ValueError: x is not ``(n, c, h, w)``, or has a single pixel.
 
-    Use it between early layers of a convolutional network that will meet images of other contrast or brightness;
-    :class:`AdvStyle` looks for the worst shifts instead.
+    Use it between early layers of a convolutional network that will meet images of another contrast or brightness than
+    those it is trained on. :class:`AdvStyle` looks for the worst shifts instead.
 
     Papers: li2022dsu
 
@@ -102,7 +105,7 @@ class DSUStyle(Part):
         self.generator = check_generator("generator", generator)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The maps in another style, or as they are in ``eval()`` mode."""
+        """The maps in another style; in ``eval()`` mode, the maps unchanged."""
         if not self.training:
             return x
         mean, std = _moments(x, self.eps)
@@ -111,38 +114,40 @@ class DSUStyle(Part):
 
 
 class AdvStyle(Part):
-    r"""Shifts each image's channel means and spreads by noise whose size is learned to hurt the model most.
+    r"""AdvStyle: shifts each image's channel means and spreads by noise whose size is learned to hurt the model most.
 
     .. math::
         y = (\sigma_i + e_\sigma s_\sigma) \frac{x_i - \mu_i}{\sigma_i} + \mu_i + e_\mu s_\mu, \qquad
         \max_{s_\mu, s_\sigma} \mathbb{E}_e\, \ell(f(y)), \quad e \sim N(0, 1)
 
-    The scales are parameters whose gradient is turned round, so that one optimiser that descends for the model ascends
-    for them; :func:`adversarial_style_step` moves them alone. Each batch draws one of three: as it is, this, or the
-    noise of :class:`DSUStyle`. It acts in ``train()`` mode only. At their first use the scales are set to the batch's
-    own spread. Spreads and draws are those of the rows at hand, so ranks and micro-batches of a batch that is split
-    have others, and the scales should be set on one rank before a split training begins.
+    The scales :math:`s` are parameters whose gradient is reversed, so that the one optimiser that descends for the
+    model ascends for them; :func:`adversarial_style_step` moves the scales alone. For each batch one of three branches
+    is drawn: the maps unchanged, the learned noise, or the noise of :class:`DSUStyle`. All this happens in
+    ``train()`` mode only. At first use the scales are set to the batch's own spread. Spreads and draws are computed on
+    the rows at hand, so the ranks and micro-batches of a batch that is split have their own, and the scales should be
+    set on one rank before a split training begins.
 
     Args:
-        channels: c.
-        p: How likely a batch is left as it is, is shifted by the learned scales, and by the batch's spread; they sum to
-            1.
-        adv_weight: By how much the reversed gradient is multiplied, > 0.
-        eps: What is added to variances, > 0.
+        channels: The number of channels c.
+        p: The probabilities that a batch is left unchanged, shifted by the learned scales, and shifted by the batch's
+            own spread; they sum to 1.
+        adv_weight: The factor by which the reversed gradient is multiplied, > 0.
+        eps: The number added to the variances, > 0.
         generator: Where the noise is drawn from; torch's own generator by default.
 
     Parameters and buffers:
         mean_scale, std_scale: ``(1, c, 1, 1)``, :math:`s_\mu` and :math:`s_\sigma`.
-        begun: ``()`` bool, whether the scales were set.
+        begun: ``()`` bool, whether the scales have been set.
 
     Shape:
         - x: ``(n, c, h, w)`` floating-point; returns the same shape.
 
     Raises:
-        ValueError: ``p`` that is not three shares of 1, or x of another shape or another number of channels.
+        ValueError: ``p`` that is not three shares with the sum 1, or x of another shape or number of channels.
 
-    Use it after early layers of a convolutional network that is trained on one domain and will meet others. It costs
-    ``steps + 1`` passes a batch with :func:`adversarial_style_step`, and some accuracy on the domain at home.
+    Use it after early layers of a convolutional network that is trained on one domain and will meet others. With
+    :func:`adversarial_style_step` it costs ``steps + 1`` passes per batch. It costs some accuracy on the training
+    domain.
 
     Papers: zhang2023advstyle
 
@@ -181,7 +186,7 @@ class AdvStyle(Part):
         self.begun = torch.zeros((), dtype=torch.bool)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The maps in another style, or as they are in ``eval()`` mode."""
+        """The maps in another style; in ``eval()`` mode, the maps unchanged."""
         check_floating("x", x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (n, {self.channels}, h, w), got {tuple(x.shape)}")
@@ -205,7 +210,7 @@ class AdvStyle(Part):
         return torch.where(branch == 0, x, style_perturb(x, shifts[0], shifts[1], self.eps))
 
     def _reversed(self, scale: Tensor) -> Tensor:
-        """The same value, its gradient turned round."""
+        """The same value, with its gradient reversed."""
         return scale.detach() - self.adv_weight * (scale - scale.detach())
 
 
@@ -219,20 +224,20 @@ def adversarial_style_step(
     steps: int = 3,
     largest: float | None = None,
 ) -> None:
-    r"""Move the scales of a model's :class:`AdvStyle` layers to where they hurt most, and nothing else.
+    r"""Move the scales of a model's :class:`AdvStyle` layers to where they hurt the model most, and nothing else.
 
     .. math:: s \leftarrow s + \eta \nabla_s\, \ell(f_s(x)), \qquad 0 \le s \le s_{\max}
 
-    The model's other gradients and its buffers (running statistics) are afterwards as they were. The layers turn the
-    gradient round, so the optimiser is an ordinary one that descends.
+    Afterwards the model's other gradients and its buffers (running statistics) are as they were before. The layers
+    reverse the gradient themselves, so the optimiser is an ordinary one that descends.
 
     Args:
-        model: Holds the layers, in ``train()`` mode.
-        loss: From the model's output to one number.
+        model: The module that holds the layers, in ``train()`` mode.
+        loss: A function from the model's output to one number.
         x: The batch.
-        optimizer: Of the scales alone, e.g. ``torch.optim.SGD([l.mean_scale, l.std_scale], lr=0.1)``.
-        steps: How many steps, >= 1.
-        largest: :math:`s_{\max}`, in the features' units; without it the ascent has no bound.
+        optimizer: An optimizer of the scales alone, e.g. ``torch.optim.SGD([l.mean_scale, l.std_scale], lr=0.1)``.
+        steps: How many steps to take, >= 1.
+        largest: :math:`s_{\max}`, in the features' units; by default the ascent has no bound.
 
     Raises:
         ValueError: ``steps < 1``, ``largest <= 0``, or a model without :class:`AdvStyle` layers.
@@ -291,6 +296,6 @@ def _moments(x: Tensor, eps: float) -> tuple[Float[Tensor, "n c 1 1"], Float[Ten
 
 
 def _spread(moment: Float[Tensor, "n c 1 1"], eps: float) -> Float[Tensor, "1 c 1 1"]:
-    """How much the batch's images differ in it."""
+    """How much the batch's images differ in this moment: its standard deviation over the images."""
     variance = moment.var(dim=0, keepdim=True) if len(moment) > 1 else torch.zeros_like(moment[:1])
     return (variance + eps).sqrt()

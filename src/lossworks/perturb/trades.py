@@ -1,4 +1,4 @@
-"""Prices on how far the output moves under the worst change of the input, beside the clean loss."""
+"""Objectives that add to the clean loss a price on how far the output moves under the worst change of the input."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,29 +13,29 @@ __all__ = ["TRADES", "LargestMarginChange", "cw_margin_loss"]
 
 
 class TRADES(Consistency):
-    r"""Trades clean accuracy against robustness: the clean loss plus how far the prediction moves under attack.
+    r"""TRADES: the clean loss plus how far the prediction moves under attack, trading accuracy for robustness.
 
     .. math::
         \ell(f(x_i), y_i) + \beta \max_{\|\delta_i\| \le \varepsilon}
         \mathrm{KL}\big(p(x_i) \,\|\, p(x_i + \delta_i)\big), \qquad p = \mathrm{softmax} \circ f
 
-    The attack follows the divergence and not the loss, so it needs no label. It begins at a point drawn at random, as
-    the divergence has no slope at the clean input. Starts are drawn for the rows at hand: a batch that is split by its
-    nature has others.
+    The attack increases the divergence and not the loss, so it needs no label. It starts at a random point, as the
+    divergence has gradient zero at the clean input. Starting points are drawn for the rows at hand, so a batch that is
+    split gets other ones than the whole batch.
 
     Args:
         beta: The price :math:`\beta` of the divergence, >= 0; the authors use 1 to 6.
-        attack: What looks for the worst change; :class:`PGD` by default.
+        attack: The perturbation that looks for the worst change; :class:`PGD` by default.
 
     Shape:
         - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``.
 
     Raises:
         ValueError: ``beta < 0``.
-        TypeError: ``attack`` is no perturbation, or the objective's loss couples its batch.
+        TypeError: ``attack`` is no perturbation, or the objective's loss couples the rows of its batch.
 
-    Use it as ``perturb=`` of an :class:`~lossworks.Objective`, where some clean accuracy may be paid for robustness;
-    one dial, ``beta``, says how much. It costs the attack and two passes a step.
+    Use it as ``perturb=`` of an :class:`~lossworks.Objective` where some clean accuracy may be given up for robustness;
+    ``beta`` sets how much. A step costs the attack and two passes.
 
     Papers: zhang2019trades
 
@@ -56,41 +56,41 @@ class TRADES(Consistency):
 
     @property
     def beta(self) -> float | Tensor:
-        """The price."""
+        """The price of the divergence."""
         return self.strength
 
     def per_sample(
         self, perturbed: Float[Tensor, "n classes"], clean: Float[Tensor, "n classes"], target: Tensor
     ) -> Float[Tensor, " n"]:
-        """The divergence of each row's prediction from its clean one."""
+        """The KL divergence of each row's perturbed prediction from its clean one."""
         moved, still = (_log_softmax(logits) for logits in (perturbed, clean))
         return kl_div(moved, still, reduction="none", log_target=True).sum(dim=1)
 
 
 class LargestMarginChange(Consistency):
-    r"""The clean loss plus how far the margins over the other classes move under attack, in Euclidean length.
+    r"""The clean loss plus how far the label's margins over the other classes move under attack, in Euclidean length.
 
     .. math::
         \ell(f(x_i), y_i) + \nu \max_{\|\delta_i\| \le \varepsilon} \| D(x_i + \delta_i) - D(x_i) \|_2, \qquad
         D(x) = (f_y(x) - f_k(x))_{k \ne y}
 
     With the comp-sum loss at scale :math:`\rho` it is
-    :class:`lossworks.objectives.SmoothAdversarialCompSumObjective`, which bounds the loss under attack from above
-    for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws its starts, a batch that is split by its nature
-    has others.
+    :class:`lossworks.objectives.SmoothAdversarialCompSumObjective`, which is an upper bound on the loss under attack
+    for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws random starting points, a batch that is split gets
+    other ones than the whole batch.
 
     Args:
         nu: The price :math:`\nu`, >= 0, in loss units per logit unit.
-        attack: What looks for the worst change; :class:`PGD` by default.
+        attack: The perturbation that looks for the worst change; :class:`PGD` by default.
 
     Shape:
         - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``, target classes ``(n,)``.
 
     Raises:
         ValueError: ``nu < 0``, a class outside ``[0, C)``.
-        TypeError: ``attack`` is no perturbation, or the objective's loss couples its batch.
+        TypeError: ``attack`` is no perturbation, or the objective's loss couples the rows of its batch.
 
-    Use it as :class:`TRADES`, where a bound on the loss under attack is wanted.
+    Use it in place of :class:`TRADES` where a bound on the loss under attack is wanted.
 
     Papers: mao2023crossentropy
 
@@ -107,17 +107,17 @@ class LargestMarginChange(Consistency):
 
     @property
     def nu(self) -> float | Tensor:
-        """The price."""
+        """The price of the margins' change."""
         return self.strength
 
     def per_sample(
         self, perturbed: Float[Tensor, "n classes"], clean: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """How far each row's margins are from its clean ones."""
+        """The Euclidean distance of each row's margins from its clean ones."""
         check_classes(clean, target)
         change = perturbed - clean
         squares = (change.gather(1, target[:, None]) - change).square().sum(dim=1)
-        moved = squares > 0  # the root has no slope at 0
+        moved = squares > 0  # the square root has no gradient at 0
         return torch.where(moved, torch.where(moved, squares, 1).sqrt(), 0)
 
 
@@ -125,17 +125,20 @@ class LargestMarginChange(Consistency):
 def cw_margin_loss(
     output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], confidence: float | Tensor = 0.0
 ) -> Float[Tensor, " n"]:
-    r"""By how much the label's logit leads: what an attacker brings down to 0, where the label is lost.
+    r"""The Carlini-Wagner margin: by how much the label's logit leads. An attacker minimises it; below 0 it has won.
 
     .. math:: \max\big(f_y - \max_{k \ne y} f_k, -\kappa\big)
 
-    Its slope does not vanish where a row is classified with confidence, as cross-entropy's does. Give an attack its
-    negative as the risk: ``PGD(0.1)(lambda x: -cw_margin_loss(model(x), y), x)``.
+    Its gradient does not vanish where a row is classified with confidence, as that of cross-entropy does. Give an
+    attack its negative as the risk: ``PGD(0.1)(lambda x: -cw_margin_loss(model(x), y), x)``.
 
     Args:
-        output: Logits, C >= 2.
-        target: Classes, int64.
-        confidence: How far beyond losing the label the attack goes on, :math:`\kappa`, in logit units, >= 0.
+        output: Logits ``(n, C)``, C >= 2.
+        target: Classes ``(n,)``, int64.
+        confidence: By how much another class must lead before the attack stops, :math:`\kappa`, in logit units, >= 0.
+
+    Returns:
+        One margin per row, ``(n,)``, at least :math:`-\kappa`.
 
     Raises:
         ValueError: shapes that don't match, a class outside ``[0, C)``, ``confidence < 0``.
@@ -148,7 +151,7 @@ def cw_margin_loss(
     check_classes(output, target)
     check_positive("confidence", confidence, allow_zero=True)
     if output.shape[1] < 2:
-        raise ValueError(f"output must have two classes at least, got {tuple(output.shape)}")
+        raise ValueError(f"output must have at least two classes, got {tuple(output.shape)}")
     own = target[:, None]
     others = output.scatter(1, own, -torch.inf).amax(dim=1)
     margin = output.gather(1, own).squeeze(1) - others

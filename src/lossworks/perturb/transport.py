@@ -1,4 +1,4 @@
-"""The worst input when moving has a price: the inner problem of Wasserstein robust risk."""
+"""The worst input when moving has a price: the inner problem of Wasserstein-robust risk."""
 
 from collections.abc import Callable
 
@@ -16,34 +16,34 @@ COSTS = ("sq_l2", "l2")
 
 
 class PricedAscent(Perturbation):
-    r"""The input that is worst for the model less a price on how far it has moved: no ball, a slope.
+    r"""Wasserstein robust training: finds the input with the highest loss less a price on how far it has moved.
 
     .. math::
         \max_z \; \ell(z) - \gamma\, c(z, x), \qquad
         z^{t+1} = z^t + \tfrac{\alpha}{\sqrt{t + 1}} \nabla_z \big(\ell(z^t) - \gamma\, c(z^t, x)\big)
 
-    Each row keeps the best point that it met (the later of two that are alike), its clean one included, so a row's
-    risk is at least its clean risk plus the price of its move. A batch that is split changes nothing (with
-    ``"l2"``, whose slope jumps at x, nothing but rounding, which the ascent makes larger). It costs
-    ``steps`` forward and backward passes and two forward passes.
+    Each row keeps the best point met (the later one of two equal points), the clean input included, so a row's risk is
+    at least its clean risk plus the price of its move. A batch that is split gives the same points (with ``"l2"``,
+    whose gradient jumps at x, the same up to rounding, which the ascent amplifies). It costs ``steps`` forward and
+    backward passes and two forward passes.
 
     Args:
-        gamma: The price :math:`\gamma` of a unit of cost, in loss units, > 0; the larger, the nearer it stays.
+        gamma: The price :math:`\gamma` of a unit of cost, in loss units, > 0. A larger price keeps the point nearer.
         cost: ``"sq_l2"``, the squared Euclidean distance, or ``"l2"``, the distance.
-        steps: How many steps, >= 1.
-        lr: The length :math:`\alpha`, in squared input units per loss unit, > 0; by default :math:`1 / 2\gamma` for
-            ``"sq_l2"``, where it is exact in one step for a linear risk, and :math:`1 / \gamma^2` for ``"l2"``.
+        steps: How many steps to take, >= 1.
+        lr: The step size :math:`\alpha`, in squared input units per loss unit, > 0; by default :math:`1 / 2\gamma` for
+            ``"sq_l2"``, which is exact in one step for a linear risk, and :math:`1 / \gamma^2` for ``"l2"``.
 
     Shape:
         - x: ``(n, ...)`` floating-point; returns the same shape and dtype, without a graph.
 
     Raises:
-        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, or a risk that is not one number a row.
+        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, or a risk not of one number per row.
         TypeError: x is not floating-point.
 
-    Use it where the inputs will be shifted by an amount that no ball describes: each row moves as far as pays. It
-    needs :math:`\gamma` above the risk's curvature (``"sq_l2"``) or slope (``"l2"``), or a bounded loss; else the worst
-    is far away and the ascent stops where its steps end. Against changes up to a known size use :class:`PGD`.
+    Use it where inputs will be shifted by an amount that no fixed radius describes: each row moves as far as pays. It
+    needs :math:`\gamma` above the risk's curvature (``"sq_l2"``) or slope (``"l2"``), or a bounded loss; otherwise the
+    maximum is far away and the ascent ends with its last step. Against changes up to a known size use :class:`PGD`.
 
     Papers: sinha2018certifying, saberi2024outofdomain
 
@@ -75,7 +75,7 @@ class PricedAscent(Perturbation):
     def ascend(
         self, risk: Risk, x: Float[Tensor, "n *features"], gamma: float | Tensor
     ) -> Float[Tensor, "n *features"]:
-        """The best point found for each row at this price, a number or one a row."""
+        """The best point found for each row at this price, which is one number or one number per row."""
         check_batch("x", x)
         clean = x.detach()
 
@@ -91,14 +91,14 @@ class PricedAscent(Perturbation):
             gradient, values = _slope(gain, changed)
             best, highest = _no_worse(changed, values, best, highest)
             changed = changed + (lr * step**-0.5 * gradient).to(x.dtype)
-            # A step too long for the risk may end beyond all numbers.
+            # A step that is too long for the risk may overflow; the row then starts again at its clean input.
             changed = torch.where(changed.isfinite(), changed, clean)
         best, highest = _no_worse(changed, _value(gain, changed), best, highest)
         return _rows_where(highest > start, best, clean)
 
 
 def _no_worse(changed: Tensor, values: Tensor, best: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row the later point, unless it is worse by more than rounding: near a maximum that is no difference."""
+    """For each row the later point, unless it is worse by more than rounding, which means nothing near a maximum."""
     slack = 64 * torch.finfo(values.dtype).eps * (1 + highest.abs())
     later = values >= highest - slack
     return _rows_where(later, changed, best), torch.where(later, values, highest)
@@ -111,7 +111,7 @@ def _rows_where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
 def transport_cost(
     z: Float[Tensor, "n *features"], x: Float[Tensor, "n *features"], cost: str = "sq_l2"
 ) -> Float[Tensor, " n"]:
-    """Each row's squared Euclidean distance, or with ``"l2"`` the distance, whose gradient at z = x is taken as 0."""
+    """Each row's squared Euclidean distance or, with ``"l2"``, its distance, whose gradient at z = x is taken as 0."""
     squared = (z - x)[..., None].flatten(1).square().sum(dim=1)
     if cost == "sq_l2":
         return squared
@@ -129,23 +129,27 @@ def wasserstein_robust_surrogate(
     steps: int = 15,
     lr: float | Tensor | None = None,
 ) -> Float[Tensor, " n"]:
-    r"""Each row's robust loss :math:`\phi_\gamma(x, y) = \sup_z \ell(z, y) - \gamma\, c(z, x)`, as the ascent finds it.
+    r"""Wasserstein robust loss of each row, :math:`\phi_\gamma(x, y) = \sup_z \ell(z, y) - \gamma\, c(z, x)`.
 
-    The mean of it plus :math:`\gamma \rho` bounds the risk under every distribution within Wasserstein distance
-    :math:`\rho` of the data. It is at least the loss and falls to it as :math:`\gamma` grows. Its gradient in the
-    model is that of the loss at the point found (the envelope theorem).
+    Its mean plus :math:`\gamma \rho` bounds the risk under every distribution within Wasserstein distance :math:`\rho`
+    of the data, as far as the ascent finds the supremum. The robust loss is at least the loss, and approaches the loss
+    as :math:`\gamma` grows. Its gradient with respect to the model is that of the loss at the point found (the envelope
+    theorem).
 
     Args:
-        loss_fn: From inputs and targets to one loss a row, differentiable in the inputs.
-        x: The inputs.
-        y: The targets, handed on.
+        loss_fn: A function from inputs and targets to one loss per row, differentiable in the inputs.
+        x: The inputs ``(n, ...)``, floating-point.
+        y: The targets, passed on to ``loss_fn``.
         gamma: The price of a unit of cost, in loss units, > 0.
-        cost: ``"sq_l2"`` or ``"l2"``.
-        steps: Of the ascent, see :class:`PricedAscent`.
-        lr: Of the ascent, see :class:`PricedAscent`.
+        cost: ``"sq_l2"``, the squared Euclidean distance, or ``"l2"``, the distance.
+        steps: The number of ascent steps, see :class:`PricedAscent`.
+        lr: The step size of the ascent, see :class:`PricedAscent`.
+
+    Returns:
+        One robust loss per row, ``(n,)``.
 
     Raises:
-        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, a loss that is not one number a row.
+        ValueError: ``gamma <= 0``, ``lr <= 0``, ``steps < 1``, an unknown cost, a loss not of one number per row.
         TypeError: x is not floating-point, ``loss_fn`` is no function.
 
     Papers: sinha2018certifying, saberi2024outofdomain

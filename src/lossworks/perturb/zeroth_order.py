@@ -1,4 +1,4 @@
-"""Gradients of functions that can only be asked for their values."""
+"""Estimated gradients of functions that return values only (zeroth-order, or black-box, gradients)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,28 +34,31 @@ def zo_gradient(
     q: int = 20,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n *features"]:
-    r"""Each row's gradient of a function that is asked for values alone.
+    r"""Zeroth-order gradient estimate: each row's gradient of a function that returns only its values.
 
     .. math::
         \text{rge: } \frac{d}{\mu q} \sum_{i=1}^q \big(f(z + \mu u_i) - f(z)\big) u_i, \qquad
         \text{cge: } \sum_{j=1}^d \frac{f(z + \mu e_j) - f(z - \mu e_j)}{2 \mu}\, e_j
 
-    with :math:`u_i` uniform on the unit sphere, drawn for each row. It asks q + 1 times, or 2 d times. For a linear
-    function ``"rge"`` is unbiased, with the squared error :math:`\frac{d - 1}{q} \|g\|^2`; for a quadratic one
-    ``"cge"`` is exact. Published code has a variant of cge that averages over the coordinates instead of summing, and
-    is d times too small. A batch that is split draws other directions.
+    with :math:`u_i` uniform on the unit sphere, drawn for each row. ``"rge"`` calls f q + 1 times, ``"cge"`` 2 d times.
+    For a linear function ``"rge"`` is unbiased, with the squared error :math:`\frac{d - 1}{q} \|g\|^2`; for a quadratic
+    function ``"cge"`` is exact. Published code has a variant of cge that averages over the coordinates instead of
+    summing, and is too small by the factor d. A batch that is split draws other directions.
 
     Args:
-        f: From rows to one number a row, always in z's shape and order.
-        z: Where.
-        method: ``"rge"``, random directions, or ``"cge"``, every coordinate.
-        mu: :math:`\mu`, how far to step, in z's units, > 0. Differences of near numbers lose digits: in float32 not
-            below 1e-3.
-        q: How many random directions, >= 1.
-        generator: Where they are drawn from; torch's own by default.
+        f: The function, from rows to one number per row. It is always given z's shape and order of rows.
+        z: The rows ``(n, ...)`` at which the gradient is estimated.
+        method: ``"rge"`` for random directions, or ``"cge"`` for one difference per coordinate.
+        mu: :math:`\mu`, the length of a difference, in z's units, > 0. Differences of near numbers lose digits, so do
+            not go below 1e-3 in float32.
+        q: The number of random directions, >= 1.
+        generator: Where the directions are drawn from; torch's own generator by default.
+
+    Returns:
+        The estimated gradients, in z's shape, without a graph.
 
     Raises:
-        ValueError: ``mu <= 0``, ``q < 1``, an unknown method, or a function that is not one number a row.
+        ValueError: ``mu <= 0``, ``q < 1``, an unknown method, or a function that does not give one number per row.
         TypeError: z is not floating-point, f is no function.
 
     Papers: zhang2022blackbox
@@ -77,23 +80,26 @@ def zeroth_order(
     q: int = 20,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " n"]:
-    r"""The values of a function that cannot be differentiated, with :func:`zo_gradient` as their gradient.
+    r"""Differentiate through a black-box function: its values, with :func:`zo_gradient` as their gradient.
 
     .. math:: \nabla_\theta f(z(\theta)) \approx J_z^\top\, \hat g(z)
 
-    It asks q + 1 times, or 2 d + 1 times. No gradient reaches what f is made of. Under ``vmap`` f is asked slice by
-    slice, so it may be anything.
+    ``"rge"`` calls f q + 1 times, ``"cge"`` 2 d + 1 times. No gradient reaches the parameters of f itself. Under
+    ``vmap`` f is called slice by slice, so f may be any function.
 
     Args:
-        f: From rows to one number a row, always in z's shape and order.
-        z: Where, with a graph.
+        f: The function, from rows to one number per row. It is always given z's shape and order of rows.
+        z: The rows ``(n, ...)`` at which f is called; they may carry a graph.
         method: ``"rge"`` or ``"cge"``, see :func:`zo_gradient`.
-        mu: How far to step, in z's units, > 0.
-        q: How many random directions, >= 1.
-        generator: Where they are drawn from; torch's own by default.
+        mu: The length of a difference, in z's units, > 0.
+        q: The number of random directions, >= 1.
+        generator: Where the directions are drawn from; torch's own generator by default.
+
+    Returns:
+        The values ``(n,)``, with a graph back to z.
 
     Raises:
-        ValueError: ``mu <= 0``, ``q < 1``, an unknown method, or a function that is not one number a row.
+        ValueError: ``mu <= 0``, ``q < 1``, an unknown method, or a function that does not give one number per row.
         TypeError: z is not floating-point, f is no function.
 
     Papers: zhang2022blackbox
@@ -108,7 +114,7 @@ def zeroth_order(
 
 
 class ZerothOrderFunction(torch.autograd.Function):
-    """The bridge to autograd: values and their estimated gradient forward, that gradient backward."""
+    """Autograd function of :func:`zeroth_order`: values and estimated gradient forward, that gradient backward."""
 
     @staticmethod
     def forward(
@@ -121,20 +127,20 @@ class ZerothOrderFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep the gradient, which has none itself."""
+        """Save the estimated gradient, which is itself not differentiable."""
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        """The estimate, row by row times what came back."""
+        """The estimated gradient of each row times the gradient of its value."""
         (gradient,) = ctx.saved_tensors
         rows = grad_outputs[0].reshape(-1, *(1 for _ in gradient.shape[1:]))
         return rows * gradient, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], z: Tensor, *others: Any) -> tuple[Any, tuple[int, int]]:
-        """Slice by slice, for f need not know of stacks."""
+        """Call f slice by slice, as f need not support a stacked dimension."""
         dim = in_dims[0]
         assert dim is not None
         each = [ZerothOrderFunction.apply(one, *others) for one in z.unbind(dim)]
@@ -150,7 +156,7 @@ def _estimate(
     generator: torch.Generator | None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """The gradient at z, where f has these values; it is asked for them where they are needed and not given."""
+    """The gradient at z. ``values`` are f's values there; without them f is called where the method needs them."""
 
     def column(rows: Tensor) -> Tensor:
         return rows.to(z.dtype).reshape(-1, *(1 for _ in z.shape[1:]))
