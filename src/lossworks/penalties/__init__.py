@@ -1,4 +1,4 @@
-"""R: a price on the model itself."""
+"""R: penalties on the model itself."""
 
 from lossworks.penalties.conv_matrix import conv_orthogonality_bounds, conv_transform_matrix, orthogonal_conv_exists
 from lossworks.penalties.magnitude import WeightMagnitudePenalty

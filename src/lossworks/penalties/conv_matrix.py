@@ -1,4 +1,4 @@
-"""A convolution as a matrix: what it is, whether it can be orthogonal, and how far from it a kernel is."""
+"""A convolution as a matrix: its entries, whether it can be orthogonal, and how far a kernel is from orthogonal."""
 
 import math
 from collections.abc import Sequence
@@ -14,35 +14,35 @@ from lossworks.roles import cite
 __all__ = ["conv_orthogonality_bounds", "conv_transform_matrix", "orthogonal_conv_exists"]
 
 LARGEST = 10**9
-"""The entries that a matrix may have."""
+"""The largest number of entries that a matrix may have."""
 WIDEST = 2**15
-"""The widest stride, which no convolution comes near."""
+"""The largest stride that is accepted; no real convolution comes near it."""
 
 
 @cite("achour2022orthogonal", helps=("attacks",))
 def orthogonal_conv_exists(
     out_channels: int, in_channels: int, kernel_size: int, stride: int = 1, *, dim: int = 2
 ) -> bool:
-    r"""Whether some kernel of this shape makes an orthogonal convolution, with circular padding.
+    r"""Say whether an orthogonal convolution with these channels, kernel size and stride exists (circular padding).
 
     .. math::
         M \le C k^d \quad \text{where } M \le C S^d, \qquad S \le k \quad \text{where } M \ge C S^d
 
-    In the first case the rows of the layer's matrix are to be orthonormal, in the second its columns. With zero padding
-    no kernel of more than one tap is orthogonal at the border but in degenerate cases.
+    In the first case the rows of the layer's matrix can be orthonormal, in the second its columns. With zero padding, a
+    kernel of more than one tap is orthogonal at the border only in degenerate cases.
 
     Args:
-        out_channels: M, >= 1.
-        in_channels: C, >= 1.
-        kernel_size: k, taps a dimension, >= 1.
+        out_channels: M, the number of output channels, >= 1.
+        in_channels: C, the number of input channels, >= 1.
+        kernel_size: k, the number of taps per dimension, >= 1.
         stride: S, >= 1.
-        dim: d, the dimensions of the image, >= 1.
+        dim: d, the number of the image's dimensions, 1 to 3.
 
     Returns:
-        True or False. The image must be at least k wide.
+        True or False, for images that are at least k wide.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or ``dim`` above 3.
         TypeError: a number that is no int.
 
     Papers: achour2022orthogonal
@@ -67,24 +67,24 @@ def orthogonal_conv_exists(
 def conv_transform_matrix(
     kernel: Float[Tensor, "outputs inputs *taps"], size: int, stride: int = 1
 ) -> Float[Tensor, "rows columns"]:
-    r"""The matrix of a convolution with circular padding: one column a number of its input.
+    r"""The matrix of a convolution with circular padding: one row per output number, one column per input number.
 
     .. math::
         T_{(m, p), (c, q)} = \sum_{t \,:\, S p + t - \lfloor (k - 1) / 2 \rfloor \,\equiv\, q} K_{m, c, t}
 
-    Channels come first and places last, as in a flattened image, so ``T @ x.flatten()`` is the flattened output of
-    torch's circular convolution.
+    Rows and columns are ordered by channel first and by place second, as in a flattened image, so ``T @ x.flatten()``
+    is the flattened output of torch's circular convolution.
 
     Args:
-        kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the taps may differ by dimension.
-        size: How wide the output is in each dimension, >= 1; the input is S times as wide.
+        kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the number of taps may differ by dimension.
+        size: The width of the output in each dimension, >= 1; the input is S times as wide.
         stride: S, >= 1.
 
     Returns:
-        ``(M * size ** d, C * (S * size) ** d)``. It is large: this is for looking at small cases.
+        The matrix, ``(M * size ** d, C * (S * size) ** d)``. It is large, so use it to look at small cases.
 
     Raises:
-        ValueError: a kernel of another shape, numbers below 1.
+        ValueError: a kernel of another shape, numbers below 1, or a matrix of more than 1e9 entries.
         TypeError: a kernel that is not floating-point.
 
     Papers: achour2022orthogonal
@@ -100,7 +100,7 @@ def conv_transform_matrix(
     outputs, inputs, *taps = kernel.shape
     wide, dim = size * stride, len(taps)
     if (entries := outputs * size**dim * inputs * wide**dim) > LARGEST:
-        raise ValueError(f"size must give a matrix of {LARGEST:.0e} entries at most, got {size} for {entries:.0e}")
+        raise ValueError(f"size must give a matrix of at most {LARGEST:.0e} entries, got {size} for {entries:.0e}")
     places = _grid([size] * dim, kernel.device) * stride
     shifts = _grid(taps, kernel.device) - torch.tensor([(k - 1) // 2 for k in taps], device=kernel.device)
     axes = wide ** torch.arange(dim - 1, -1, -1, device=kernel.device)
@@ -115,32 +115,33 @@ def conv_transform_matrix(
 def conv_orthogonality_bounds(
     kernel: Float[Tensor, "outputs inputs *taps"], stride: int = 1
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    r"""Bounds on all singular values of a circular convolution that hold for images of every size.
+    r"""Bounds on the singular values of a convolution with circular padding that hold for images of every size.
 
     .. math::
         \sqrt{1 - e} \le \sigma \le \sqrt{1 + e}, \qquad e^2 = \alpha L, \qquad
         \alpha_\text{rows} = \prod_d \Big(2 \Big\lfloor \frac{k_d - 1}{S} \Big\rfloor + 1\Big), \quad
         \alpha_\text{columns} = \prod_d \Big(2 \Big\lfloor \frac{k_d + S - 2}{S} \Big\rfloor + 1\Big)
 
-    with :math:`L` the kernel's term in :class:`OrthogonalConvPenalty`. :math:`\alpha` counts the shifts at which
-    the rows overlap (:math:`M \le C S^d`), or the columns (:math:`M \ge C S^d`), and the less where both hold: the
-    Gram matrix less the identity is a sum of one block a shift, whose squared norms add up to :math:`L`. The
-    paper's constants are these times M and up to C.
+    with :math:`L` the kernel's term in :class:`OrthogonalConvPenalty`. :math:`\alpha` counts the shifts at which the
+    matrix's rows overlap (where :math:`M \le C S^d`) or its columns overlap (where :math:`M \ge C S^d`); where both
+    hold, the smaller count is taken. The bound holds because the Gram matrix less the identity is a sum of one block
+    per shift, whose squared norms add up to :math:`L`. The paper's constants are larger, by the factor M for rows and a
+    factor of up to C for columns.
 
     Args:
-        kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the taps may differ by dimension.
+        kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the number of taps may differ by dimension.
         stride: S, >= 1.
 
     Returns:
-        The lower and the upper bound, ``()`` each; the lower is 0 where nothing is proved. Where rows outnumber
-        columns or the other way round, they are of the as many singular values as there are of the fewer.
+        The lower and the upper bound, ``()`` each; the lower bound is 0 where nothing is proved. For a matrix of p by q
+        they hold for its min(p, q) singular values.
 
     Raises:
-        ValueError: a kernel of another shape, ``stride < 1``.
+        ValueError: a kernel of another shape, ``stride < 1``, or a stride above 32768.
         TypeError: a kernel that is not floating-point.
 
-    Use it to see without an image whether training kept a layer near isometric. With zero padding the upper bound holds
-    too, the lower does not.
+    Use it to check, without an image, whether training kept a layer close to an isometry. With zero padding the upper
+    bound still holds, but the lower does not.
 
     Papers: achour2022orthogonal
 
@@ -169,7 +170,7 @@ def _check_kernel(kernel: Tensor) -> None:
 
 
 def _grid(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Every place of a grid, ``(places, dimensions)``, the last dimension fastest."""
+    """Every place of a grid, ``(places, dimensions)``; the last dimension varies fastest."""
     return torch.stack(torch.meshgrid(*[torch.arange(n, device=device) for n in sizes], indexing="ij"), -1).flatten(
         0, -2
     )

@@ -1,4 +1,4 @@
-"""Penalties on how large the weights are."""
+"""Penalties on the size of the weights."""
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,14 @@ from lossworks.roles import Penalty
 
 
 class WeightMagnitudePenalty(Penalty):
-    r"""The size of the weights, :math:`R(\theta) = \lambda \sum_j |\theta_j|^p / p`, without biases and norms.
+    r"""Weight decay (or lasso), :math:`R(\theta) = \lambda \sum_j |\theta_j|^p / p`, without biases and norms.
 
-    With ``p=2`` its gradient is weight decay, :math:`\lambda \theta`; with ``p=1`` it is the lasso. Parameters of fewer
-    than two dimensions (biases, normalisation) are free, as is usual.
+    With ``p=2`` its gradient is that of weight decay, :math:`\lambda \theta`; with ``p=1`` it is the lasso. Parameters
+    of fewer than two dimensions (biases, scales of normalisation layers) are not penalised, as is usual.
 
     Args:
         strength: :math:`\lambda`, >= 0, in loss units.
-        p: The power, >= 1.
+        p: The power of the weights' absolute values, >= 1.
 
     Shape:
         - model: any module; returns ``()``.
@@ -25,7 +25,7 @@ class WeightMagnitudePenalty(Penalty):
     Raises:
         ValueError: ``strength < 0``, ``p < 1``, or a model without a weight of two or more dimensions.
 
-    Use it where the penalty should be seen by the objective; with AdamW, decoupled weight decay is not the same thing.
+    Use it where the weight decay should be part of the objective. AdamW's decoupled weight decay is not the same thing.
 
     Papers: krogh1991weightdecay
 

@@ -1,4 +1,4 @@
-"""A penalty that keeps convolutions from stretching what passes through them."""
+"""A penalty that keeps convolutions close to orthogonal, so that they do not stretch their input."""
 
 import math
 
@@ -13,19 +13,19 @@ from lossworks.roles import Penalty
 
 
 class OrthogonalConvPenalty(Penalty):
-    r"""How far the convolutions are from orthogonal maps, so that a network neither stretches nor flattens its input.
+    r"""Orthogonal convolutions: penalises how far layers are from maps that neither stretch nor flatten their input.
 
     .. math::
         R(\theta) = \lambda \sum_{\text{layers}} \lVert Z - I \rVert_F^2 - \max\big(0, M - C S\big), \qquad
         Z = \mathrm{conv}(K, K)
 
     :math:`K` is a kernel from :math:`C` to :math:`M` channels with stride :math:`S` (the product over dimensions),
-    :math:`Z` its products with itself at all shifts by whole strides, and :math:`I` the identity at no shift. With
-    circular padding, on inputs at least :math:`2k - 1` wide, a layer's term is exactly the squared Frobenius distance
-    of its matrix :math:`T` to orthogonality, :math:`\lVert T T^\top - 1 \rVert_F^2` or, where outputs outnumber inputs,
-    :math:`\lVert T^\top T - 1 \rVert_F^2`, divided by the number of places in its output; its cost is that of no image.
-    With zero padding it holds away from the borders. ``nn.Linear`` counts as a kernel of one tap, and the groups of a
-    grouped convolution count one by one.
+    :math:`Z` holds its products with itself at all shifts by whole strides, and :math:`I` is the identity at shift
+    zero. With circular padding, on inputs at least :math:`2k - 1` wide, a layer's term is exactly the squared Frobenius
+    distance of its matrix :math:`T` to orthogonality, :math:`\lVert T T^\top - 1 \rVert_F^2` or, where outputs
+    outnumber inputs, :math:`\lVert T^\top T - 1 \rVert_F^2`, divided by the number of places in its output. The cost
+    does not depend on the image's size. With zero padding the identity holds away from the borders. ``nn.Linear``
+    counts as a kernel of one tap, and each group of a grouped convolution counts as a kernel of its own.
 
     Args:
         strength: :math:`\lambda`, >= 0, in loss units; between 1e-5 and 1 is usual.
@@ -36,11 +36,12 @@ class OrthogonalConvPenalty(Penalty):
     Raises:
         ValueError: ``strength < 0``, a model without such a layer, or a convolution with both stride and dilation.
 
-    Use it where gradients vanish or explode in deep networks, or small changes of the input should stay small. Where
-    :math:`M = C S` exactly, orthogonal kernels lie in many separate pieces and are hard to reach.
+    Use it where gradients vanish or explode in deep networks, or where small changes of the input should have small
+    effects. Where :math:`M = C S` exactly, the orthogonal kernels lie in many separate pieces and are hard to reach.
 
-    Differs from the published code of an earlier penalty, which takes the norm instead of its square, pads by one tap
-    whatever the kernel unless told, and leaves out the constant; the identity above needs all three as here.
+    It differs from the published code of an earlier penalty, which takes the norm instead of its square, pads by one
+    tap for every kernel unless told otherwise, and leaves out the constant. The identity above needs all three as they
+    are here.
 
     Papers: achour2022orthogonal
 
