@@ -1,4 +1,4 @@
-"""Wrappers around any torch optimizer: the worst case over the parameters, and noise on their gradient."""
+"""Wrappers around any torch optimizer: sharpness-aware steps, noise on the gradient, prices on the output's change."""
 
 from lossworks.optim.gradient_noise import AnnealedGradientNoise, gradient_noise_std
 from lossworks.optim.ignite import IGNITE

@@ -16,14 +16,17 @@ __all__ = ["AnnealedGradientNoise", "gradient_noise_std"]
 
 @cite("neelakantan2015noise", helps=("overfitting",))
 def gradient_noise_std(step: int, eta: float = 0.3, gamma: float = 0.55) -> float:
-    r"""How large the noise is.
+    r"""The standard deviation of annealed gradient noise at a training step.
 
     .. math:: \sigma_t = \sqrt{\eta / (1 + t)^\gamma}
 
     Args:
         step: t, counted from 0.
         eta: The variance at the first step, in squared gradient units, >= 0.
-        gamma: How fast it fades, >= 0; 0 keeps it as it is.
+        gamma: How fast the noise fades, >= 0; 0 keeps it constant.
+
+    Returns:
+        :math:`\sigma_t`, in gradient units.
 
     Raises:
         ValueError: a number below 0.
@@ -40,29 +43,29 @@ def gradient_noise_std(step: int, eta: float = 0.3, gamma: float = 0.55) -> floa
 
 
 class AnnealedGradientNoise(Wrapper):
-    r"""Adds normal noise to every gradient before any optimizer's step.
+    r"""Annealed gradient noise: adds normal noise, which fades over training, to the gradient before each step.
 
     .. math:: g_t \leftarrow g_t + N(0, \sigma_t^2 I), \qquad \sigma_t^2 = \eta / (1 + t)^\gamma
 
-    Gradients are clipped before the noise, which is not. Ranks that hold the same weights must draw the same noise:
-    give each a generator in the same state. Micro-batches add up their gradients before the step, so a split changes
-    nothing.
+    Gradients are clipped before the noise is added; the noise itself is not clipped. Ranks that hold the same weights
+    must draw the same noise, so give each rank a generator in the same state. Micro-batches add up their gradients
+    before the step, so a split changes nothing.
 
     Args:
         optimizer: Any torch optimizer.
         eta: The variance at the first step, in squared gradient units, >= 0; 0 is the plain optimizer.
-        gamma: How fast it fades, >= 0.
-        clip: The largest norm of all gradients together, > 0; none by default.
+        gamma: How fast the noise fades, >= 0.
+        clip: The norm to which all gradients together are clipped, > 0; no clipping by default.
         generator: Where the noise is drawn from; torch's own generator by default.
 
     Shape:
-        - closure: takes nothing, returns the loss; none is needed.
+        - closure: a function without arguments that returns the loss; it may be left out.
 
     Raises:
-        TypeError: something that is no optimizer.
+        TypeError: ``optimizer`` is no torch optimizer.
         ValueError: ``eta < 0``, ``gamma < 0``, ``clip <= 0``.
 
-    Use it for very deep networks that do not begin to learn. Where training works it costs accuracy.
+    Use it for very deep networks that do not begin to learn. Where training already works it costs accuracy.
 
     Papers: neelakantan2015noise
 

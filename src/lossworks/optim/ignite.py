@@ -1,4 +1,4 @@
-"""Surrogates whose mean output does not change much when their weights do."""
+"""Training of surrogates whose mean output changes little when their weights do."""
 
 from typing import Any
 
@@ -15,39 +15,40 @@ __all__ = ["IGNITE"]
 
 
 class IGNITE(Wrapper):
-    r"""Any optimizer with a price on how much a surrogate's mean output may change near its weights.
+    r"""IGNITE: trains a surrogate with a price on how much its mean output may change near its weights.
 
     .. math::
         \min_\beta L(\beta) + \lambda \rho\, \|\nabla_\beta G(\beta)\|_2, \qquad G(\beta) = \tfrac1n \sum_i g_\beta(x_i)
 
-    The price's gradient is taken by a difference,
+    The price's gradient is computed by a finite difference,
     :math:`\tfrac{\lambda \rho}{r} \big(\nabla G(\beta + r u) - \nabla G(\beta)\big)` with
-    :math:`u = \nabla G / \|\nabla G\|`, which costs two passes; the weights come back bit for bit. With
-    ``mode="constrained"`` the multiplier follows :math:`\rho \|\nabla G\| \le \epsilon`:
+    :math:`u = \nabla G / \|\nabla G\|`, which costs two passes; the weights are restored bit for bit. With
+    ``mode="constrained"`` the multiplier is adapted so that :math:`\rho \|\nabla G\| \le \epsilon`:
     :math:`\lambda \leftarrow \max(\lambda + \eta\,(\rho \|\nabla G\| - \epsilon), 0)`.
 
-    The price is of the rows given to :meth:`price`: split over ranks or micro-batches, average its gradients as those
-    of the loss, and it is that of the shards' norms, not of the whole's; give it whole batches.
+    The price is computed on the rows given to :meth:`price`. When a batch is split over ranks or micro-batches and the
+    gradients are averaged as those of the loss are, the price is that of the shards' norms and not of the whole's norm:
+    give :meth:`price` whole batches.
 
     Args:
         optimizer: Any torch optimizer of the surrogate.
-        model: The surrogate :math:`g`, from rows to one number each.
-        mode: ``"constrained"``, or ``"fixed"`` for a multiplier that stays.
-        lam: :math:`\lambda` at first, >= 0; 1e-3 constrained and 1e-2 fixed by default.
-        rho: How far the weights may move, > 0; 0.05 and 0.2 by default.
-        r: The length of the difference, > 0; as ``rho`` by default.
-        epsilon: What the price is held to, in output units, > 0.
-        eta: How fast the multiplier follows, >= 0.
+        model: The surrogate :math:`g`, from rows to one number per row.
+        mode: ``"constrained"`` to adapt the multiplier, or ``"fixed"`` to keep it.
+        lam: The multiplier :math:`\lambda` at the start, >= 0; by default 1e-3 if constrained and 1e-2 if fixed.
+        rho: How far the weights may move, > 0; by default 0.05 if constrained and 0.2 if fixed.
+        r: The length of the finite difference, > 0; the same as ``rho`` by default.
+        epsilon: The bound on the price in constrained mode, in output units, > 0.
+        eta: The step size of the multiplier in constrained mode, >= 0.
 
     Shape:
-        - x: ``(n, ...)``, what the model takes; the model returns ``(n,)`` or ``(n, 1)``.
+        - x: ``(n, ...)``, the model's input; the model returns ``(n,)`` or ``(n, 1)``.
 
     Raises:
-        TypeError: something that is no optimizer or no module.
+        TypeError: ``optimizer`` is no torch optimizer, or ``model`` is no module.
         ValueError: an unknown mode, numbers out of range, an output of another shape, no rows.
 
-    Use it to train a surrogate that an optimiser will then climb, where it is asked away from its data. Each step is
-    ``price(x)`` after ``backward`` and before ``step``, or ``step(closure, x=x)``.
+    Use it to train a surrogate that an optimiser will then climb, and so call away from its training data. In each step
+    call ``price(x)`` after ``backward`` and before ``step``, or call ``step(closure, x=x)``.
 
     Papers: dao2024ignite
 
@@ -91,7 +92,7 @@ class IGNITE(Wrapper):
         self.eta = check_positive("eta", eta, allow_zero=True)
 
     def price(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, ""]:
-        """Add the price's gradient to the gradients; the price without its multiplier, and then move the multiplier."""
+        """Add the price's gradient to the gradients, adapt the multiplier, and return the price without multiplier."""
         check_floating("x", x)
         if x.ndim == 0 or not len(x):
             raise ValueError(f"x must have rows, got shape {tuple(x.shape)}")
@@ -120,7 +121,7 @@ class IGNITE(Wrapper):
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     def step(self, closure: Closure | None = None, *, x: Tensor | None = None) -> Any:
-        """One step of the inner optimizer; with ``x`` the price is added after the closure's ``backward``."""
+        """Take one step of the inner optimizer; with ``x`` the price is added after the closure's ``backward``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Adaptation by entropy to rows without labels, on those rows alone that the model is sure enough of."""
+"""Test-time adaptation: entropy minimisation on unlabelled rows, and only on those that the model is sure enough of."""
 
 import math
 from collections.abc import Callable
@@ -15,29 +15,29 @@ from lossworks.roles import cite
 __all__ = ["RSGS", "reliable_entropy_mask"]
 
 SHARE = 0.4
-"""The share of the largest entropy up to which a row is reliable, by default."""
+"""By default a row is reliable if its entropy is below this share of the largest possible entropy, log(C)."""
 
 
 @cite("yu2025csfa", helps=("shift",))
 def reliable_entropy_mask(
     output: Float[Tensor, "n classes"], e0: float | None = None
 ) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
-    r"""Which rows the model is sure of, and how unsure it is of each.
+    r"""Find the rows whose predictions are reliable (of low entropy), and give every row's entropy.
 
     .. math:: H_i = -\sum_k p_{ik} \log p_{ik} < E_0, \qquad p = \mathrm{softmax}(z)
 
     Args:
         output: Logits.
-        e0: :math:`E_0`, in nats, > 0, may be infinite; ``0.4 * log(C)`` by default.
+        e0: The threshold :math:`E_0`, in nats, > 0, may be infinite; ``0.4 * log(C)`` by default.
 
     Shape:
-        - output ``(n, C)``; returns ``(n,)`` bool and the entropies ``(n,)`` with their gradient.
+        - output ``(n, C)``; returns a mask ``(n,)`` bool and the entropies ``(n,)``, which carry a gradient.
 
     Raises:
         ValueError: output of another shape, ``e0 <= 0``.
         TypeError: output that is not floating-point.
 
-    Use it to leave out rows whose entropy would lead an adaptation astray.
+    Use it to leave out rows of high entropy, which would lead an adaptation astray.
 
     Papers: yu2025csfa
 
@@ -57,30 +57,31 @@ def reliable_entropy_mask(
 
 
 class RSGS(GSAM):
-    r"""Reliable surrogate gap sensitivity: entropy minimisation by :class:`GSAM` on the rows that are reliable.
+    r"""RSGS: test-time adaptation by sharpness-aware entropy minimisation (:class:`GSAM`) on the reliable rows.
 
     .. math::
         L(\theta) = \operatorname{mean}_{i \in S} H_i(\theta), \qquad S = \{i : H_i(\theta) < E_0\}
 
-    At the worst point the rows of S that are still reliable count. Where no row is, the step is left out. The mean is
-    over the reliable rows at hand, so a split over ranks weighs rows differently: give it whole batches.
+    At the worst point, those rows of S that are reliable there too are counted. If there are none, no step is taken.
+    The mean is over the reliable rows at hand, so a split over ranks weights rows
+    differently: give it whole batches.
 
     Args:
-        optimizer: Of what is to be adapted, usually the scales and shifts of the normalisation layers.
+        optimizer: A torch optimizer of what is adapted, usually the scales and shifts of the normalisation layers.
         rho: The ball's radius, in the units of the weights, >= 0.
-        alpha: The share of the orthogonal part, >= 0.
-        e0: :math:`E_0`, in nats, > 0; ``0.4 * log(C)`` by default.
-        model: Whose buffers the second pass leaves alone.
+        alpha: The weight of the orthogonal part, >= 0.
+        e0: The threshold :math:`E_0`, in nats, > 0, may be infinite; ``0.4 * log(C)`` by default.
+        model: The model whose buffers the second pass must leave unchanged.
 
     Shape:
-        - closure: takes nothing, returns the logits ``(n, C)`` of the rows; it calls no ``backward``.
+        - closure: a function without arguments that returns the logits ``(n, C)``; it does not call ``backward``.
 
     Raises:
-        TypeError: something that is no optimizer, or L-BFGS; a closure that returns no logits.
+        TypeError: ``optimizer`` is no torch optimizer or is L-BFGS; a closure that returns no logits.
         ValueError: ``rho < 0``, ``alpha < 0``, ``e0 <= 0``.
 
-    Use it to adapt a trained model to a stream of rows without labels. On digits with a shift, what new batch
-    statistics gain it has not bettered.
+    Use it to adapt a trained model to a stream of rows without labels. On shifted digits it did not improve on what new
+    batch statistics alone gain.
 
     Papers: yu2025csfa
 
@@ -113,7 +114,7 @@ class RSGS(GSAM):
         self.reliable = 0
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
-        """One step, if a row is reliable at both points; the mean entropy of those that are at the first."""
+        """Take one step if a row is reliable at both points; return the mean entropy of the reliable rows."""
         if closure is None:
             raise TypeError("closure must be a function that returns logits, got None")
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Steps from the worst point near the parameters."""
+"""Sharpness-aware minimisation: steps by the gradient at the worst point near the parameters."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,43 +16,44 @@ __all__ = ["GSAM", "SAM", "buffers_kept"]
 
 
 class SAM(Wrapper):
-    r"""Sharpness-aware minimisation: any optimizer, with the gradient of the worst point in a ball around the weights.
+    r"""Sharpness-aware minimisation (SAM): any optimizer, with the gradient at the worst point near the weights.
 
     .. math::
         \min_\theta \max_{\|\epsilon\|_2 \le \rho} L(\theta + \epsilon), \qquad
         \epsilon^* \approx \rho\, \frac{\nabla L(\theta)}{\|\nabla L(\theta)\|_2}
 
-    With ``adaptive`` each weight's share of the ball grows with its size (ASAM), which no rescaling of layers changes:
+    With ``adaptive`` the ball is wider for larger weights (ASAM), so that rescaling the layers changes nothing:
     :math:`\epsilon^* = \rho\, |\theta|^2 \nabla L / \| |\theta| \nabla L \|`.
 
-    A step takes two gradients, by ``step(closure)``, where the closure does ``zero_grad``, the loss and ``backward``,
-    or in a loop of your own::
+    A step takes two gradients. Either call ``step(closure)``, where the closure calls ``zero_grad``, computes the loss
+    and calls ``backward``, or write both passes into your own loop::
 
         loss().backward()
-        optimizer.ascend()  # and zeroes the gradients
+        optimizer.ascend()  # moves to the worst point and zeroes the gradients
         loss().backward()
         optimizer.step()
 
-    The weights come back bit for bit, also where the second pass fails. Gradients that are averaged over ranks, or
-    added up over micro-batches in each of the passes, give the whole batch's step on all ranks; gradients of one
-    rank's own rows are another method (m-SAM).
+    The weights are restored bit for bit, even if the second pass fails. When the gradients of each pass are averaged
+    over ranks, or added up over micro-batches, every rank takes the whole batch's step. Gradients of one rank's own
+    rows give another method (m-SAM).
 
     Args:
-        optimizer: Any torch optimizer but L-BFGS, which looks at more than one point by itself.
+        optimizer: Any torch optimizer except L-BFGS, which evaluates more than one point per step by itself.
         rho: The ball's radius, in the units of the weights, >= 0; 0 is the plain optimizer.
-        adaptive: Whether the ball is in units of the weights' sizes; take ``rho`` about 10 times as large.
-        model: Whose buffers (batch statistics) the second pass leaves as the first made them; without it both count.
+        adaptive: Whether the ball is scaled by the weights' sizes; if so, take ``rho`` about 10 times as large.
+        model: The model whose buffers (batch statistics) the second pass must leave unchanged; by default both passes
+            update them.
 
     Shape:
-        - closure: takes nothing, returns the loss.
+        - closure: a function without arguments that returns the loss.
 
     Raises:
-        TypeError: something that is no optimizer, or L-BFGS.
+        TypeError: ``optimizer`` is no torch optimizer, or is L-BFGS.
         ValueError: ``rho < 0``.
         RuntimeError: ``step()`` without a closure and before :meth:`ascend`, or :meth:`ascend` twice.
 
-    Use it where a network fits its training rows and generalisation is what is wanted, for twice the time. With a
-    ``GradScaler`` unscale before :meth:`ascend`.
+    Use it where a network fits its training rows and should generalise better; it takes twice the time. With a
+    ``GradScaler``, unscale the gradients before :meth:`ascend`.
 
     Papers: foret2021sam, kwon2021asam
 
@@ -81,7 +82,7 @@ class SAM(Wrapper):
     ) -> None:
         super().__init__(optimizer)
         if isinstance(optimizer, LBFGS):
-            raise TypeError("optimizer must take one gradient a step, LBFGS takes several")
+            raise TypeError("optimizer must take one gradient per step, LBFGS takes several")
         self.rho = check_positive("rho", rho, allow_zero=True)
         self.adaptive = check_bool("adaptive", adaptive)
         if model is not None and not isinstance(model, nn.Module):
@@ -92,7 +93,7 @@ class SAM(Wrapper):
 
     @torch.no_grad()
     def ascend(self) -> None:
-        """Go to the worst point as the gradients say, and zero them; :meth:`step` comes back."""
+        """Move to the worst point along the gradients and zero them; :meth:`step` moves back."""
         if self._away is not None:
             raise RuntimeError(f"{type(self).__name__} has ascended already: call step() first")
         parameters = self.parameters()
@@ -120,7 +121,7 @@ class SAM(Wrapper):
             away.close()
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of the inner optimizer from the worst point's gradient; the closure's first loss."""
+        """Take one step of the inner optimizer by the worst point's gradient; return the closure's first loss."""
         loss = None
         if closure is not None:
             if self._away is not None:
@@ -145,37 +146,38 @@ class SAM(Wrapper):
         return loss
 
     def _combine(self) -> None:
-        """What becomes of the two gradients: the second is in ``grad``."""
+        """Combine the two gradients in place; the second one is in ``grad``."""
 
 
 class GSAM(SAM):
-    r"""SAM that also closes the gap between the worst point's loss and the loss itself.
+    r"""GSAM: SAM that also closes the gap between the worst point's loss and the loss at the weights.
 
     .. math::
         \theta \leftarrow \theta - \eta\,(g_p - \alpha\, g_\perp), \qquad
         g_\perp = g - \frac{\langle g, g_p \rangle}{\|g_p\|^2}\, g_p
 
-    with :math:`g` the gradient at the weights and :math:`g_p` that at the worst point. The step descends the worst
-    point's loss as SAM's does, and lowers the gap without raising that loss to first order.
+    with :math:`g` the gradient at the weights and :math:`g_p` the one at the worst point. The step descends the worst
+    point's loss as SAM does, and also lowers the gap without raising the worst point's loss to first order.
 
-    Split over ranks or micro-batches it is exact as :class:`SAM` is, whose two ways to step it has.
+    When the batch is split over ranks or micro-batches, it is exact under the same conditions as :class:`SAM`. It has
+    the same two ways to take a step.
 
     Args:
-        optimizer: Any torch optimizer but L-BFGS.
+        optimizer: Any torch optimizer except L-BFGS.
         rho: The ball's radius, in the units of the weights, >= 0.
-        alpha: The share of the orthogonal part, >= 0; 0 is SAM.
+        alpha: The weight of the orthogonal part, >= 0; 0 is SAM.
         adaptive: As in :class:`SAM`.
         model: As in :class:`SAM`.
 
     Shape:
-        - closure: takes nothing, returns the loss.
+        - closure: a function without arguments that returns the loss.
 
     Raises:
-        TypeError: something that is no optimizer, or L-BFGS.
+        TypeError: ``optimizer`` is no torch optimizer, or is L-BFGS.
         ValueError: ``rho < 0``, ``alpha < 0``.
         RuntimeError: as in :class:`SAM`.
 
-    Use it as SAM, where ``rho`` is small enough that the worst point's loss is near the loss itself.
+    Use it in place of SAM where ``rho`` is small enough that the worst point's loss is close to the loss itself.
 
     Papers: zhuang2022gsam
 
@@ -215,7 +217,7 @@ class GSAM(SAM):
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """The model's buffers as they are now, afterwards."""
+    """Restore the model's buffers at the end to what they are now."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

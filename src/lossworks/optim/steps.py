@@ -1,4 +1,4 @@
-"""Moves of the parameters that are taken back."""
+"""Temporary moves of the parameters."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["moved", "norm_of"]
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all together, in float32 at least."""
+    """The Euclidean norm of all tensors together, in float32 or wider."""
     if not tensors:
         return torch.zeros(())
     device = tensors[0].device
@@ -20,7 +20,7 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def moved(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """The parameters moved by these steps, and afterwards what they were, bit for bit, however it ends."""
+    """Move the parameters by these steps; at the end they are restored bit for bit, even after an error."""
     before = [p.detach().clone() for p in parameters]
     with torch.no_grad():
         for p, step in zip(parameters, steps, strict=True):
