@@ -91,7 +91,7 @@ def test_classes_that_come_later_stand_behind_the_known(generator):
         (lambda: calibrate_prototypes(torch.ones(2, 3), torch.ones(0, 3)), "base must have shape"),
         (lambda: calibrate_prototypes(torch.ones(2, 3), torch.ones(1, 3), 1.5), "alpha"),
         (lambda: calibrate_prototypes(torch.ones(2, 3), torch.ones(1, 3), tau=0.0), "tau"),
-        (lambda: PrototypeClassifier(torch.zeros(2, 3)), "prototypes must be finite and not 0, got another of class 0"),
+        (lambda: PrototypeClassifier(torch.zeros(2, 3)), "prototypes must be finite and not 0, that of class 0 is not"),
         (lambda: PrototypeClassifier(torch.ones(3)), "prototypes must have shape"),
         (lambda: PrototypeClassifier(torch.ones(2, 3), tau=-1.0), "tau"),
         (lambda: PrototypeClassifier(torch.ones(2, 3))(torch.ones(4, 2)), r"x must have shape \(n, 3, \.\.\.\)"),

@@ -1,4 +1,4 @@
-"""Parts of the model that an objective needs."""
+"""Layers and weight parametrisations: parts of the model that a method needs."""
 
 from lossworks.layers.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout_loss
 from lossworks.layers.nested_dropout import NestedDropout, best_prefix_length, prefix_accuracies

@@ -1,4 +1,4 @@
-"""Dropout drawn several times for the price of one: only the head runs again."""
+"""Multi-sample dropout: several draws of dropout at little cost, as only the head runs again."""
 
 from typing import Any
 
@@ -21,22 +21,23 @@ __all__ = ["MultiSampleDropout", "multi_sample_dropout_loss"]
 
 
 class MultiSampleDropout(Part):
-    r"""A head behind several draws of dropout, each of which gets its own loss.
+    r"""Multi-sample dropout: a head behind several draws of dropout, each of which gets its own loss.
 
     .. math::
         z_i^m = \mathrm{head}\Big(\frac{b^m \odot h_i}{1 - p}\Big), \qquad b^m \sim \mathrm{Bernoulli}(1 - p), \qquad
         m = 1, \dots, M
 
-    The losses of the draws are averaged, see :func:`multi_sample_dropout_loss`, not their logits: by Jensen's
-    inequality a convex loss of the mean logits is lower, and leaves less to learn. One draw is ordinary dropout; the
-    mean of M has the same expectation, and as noise of the gradient an M-th of the variance that the masks bring.
+    The losses of the draws are averaged, not their logits (see :func:`multi_sample_dropout_loss`): by Jensen's
+    inequality a convex loss of the mean logits is lower and leaves less to learn. One draw is ordinary dropout. With M
+    draws the gradient's expectation is the same, and the variance that the masks add to it is divided by M.
 
-    All draws pass the head as one batch of :math:`M n` rows, which is what batch normalisation in it would see. In
-    evaluation mode it is the head alone. It draws for the rows that it is given, so a batch that is split draws others.
+    All draws pass through the head as one batch of :math:`M n` rows, and a batch normalisation in the head sees that
+    batch. In evaluation mode the layer is the head alone. Masks are drawn for the rows at hand, so a batch that is
+    split gets other masks.
 
     Args:
-        head: What comes after the dropout, usually the last linear layer; its parameters are shared by the draws.
-        num_samples: M, >= 1; beyond 8 little is gained.
+        head: The module after the dropout, usually the last linear layer; the draws share its parameters.
+        num_samples: M, the number of draws, >= 1; more than 8 gain little.
         p: The share of features that are dropped, in [0, 1).
         generator: Where the masks are drawn from; torch's own generator by default.
 
@@ -45,11 +46,11 @@ class MultiSampleDropout(Part):
           ``(n, ...)`` in evaluation mode.
 
     Raises:
-        ValueError: ``num_samples < 1``, ``p`` outside [0, 1), a head that does not give one output a row.
+        ValueError: ``num_samples < 1``, ``p`` outside [0, 1), a head that does not give one output per row.
         TypeError: a head that is no module, x is not floating-point.
 
-    Use it where dropout is used anyway and the layers before it cost the most: it needs fewer steps for nearly the same
-    price. Not where the head is the model.
+    Use it where dropout is used anyway and the layers before it cost the most: training needs fewer steps, which cost
+    nearly the same. Do not use it where the head is most of the model.
 
     Papers: inoue2019multisample
 
@@ -80,12 +81,12 @@ class MultiSampleDropout(Part):
         self.generator = check_generator("generator", generator)
 
     def forward(self, x: Float[Tensor, "n *features"]) -> Float[Tensor, "*outputs"]:
-        """The head's outputs: of each draw in training mode, without dropout in evaluation mode."""
+        """The head's outputs: one per draw in training mode, without dropout in evaluation mode."""
         check_batch("x", x)
         if not self.training:
             output: Tensor = self.head(x)
             return output
-        # The kept features are scaled and not the sums, so that one draw is torch's dropout to the last bit.
+        # The kept features are scaled, not the sums, so that one draw equals torch's dropout bit for bit.
         noise = self._mask(x.expand(self.num_samples, *x.shape)) / (1 - self.p)
         stacked: Tensor = self.head((x * noise.to(x.dtype)).flatten(0, 1))
         if stacked.shape[:1] != (self.num_samples * len(x),):
@@ -111,21 +112,24 @@ def multi_sample_dropout_loss(
     index: Int[Tensor, "n *rest2"] | None = None,
     total: float | Tensor | None = None,
 ) -> Tensor:
-    r"""The loss of each row, averaged over the draws of :class:`MultiSampleDropout`.
+    r"""Multi-sample dropout loss: each row's loss, averaged over the draws of :class:`MultiSampleDropout`.
 
     .. math:: \ell_i = \frac1M \sum_{m=1}^M \ell(z_i^m, y_i)
 
     Args:
         output: The head's outputs in training mode, ``(M, n, ...)``.
-        target: What the loss takes for ``(n, ...)``.
-        loss: A loss with one value a row; its ``reduction`` is applied to the means over draws.
-        sample_weight: One weight a row, >= 0.
-        index: The rows' numbers in the training data, for losses with a memory per row; what they remember of a row in
-            M draws is merged as for a row that comes M times.
-        total: What the mean divides by when the batch is a micro-batch: ``loss.total_of`` summed over all of them.
+        target: The target that the loss takes for an output of ``(n, ...)``.
+        loss: A loss with one value per row; its ``reduction`` is applied to the means over draws.
+        sample_weight: One weight per row, >= 0.
+        index: The rows' numbers in the training data, for losses with a memory per row. The memory of a row is updated
+            as for a row that comes M times in the batch.
+        total: The divisor of the mean when the batch is a micro-batch: ``loss.total_of`` summed over all micro-batches.
+
+    Returns:
+        The reduced loss, ``()``, or one mean per row with ``reduction="none"``.
 
     Raises:
-        ValueError: outputs without a dimension of draws, no draws, what the loss refuses.
+        ValueError: outputs without a dimension of draws, no draws, or arguments that the loss refuses.
         TypeError: a loss that is no :class:`lossworks.Loss`.
 
     Papers: inoue2019multisample
@@ -135,7 +139,7 @@ def multi_sample_dropout_loss(
     tensor(0.6931)
     """
     if not isinstance(loss, Loss):
-        raise TypeError(f"loss must be a lossworks Loss with a value a row, got {type(loss).__name__}")
+        raise TypeError(f"loss must be a lossworks Loss with one value per row, got {type(loss).__name__}")
     check_floating("output", output)
     check_tensor("target", target)
     if output.ndim < 2 or not len(output):

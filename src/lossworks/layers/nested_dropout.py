@@ -1,4 +1,4 @@
-"""Features in the order of their use: all beyond a random prefix are dropped."""
+"""Nested dropout: it drops all features beyond a random prefix, so that features are learned in order of their use."""
 
 import torch
 from jaxtyping import Float, Int
@@ -20,24 +20,24 @@ __all__ = ["NestedDropout", "best_prefix_length", "prefix_accuracies"]
 
 
 class NestedDropout(Part):
-    r"""Keeps the first k features and drops the rest, so that what matters most is learned by the first of them.
+    r"""Nested dropout: keeps the first k features and drops the rest, so that the first ones learn what matters most.
 
     .. math::
         h_j \leftarrow h_j\, [j \le k], \qquad P(k) \propto e^{-((k - \mu) / \sigma)^2}, \quad k = 1, \dots, F
 
-    Nothing is rescaled, and one k is drawn for a batch. A classifier that must do with few features learns what many
-    rows share before it learns single wrong labels. In evaluation mode all features are kept, or the prefix that
-    :func:`best_prefix_length` found, once :meth:`keep_prefix` was told of it.
+    Nothing is rescaled, and by default one k is drawn per batch. A classifier that must do with few features learns
+    what many rows share before it learns single wrong labels. In evaluation mode all features are kept, or only the
+    prefix given to :meth:`keep_prefix`, such as the one that :func:`best_prefix_length` finds.
 
-    Each call draws anew, so a batch that is split draws others. Two networks draw the same k, as in co-teaching they
-    should, if their layers have generators that started from one seed.
+    Each call draws a new k, so a batch that is split draws other ones. Two networks draw the same k, as in co-teaching
+    they should, if their layers have generators that started from the same seed.
 
     Args:
         num_features: F, the size of the dimension that is cut.
-        sigma: :math:`\sigma`, how wide the prefixes are, in features, > 0: small for k = 1 alone, large for any k.
-        mu: :math:`\mu`, the likeliest k, in [0, F].
+        sigma: :math:`\sigma`, the spread of k, in features, > 0: a small one gives k = 1 alone, a large one any k.
+        mu: :math:`\mu`, the most likely k, in [0, F].
         per_row: Whether each row draws its own k.
-        prefix: How many features are kept in evaluation mode, in [1, F]; all by default.
+        prefix: How many features to keep in evaluation mode, in [1, F]; all by default.
         generator: Where k is drawn from; torch's own generator by default.
 
     Shape:
@@ -48,8 +48,8 @@ class NestedDropout(Part):
         ValueError: ``sigma <= 0``, ``mu`` outside [0, F], ``prefix`` outside [1, F], x without F features.
         TypeError: x is not floating-point.
 
-    Use it on the last features, before a linear classifier without bias, where labels are noisy. Not where features
-    have an order or a place of their own.
+    Use it on the last features, before a linear classifier without bias, where labels are noisy. Do not use it where
+    the features have an order or a place of their own.
 
     Papers: rippel2014nested, chen2022compressing
 
@@ -84,19 +84,19 @@ class NestedDropout(Part):
             self.keep_prefix(prefix)
 
     def keep_prefix(self, prefix: int) -> None:
-        """Keep so many features in evaluation mode from now on."""
+        """From now on keep this many features in evaluation mode."""
         self.prefix.fill_(check_int("prefix", prefix, low=1, high=self.num_features))
 
     def probabilities(self) -> Float[Tensor, " features"]:
-        """How likely each k from 1 to F is."""
+        """The probability of each k from 1 to F."""
         lengths = torch.arange(1, self.num_features + 1, device=self.prefix.device)
         far = (lengths - self.mu).abs()
-        # Less the least, so that the likeliest k has 0 however small sigma is.
+        # The smallest square is subtracted, so that the most likely k has exponent 0 however small sigma is.
         beyond = (far.square() - far.min().square()).sqrt()
         return (-torch.where(beyond > 0, beyond / self.sigma, 0).square()).softmax(dim=0)
 
     def forward(self, x: Float[Tensor, "n features *rest"]) -> Float[Tensor, "n features *rest"]:
-        """The features up to k, and 0 beyond."""
+        """The features up to k, with zeros beyond."""
         check_floating("x", x)
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"x must have shape (n, {self.num_features}, ...), got {tuple(x.shape)}")
@@ -117,20 +117,20 @@ def prefix_accuracies(
     target: Int[Tensor, " n"],
     bias: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, " features"]:
-    r"""How often a linear classifier is right with the first features alone, for each number of them.
+    r"""The accuracy of a linear classifier on the first k features alone, for each k.
 
     .. math:: a_k = \frac1n \sum_i \Big[\arg\max_c \Big(b_c + \sum_{j \le k} W_{cj} h_{ij}\Big) = y_i\Big]
 
-    All F numbers cost about what one pass of the classifier costs.
+    Computing all F accuracies costs about as much as one pass of the classifier.
 
     Args:
-        features: ``(n, F)``, what :class:`NestedDropout` gives in evaluation mode.
-        weight: ``(C, F)``, the classifier's, as of ``nn.Linear``.
+        features: ``(n, F)``, the output of :class:`NestedDropout` in evaluation mode with all features kept.
+        weight: ``(C, F)``, the classifier's weight, as that of ``nn.Linear``.
         target: ``(n,)`` int64 classes.
-        bias: ``(C,)``, the classifier's, if it has one.
+        bias: ``(C,)``, the classifier's bias, if it has one.
 
     Returns:
-        ``(F,)``, in [0, 1], without a gradient.
+        The accuracies ``(F,)``, in [0, 1], without a gradient.
 
     Raises:
         ValueError: shapes that don't match, no rows, a class out of range.
@@ -166,19 +166,22 @@ def prefix_accuracies(
 
 @cite("chen2022compressing", helps=("noisy labels",))
 def best_prefix_length(accuracies: Float[Tensor, " features"], price: float | Tensor = 1e-5) -> int:
-    r"""The number of features with the best accuracy, the smallest where several are as good.
+    r"""The number of features with the best accuracy; of several that are equally good, the smallest.
 
     .. math:: k^* = \arg\max_k\; a_k - \lambda k
 
     Args:
-        accuracies: ``(F,)``, see :func:`prefix_accuracies`, of rows that were not trained on; chosen on the test rows
-            it would leak them.
-        price: :math:`\lambda`, what one more feature must bring in accuracy, >= 0.
+        accuracies: ``(F,)``, see :func:`prefix_accuracies`, computed on rows that were neither trained on nor are the
+            test rows: choosing on test rows would leak them.
+        price: :math:`\lambda`, how much accuracy one more feature must bring, >= 0.
+
+    Returns:
+        :math:`k^*`, from 1 to F.
 
     Raises:
         ValueError: no accuracies, one that is not finite, ``price < 0``.
 
-    The authors' code takes all features where the best prefix is 1; here it is 1.
+    The authors' code takes all features where the best prefix is 1; this function returns 1.
 
     Papers: chen2022compressing
 

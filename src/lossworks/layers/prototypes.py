@@ -1,4 +1,4 @@
-"""Classes known by a mean of their features, and new classes known from a few rows."""
+"""Prototype classifiers: each class is known by its mean feature, so a new class needs only a few rows."""
 
 import torch
 from jaxtyping import Float
@@ -14,23 +14,23 @@ __all__ = ["PrototypeClassifier", "calibrate_prototypes"]
 def calibrate_prototypes(
     new: Float[Tensor, "m d"], base: Float[Tensor, "k d"], alpha: float | Tensor = 0.5, tau: float | Tensor = 16.0
 ) -> Float[Tensor, "m d"]:
-    r"""Draw the prototypes of new classes, known from a few rows, towards the known classes that they are like.
+    r"""Calibrate the prototypes of new classes, known from a few rows, by moving them towards similar known classes.
 
     .. math::
         \hat p_m = (1 - \alpha)\, p_m + \alpha \sum_k w_{mk}\, p_k, \qquad
         w_m = \mathrm{softmax}_k\big(\tau \cos(p_m, p_k)\big)
 
-    Nothing is trained. The published code brings the sum to length 1; here it stays in the convex hull of the known
-    prototypes.
+    Nothing is trained. The published code rescales the sum over the known classes to length 1; here that sum stays in
+    the convex hull of the known prototypes.
 
     Args:
-        new: Means of the new classes' features, of length 1 or so, as ``base``.
-        base: Means of the known classes' features, at least one.
-        alpha: How far they are drawn, in [0, 1].
-        tau: How sharply the nearest known class counts most, > 0.
+        new: The mean features of the new classes ``(m, d)``, on the scale of ``base`` (usually of length about 1).
+        base: The mean features of the known classes ``(k, d)``, at least one class.
+        alpha: How far the new prototypes are moved, in [0, 1].
+        tau: The sharpness of the weights, > 0: the larger, the more the nearest known class counts.
 
     Returns:
-        ``(m, d)``, in the dtype of ``new``.
+        The moved prototypes ``(m, d)``, in the dtype of ``new``.
 
     Raises:
         ValueError: ``alpha`` outside [0, 1], ``tau <= 0``, shapes that don't match, no known class.
@@ -51,30 +51,30 @@ def calibrate_prototypes(
 
 
 class PrototypeClassifier(Part):
-    r"""A head that knows each class by one point: the logit is the cosine of the features with it.
+    r"""Prototype (cosine) classifier: a class's logit is the scaled cosine of the features with its prototype.
 
     .. math::
         z_k = \tau \cos(h, p_k)
 
-    It has nothing to train: a class is added by another prototype, the mean of its features or what
-    :func:`calibrate_prototypes` makes of that.
+    It has no trained parameters. A class is added by adding its prototype: the mean of its features, or what
+    :func:`calibrate_prototypes` makes of that mean.
 
     Args:
-        prototypes: ``(C, D)``, one a class; none may be 0. A class's place is its number.
-        tau: What the cosines are multiplied by, in logit units, > 0.
+        prototypes: ``(C, D)``, one row per class, none of them zero. Row k belongs to class k.
+        tau: The factor that multiplies the cosines, in logit units, > 0.
 
     Buffers:
         prototypes: ``(C, D)``.
 
     Shape:
         - x: features ``(n, D)`` or ``(n, D, d1, ...)``; returns logits ``(n, C)`` or ``(n, C, d1, ...)``, in
-          :math:`[-\tau, \tau]`, in the dtype of x. Features of 0 have logits of 0.
+          :math:`[-\tau, \tau]`, in the dtype of x. Features that are all 0 have logits of 0.
 
     Raises:
-        ValueError: ``tau <= 0``, prototypes that are not ``(C, D)``, not finite or 0, features of another size.
+        ValueError: ``tau <= 0``, prototypes that are not ``(C, D)``, not finite or zero, features of another size.
         TypeError: not floating-point.
 
-    Use it after training, where classes come with a few rows each and no time to train on them.
+    Use it after training, where new classes come with a few rows each and there is no time to train on them.
 
     Papers: wang2023teen, yu2025csfa
 
@@ -94,12 +94,12 @@ class PrototypeClassifier(Part):
         if readable(prototypes):
             wrong = (prototypes == 0).all(dim=1) | ~prototypes.isfinite().all(dim=1)
             if bool(wrong.any()):
-                raise ValueError(f"prototypes must be finite and not 0, got another of class {int(wrong.nonzero()[0])}")
+                raise ValueError(f"prototypes must be finite and not 0, that of class {int(wrong.nonzero()[0])} is not")
         self.prototypes = prototypes.detach().clone()
         self.tau = check_positive("tau", tau)
 
     def forward(self, x: Float[Tensor, "n d *rest"]) -> Float[Tensor, "n classes *rest"]:
-        """The logits of each class."""
+        """The logit of each class."""
         check_floating("x", x)
         if x.ndim < 2 or x.shape[1] != self.prototypes.shape[1]:
             raise ValueError(f"x must have shape (n, {self.prototypes.shape[1]}, ...), got {tuple(x.shape)}")
@@ -109,7 +109,7 @@ class PrototypeClassifier(Part):
 
 
 def _check_prototypes(name: str, points: Tensor, size: int | None = None) -> None:
-    """Raise unless these are one point a class, in a space of that many dimensions."""
+    """Raise unless ``points`` holds one point per class; with ``size``, points of that many dimensions."""
     check_floating(name, points)
     if points.ndim != 2 or not points.shape[1] or (len(points) == 0 if size is None else points.shape[1] != size):
         wanted = "D" if size is None else size
@@ -117,7 +117,7 @@ def _check_prototypes(name: str, points: Tensor, size: int | None = None) -> Non
 
 
 def _directions(points: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """The points at length 1, in float32 at least; 0 stays."""
+    """The points scaled to length 1, in float32 or wider; a point at 0 stays at 0."""
     points = points.float() if points.element_size() == 2 else points
     largest = points.detach().abs().amax(dim=-1, keepdim=True)
     return torch.nn.functional.normalize(points / torch.where(largest > 0, largest, 1.0), dim=-1)

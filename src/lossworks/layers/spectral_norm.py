@@ -1,4 +1,4 @@
-"""Networks whose slope is bounded by the spectral norms of their layers."""
+"""Networks whose Lipschitz constant is bounded by the spectral norms of their layers."""
 
 import math
 
@@ -24,21 +24,21 @@ NEVER_STEEPER = (
     nn.Softsign,
     nn.Tanh,
 )
-"""What never moves two inputs apart, in evaluation mode."""
+"""Layers that never move two inputs further apart, in evaluation mode."""
 
 
 class SpectralNormBall(Part):
-    r"""A parametrization that scales a matrix down where its spectral norm is above a bound, and leaves it else.
+    r"""Spectral norm bound: a parametrization that scales a matrix down only where its spectral norm is above a bound.
 
     .. math::
         W = V \min\Big(1, \frac{L}{\lVert V \rVert_2}\Big)
 
-    In the spectral norm no matrix of the ball is nearer to V. A chain of linear layers with bounds :math:`L_k` and
-    activations of slope at most 1 between them has a Lipschitz constant of at most :math:`\prod_k L_k`. The norm is
-    exact, by singular values, and so is its gradient; it costs a decomposition a forward pass.
+    No matrix of the ball is nearer to V in the spectral norm. A chain of linear layers with bounds :math:`L_k`, and
+    activations of slope at most 1 between them, has a Lipschitz constant of at most :math:`\prod_k L_k`. The norm is
+    computed exactly, from singular values, and so is its gradient; each forward pass costs one decomposition.
 
     Args:
-        bound: L, > 0.
+        bound: L, the largest spectral norm, > 0.
 
     Shape:
         - weight: a matrix ``(outputs, inputs)``, floating-point; returns that shape.
@@ -47,8 +47,9 @@ class SpectralNormBall(Part):
         ValueError: ``bound <= 0``, a weight that is no matrix or not finite.
         TypeError: a weight that is not floating-point.
 
-    Use it on linear layers that must not amplify a disturbance of their input while they are trained. A convolution's
-    kernel is not its matrix; for that there is :class:`lossworks.penalties.OrthogonalConvPenalty`.
+    Use it on linear layers that must not amplify a disturbance of their input, while they are trained. The kernel of a
+    convolution is not the matrix that it applies; for convolutions use
+    :class:`lossworks.penalties.OrthogonalConvPenalty`.
 
     Papers: makdah2021lipschitz
 
@@ -67,7 +68,7 @@ class SpectralNormBall(Part):
         self.bound = check_positive("bound", bound)
 
     def forward(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
-        """The matrix in the ball."""
+        """The weight, scaled into the ball."""
         check_floating("weight", weight)
         if weight.ndim != 2:
             raise ValueError(f"weight must be a matrix (outputs, inputs), got shape {tuple(weight.shape)}")
@@ -85,23 +86,24 @@ class SpectralNormBall(Part):
 @cite("makdah2021lipschitz", helps=("attacks",))
 @torch.no_grad()
 def project_lipschitz_(module: nn.Module, lipschitz: float) -> nn.Module:
-    r"""Scale the linear layers of a chain until the product of their spectral norms is at most the given constant.
+    r"""Lipschitz projection: scale a chain's linear layers until the product of their spectral norms is at most L.
 
     .. math::
         W_k \leftarrow W_k \min\Big(1, \frac{L}{\prod_{j=1}^K \lVert W_j \rVert_2}\Big)^{1/K}
 
-    Call it after every step of the optimizer. The module is then L-Lipschitz in evaluation mode: whatever its input is
-    off by, in l2, its output is off by at most L times as much.
+    Call it after every step of the optimizer. In evaluation mode the module is then L-Lipschitz: a change of its input,
+    measured in l2, changes its output by at most L times as much.
 
     Args:
-        module: An ``nn.Linear``, or ``nn.Sequential`` of such and of activations of slope at most 1; changed in place.
+        module: An ``nn.Linear``, or an ``nn.Sequential`` of linear layers and activations of slope at most 1. It is
+            changed in place.
         lipschitz: L, > 0.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: ``lipschitz <= 0``, a layer that is neither, a weight behind a parametrization or not finite.
+        ValueError: ``lipschitz <= 0``, a layer of another kind, a weight with a parametrization or not finite.
         TypeError: ``module`` is no module.
 
     Papers: makdah2021lipschitz
@@ -128,8 +130,8 @@ def project_lipschitz_(module: nn.Module, lipschitz: float) -> nn.Module:
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:
-    """Those of a chain, or an error that says what else is in it."""
-    # Exact types: a subclass may do anything in its forward.
+    """The linear layers of a chain; raise an error that names any layer of another kind."""
+    # Exact types are checked, as a subclass may do anything in its forward.
     if type(module) is nn.Sequential:
         return [layer for child in module for layer in _linear_layers(child)]
     if type(module) is nn.Linear:

@@ -1,4 +1,4 @@
-"""Weights behind a curve that bounds the large ones and drives the small ones apart."""
+"""Weight companding: weights pass through a curve that bounds the large ones and drives the small ones from zero."""
 
 import math
 
@@ -13,42 +13,44 @@ from lossworks.roles import Part, cite
 __all__ = ["WeightCompander", "add_weight_compander"]
 
 INVERTED = 0.99
-"""The share of the bound up to which a weight is inverted as it is: the tangent is infinite at the bound."""
+"""The share of the bound up to which a weight is inverted exactly: the tangent is infinite at the bound itself."""
 HEADROOM = 1.5
-"""How far the bound lies above the largest weight where nothing is said."""
+"""How far the default bound lies above the largest weight."""
 
 
 class WeightCompander(Part):
-    r"""A parametrization of a weight: none is large, and with ``b < a`` the small ones are moved away from zero.
+    r"""Weight compander: a parametrization that bounds large weights and, with ``b < a``, drives small ones from zero.
 
     .. math::
         w = \Psi(v) = a \arctan(v / b), \qquad |w| < a \pi / 2, \qquad
         \frac{\partial w}{\partial v} = \frac{a b}{b^2 + v^2}
 
-    What is trained is :math:`v`; weight decay and penalties that read the parameters act on it. The slope is
-    :math:`a / b` at zero and falls with :math:`v^2`, so a weight moves the less the larger it is. With :math:`a = b`
-    it is the identity at small weights, and everywhere in the limit.
+    The trained parameter is :math:`v`; weight decay, and penalties that read the parameters, act on it. The slope of
+    the curve is :math:`a / b` at zero and falls as :math:`v^2` grows, so larger weights move less. With :math:`a = b`
+    the curve is close to the identity for small weights, and for all weights as :math:`a = b` grows.
 
     Args:
-        a: The bound over :math:`\pi / 2`, in units of the weight, > 0.
+        a: The bound divided by :math:`\pi / 2`, in units of the weight, > 0.
         b: Where the curve bends, in units of :math:`v`, > 0.
-        learnable: Whether a and b are trained: each is multiplied by the exponential of an entry of ``log_factors``.
-            Give that parameter a tenth of the learning rate or less, or training breaks down.
+        learnable: Whether a and b are trained: each is then multiplied by the exponential of an entry of
+            ``log_factors``. Give that parameter a tenth of the learning rate or less, or training breaks down.
 
     Attributes:
-        log_factors: ``(2,)``, a parameter, 0 at first; only with ``learnable``.
+        log_factors: ``(2,)``, a parameter, 0 at the start; it exists only with ``learnable``.
 
     Shape:
-        - weight: any shape, floating-point; returns that shape.
+        - weight: any shape, floating-point; returns the same shape.
 
     Raises:
         ValueError: ``a <= 0``, ``b <= 0``.
         TypeError: a weight that is not floating-point.
 
-    Use it on the weights of linear layers and convolutions, not on biases and norms (:func:`add_weight_compander`),
-    together with weight decay. Not where large weights are needed, as in a last layer whose scale sets the confidence.
+    Use it on the weights of linear layers and convolutions, not on biases and norms (:func:`add_weight_compander` picks
+    them), together with weight decay. Do not use it where large weights are needed, as in a last layer whose scale sets
+    the confidence.
 
-    The curve is the arctangent; the paper's abstract asks only for a function that bounds and moves away from zero.
+    The curve here is the arctangent. The paper's abstract asks only for a function that bounds weights and moves them
+    away from zero.
 
     Papers: cakaj2023compander
 
@@ -71,13 +73,13 @@ class WeightCompander(Part):
             self.log_factors = nn.Parameter(torch.zeros(2))
 
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The weight of what is trained."""
+        """The weight, computed from the trained parameter."""
         check_floating("weight", weight)
         a, b = self._curve()
         return a * torch.arctan(weight / b)
 
     def right_inverse(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """What gives this weight; one beyond 99% of the bound is first cut off there."""
+        """The parameter that gives this weight; a weight beyond 99% of the bound is first cut off there."""
         check_floating("weight", weight)
         a, b = self._curve()
         limit = INVERTED * math.pi / 2
@@ -94,24 +96,24 @@ class WeightCompander(Part):
 def add_weight_compander(
     module: nn.Module, a: float | None = None, b: float | None = None, *, learnable: bool = False
 ) -> list[WeightCompander]:
-    r"""Put every linear layer's and convolution's weight behind a :class:`WeightCompander`; they keep their values.
+    r"""Add a :class:`WeightCompander` to the weight of every linear layer and convolution, keeping the weights' values.
 
     .. math:: a = \frac{2}{\pi} \cdot 1.5 \, \max |w|, \qquad b = a
 
-    are what a layer gets where they are not given: a bound of 1.5 times its largest weight, and a slope of 1 at zero.
+    are the values that a layer gets by default: a bound of 1.5 times its largest weight, and a slope of 1 at zero.
 
     Args:
-        module: The model, or a layer; changed in place. Make the optimizer afterwards.
-        a: As of :class:`WeightCompander`, for all layers. Weights beyond 99% of the bound are cut off there.
-        b: As of :class:`WeightCompander`, for all layers; ``a`` unless given.
-        learnable: Whether a and b are trained, in each layer its own.
+        module: The model, or a layer; it is changed in place. Make the optimizer afterwards.
+        a: The ``a`` of :class:`WeightCompander` for all layers. Weights beyond 99% of the bound are cut off there.
+        b: The ``b`` of :class:`WeightCompander` for all layers; the same as ``a`` by default.
+        learnable: Whether a and b are trained, separately in each layer.
 
     Returns:
         The companders, in the order of the layers, e.g. to give their parameters a smaller learning rate.
 
     Raises:
         ValueError: ``a`` or ``b`` out of range, a module without such a layer, a weight that is all 0 where ``a`` is
-            not given, or one that has a parametrization.
+            not given, or a weight that already has a parametrization.
         TypeError: ``module`` is no module.
 
     Papers: cakaj2023compander
