@@ -1,4 +1,4 @@
-"""One number that makes logits honest."""
+"""Temperature scaling: one number, fitted after training, that calibrates a classifier's probabilities."""
 
 import math
 from typing import Self
@@ -12,33 +12,37 @@ from lossworks.roles.calibrator import Calibrator, class_logits
 
 
 class TemperatureScaling(Calibrator):
-    r"""Divide the logits by the one temperature that makes held-out labels most likely; answers stay what they are.
+    r"""Temperature scaling: divide the logits by one number fitted on held-out rows; the predicted class never changes.
 
     .. math::
         T = \arg\min_{T > 0} \; -\sum_i \sum_k t_{ik} \log \mathrm{softmax}(z_i / T)_k, \qquad
         t_{ik} = \frac{n\,[k = y_i] + s / C}{n + s}
 
     The objective is convex in :math:`1/T`, so its one minimum is found exactly (Newton's method inside a bracket). With
-    :math:`s = 0` it is the paper's; but where every held-out answer is right that wants :math:`T = 0`, certainty from a
-    handful of rows. The default :math:`s = 1` doubts the labels as much as one row without a label would: that keeps
-    :math:`T` above 0, is not seen among thousands of rows, and keeps :math:`T(c z) = c\,T(z)`.
+    :math:`s = 0` it is the paper's objective. But where every held-out prediction is right, that objective is lowest at
+    :math:`T = 0`, which claims certainty from a handful of rows. The default :math:`s = 1` smooths the labels as much
+    as one row without a label would: this keeps :math:`T` above 0, makes no difference among thousands of rows, and
+    keeps :math:`T(c z) = c\,T(z)`.
 
     Args:
-        smoothing: :math:`s`, in rows, >= 0.
+        smoothing: The amount :math:`s` of label smoothing, in rows, >= 0.
 
     Attributes:
-        temperature: ``()``, a buffer; 1 until fitted. Always between 1/1000 and 1000 times the logits' spread (the root
-            mean square of their distance to the row's mean): logits that are always right without smoothing, or that
-            are no guide at all, end at these bounds. Logits without spread leave it at 1.
+        temperature: ``()``, a buffer; 1 until fitted. It lies between 1/1000 and 1000 times the logits' spread (the
+            root mean square of their distance to the row's mean). It ends at one of these bounds where logits are
+            always right and there is no smoothing, or where logits say nothing about the label. Logits without spread
+            leave it at 1.
 
     Shape:
-        - logits: ``(n, C)``, or ``(n,)`` of class 1; target: ``(n,)``, int64 (with one logit also 0 and 1 as floats).
+        - logits: ``(n, C)``, or ``(n,)``, the logit of class 1; target: ``(n,)``, int64 (for ``(n,)`` also 0.0 and
+            1.0).
         - returns the logits' shape.
 
     Raises:
         ValueError: ``smoothing < 0``, no rows, NaN or Inf in the logits, a class out of range.
 
-    Use it before probabilities are read off any trained network. It cannot mend classes that are confused one-sidedly.
+    Use it before reading probabilities off any trained network. It cannot mend confusions that go only one way between
+    classes.
 
     Papers: guo2017calibration
 
@@ -59,7 +63,7 @@ class TemperatureScaling(Calibrator):
 
     @torch.no_grad()
     def fit(self, logits: Float[Tensor, "n *classes"], target: Int[Tensor, " n"]) -> Self:
-        """Find the temperature on rows that the model was not trained on; returns itself."""
+        """Fit the temperature on rows that the model was not trained on; return the calibrator itself."""
         z, y = class_logits(logits, target)
         z = z - z.mean(dim=1, keepdim=True)
         spread = float(z.square().mean().sqrt())
@@ -68,15 +72,15 @@ class TemperatureScaling(Calibrator):
         return self
 
     def forward(self, logits: Float[Tensor, "n *classes"]) -> Float[Tensor, "n *classes"]:
-        """The logits over the temperature."""
+        """The logits divided by the temperature."""
         check_floating("logits", logits)
         return logits / self.temperature.to(logits.dtype)
 
 
 def _best_inverse(z: Float[Tensor, "n classes"], y: Int[Tensor, " n"], smoothing: float) -> float:
-    """The inverse temperature in [1e-3, 1e3] at which centred logits lose least."""
+    """The inverse temperature in [1e-3, 1e3] with the lowest loss, for centred logits."""
     rows = len(z)
-    # The uniform part of the smoothed target meets centred logits, and so adds nothing to this mean.
+    # The uniform part of the smoothed target adds nothing to this mean, as the logits are centred.
     gained = float(z.gather(1, y[:, None]).mean()) * rows / (rows + smoothing)
 
     def derivatives(inverse: float) -> tuple[float, float]:
