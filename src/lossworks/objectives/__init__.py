@@ -1,4 +1,4 @@
-"""Whole objectives against the worst case, where a method is more than one part in one role."""
+"""Objectives that run the model themselves, as their method is more than one part in one role."""
 
 from lossworks.objectives.adawac import AdaWACObjective, adawac_update
 from lossworks.objectives.certified import CertifiedCrossEntropyObjective

@@ -1,4 +1,4 @@
-"""Supervision where a row has something to teach, consistency between two views of it where it has not."""
+"""AdaWAC: supervised loss for rows that have something to teach, consistency between two views for the others."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -28,38 +28,39 @@ from lossworks.roles import Consistency, Loss, Perturbation, check_no_nan, cite,
 __all__ = ["AdaWACObjective", "adawac_update"]
 
 _LARGEST = 30.0
-"""Of a remembered logit, either way, so that no row needs more than some steps to come back."""
+"""The largest absolute value of a remembered logit, so that any row can come back within some steps."""
 
 
 class AdaWACObjective(Objective):
-    r"""Weighs, row by row, the supervised loss against the consistency of two views, by which of them is larger.
+    r"""AdaWAC: weights each row's supervised loss against the consistency of its two views, by which is larger.
 
     .. math::
         \min_\theta \max_{\beta \in [0, 1]^N} \; \tfrac1n \sum_i \beta_i\, \bar\ell_i + (1 - \beta_i)\, r_i, \qquad
         \bar\ell_i = \tfrac12 \big(\ell(f_\theta(x_i'), y_i) + \ell(f_\theta(x_i''), y_i)\big), \qquad
         r_i = \lambda\, \overline{(h_\theta(x_i') - h_\theta(x_i''))^2}
 
-    x' and x'' are two draws of one augmentation. The maximum is followed by exponentiated gradient steps,
-    :math:`\mathrm{logit}\, \beta_i \leftarrow \mathrm{logit}\, \beta_i + \eta\, (\bar\ell_i - r_i)`, taken before the
-    batch's loss is formed and remembered for each row, from :math:`\beta = \tfrac12`, within 30 of 0. Rows whose
-    supervised loss stays high, as images full of labels do, go to supervision; rows that soon have none left to give,
-    as images of background do, go to consistency. h is what the model gives beside its output, as a pair
-    ``(output, features)``, or else the output itself.
+    x' and x'' are two draws of one augmentation. The maximum over :math:`\beta` is followed by exponentiated gradient
+    steps, :math:`\mathrm{logit}\, \beta_i \leftarrow \mathrm{logit}\, \beta_i + \eta\, (\bar\ell_i - r_i)`. A step is
+    taken before the batch's loss is formed. The logits are remembered for each row, start at
+    :math:`\beta = \tfrac12`, and stay within 30 of 0. Rows whose supervised loss stays high, such as images full of
+    labels, go to supervision; rows whose supervised loss soon gets low, such as images of background, go to
+    consistency. h is the second entry of the model's output where that is a pair ``(output, features)``, and otherwise
+    the output itself.
 
-    It is called as every :class:`~lossworks.Objective` is, with ``index=``. The memory changes in ``train()`` mode
-    only, and a row that is in a batch twice moves once, by the mean of both, also where the batch is split over ranks
-    or by ``micro_batches``. Where the augmentation draws, a split batch by its nature has other views.
+    Call it like any :class:`~lossworks.Objective`, with ``index=``. The memory changes in ``train()`` mode only. A row
+    that is in a batch twice moves once, by the mean of both, also when the batch is split over ranks or by
+    ``micro_batches``. Where the augmentation is random, a batch that is split gets other views.
 
     Args:
-        num_samples: N, the rows of the training data.
+        num_samples: N, the number of rows in the training data.
         lr_w: :math:`\eta`, in 1 / loss units, >= 0; 0 leaves all weights at one half.
         strength: :math:`\lambda`, in loss units per squared feature unit, >= 0.
-        augment: What makes a view; it must leave the target as it is. :class:`~lossworks.perturb.GaussianNoise` by
-            default.
-        loss: :math:`\ell`; cross-entropy by default. Over the pixels of a row it is averaged.
+        augment: The perturbation that makes a view; it must leave the target valid.
+            :class:`~lossworks.perturb.GaussianNoise` by default.
+        loss: :math:`\ell`; cross-entropy by default. It is averaged over the pixels of a row.
 
     Buffers:
-        loss.logit: ``(N,)`` float64, :math:`\mathrm{logit}\, \beta`.
+        loss.logit: ``(N,)`` float64, :math:`\mathrm{logit}\, \beta` of each row.
 
     Shape:
         - model: from x to what ``loss`` takes, ``(n, ...)``, or to a pair of that and features ``(n, ...)``; index:
@@ -68,10 +69,11 @@ class AdaWACObjective(Objective):
 
     Raises:
         ValueError: ``num_samples < 1``, ``lr_w < 0``, ``strength < 0``, index missing or out of range.
-        TypeError: ``loss`` or ``augment`` of another role, or a loss that has a memory or couples its batch.
+        TypeError: ``loss`` or ``augment`` of another role, or a loss that has a memory or couples the rows of its
+            batch.
 
     Use it for segmentation where labels are dense in some images and absent in others. It sorts rows by how much loss
-    they have left, so it trusts wrong labels; :meth:`step` gives the weights alone, for losses of another form.
+    they have left, so it trusts wrong labels. For losses of another form, :meth:`step` gives the weights alone.
 
     Papers: dong2023adawac
 
@@ -108,12 +110,12 @@ class AdaWACObjective(Objective):
     def step(
         self, index: Int[Tensor, " n"], sup: Float[Tensor, " n"], reg: Float[Tensor, " n"]
     ) -> Float[Tensor, "n 2"]:
-        r"""The weights :math:`(\beta, 1 - \beta)` of these rows, after a step in ``train()`` mode.
+        r"""Take a step in ``train()`` mode and return the weights :math:`(\beta, 1 - \beta)` of these rows.
 
         Args:
             index: The rows' numbers in the training data.
-            sup: Their supervised losses; no gradient goes through them, or through the weights.
-            reg: Their consistency losses, likewise.
+            sup: The rows' supervised losses. No gradient goes through them, or through the weights.
+            reg: The rows' consistency losses. No gradient goes through them either.
         """
         return self.loss.step(index, sup, reg)
 
@@ -133,14 +135,14 @@ class AdaWACObjective(Objective):
 
 
 class _Views(NamedTuple):
-    """Of two views of each row, side by side in the second dimension."""
+    """The outputs and features of two views of each row, stacked along the second dimension."""
 
     output: Tensor
     features: Tensor
 
 
 def _pair(output: Any) -> tuple[Tensor, Tensor]:
-    """The model's output and its features."""
+    """The model's output and its features; the features are the output itself where the model gives no pair."""
     found = output if isinstance(output, tuple) else (output, output)
     if len(found) != 2 or not all(isinstance(part, Tensor) for part in found):
         raise TypeError(f"model must give a tensor or a pair (output, features), got {type(output).__name__}")
@@ -148,7 +150,7 @@ def _pair(output: Any) -> tuple[Tensor, Tensor]:
 
 
 def _row_means(losses: Tensor, kept: Tensor | None) -> tuple[Float[Tensor, " n"], Tensor | None]:
-    """The mean over a row's entries that are kept, and which rows have any."""
+    """The mean over each row's entries that count, and which rows have any."""
     if losses.ndim == 1:
         return losses, kept
     if kept is None:
@@ -158,7 +160,7 @@ def _row_means(losses: Tensor, kept: Tensor | None) -> tuple[Float[Tensor, " n"]
 
 
 class _MixtureLoss(Loss):
-    """A loss of two views in a remembered mixture with their consistency."""
+    """The loss of two views, mixed with their consistency by remembered weights."""
 
     needs_index = True
     memories: ClassVar[Mapping[str, str]] = {"logit": "mean"}
@@ -196,7 +198,7 @@ class _MixtureLoss(Loss):
         check_rows("index", index, self.num_samples, low=-1)
 
     def rows(self, output: Any, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """One loss a row of data, and which rows have a target at all."""
+        """One loss per row of data, and which rows have a target at all."""
         if not isinstance(output, _Views):
             raise TypeError(
                 f"output must be of two views, as AdaWACObjective itself makes them, got {type(output).__name__}"
@@ -224,14 +226,14 @@ class _MixtureLoss(Loss):
         total: float | Tensor | None = None,
         process_group: ProcessGroup | None = None,
     ) -> Tensor:
-        """The reduced loss of two views."""
+        """The reduced loss of the two views."""
         losses, weights = self.weighted_rows(
             output, target, sample_weight=sample_weight, index=index, process_group=process_group
         )
         return weighted_reduction(losses, weights, self.reduction, total, process_group)
 
     def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The rows of data that have a target, or the sum of their weights."""
+        """The number of rows of data that have a target, or the sum of their weights."""
         rows = torch.ones(len(target), dtype=torch.bool, device=target.device)
         kept = self.loss.kind.kept(target, self.ignore_index)
         if kept is not None:
@@ -239,11 +241,11 @@ class _MixtureLoss(Loss):
         return rows.sum() if sample_weight is None else (rows * sample_weight.to(precise(rows.device))).sum()
 
     def output_size(self, num_classes: int = 1) -> int:
-        """As many as the loss needs."""
+        """As many outputs as the inner loss needs."""
         return self.loss.output_size(num_classes)
 
     def predict(self, output: Tensor) -> Tensor:
-        """As the loss does."""
+        """The prediction of the inner loss."""
         return self.loss.predict(output)
 
 
@@ -251,7 +253,7 @@ class _MixtureLoss(Loss):
 def adawac_update(
     weights: Float[Tensor, "n 2"], sup: Float[Tensor, " n"], reg: Float[Tensor, " n"], lr: float | Tensor = 1.0
 ) -> Float[Tensor, "n 2"]:
-    r"""One step of exponentiated gradient ascent on each row's pair of weights.
+    r"""AdaWAC's weight update: one step of exponentiated gradient ascent on each row's pair of weights.
 
     .. math:: (w_0, w_1) \leftarrow (w_0\, e^{\eta\, \ell},\; w_1\, e^{\eta\, r}) / Z
 
@@ -262,7 +264,7 @@ def adawac_update(
         lr: :math:`\eta`, in 1 / loss units, >= 0.
 
     Returns:
-        ``(n, 2)``, pairs with the sum 1, without a gradient.
+        The new weights ``(n, 2)``, pairs with the sum 1, without a gradient.
 
     Raises:
         ValueError: ``lr < 0``, shapes that don't match, pairs that don't sum to 1.

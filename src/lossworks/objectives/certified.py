@@ -1,4 +1,4 @@
-"""Training on a proved bound of the cross-entropy under attack."""
+"""Certified training: the loss is a proved bound on the cross-entropy under attack."""
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +12,39 @@ __all__ = ["CertifiedCrossEntropyObjective"]
 
 
 class CertifiedCrossEntropyObjective(Objective):
-    r"""Certified training: a proved bound on each row's cross-entropy wherever in a ball its input lies.
+    r"""Certified training (CROWN-IBP): minimises a proved bound on each row's cross-entropy over all inputs in a ball.
 
     .. math::
         \ell_i = \log\Big(1 + \sum_{j \ne y} e^{-m_j}\Big), \qquad
         m = \kappa\, m^{CROWN\text{-}IBP} + (1 - \kappa)\, m^{IBP}, \qquad
         m_j \le \min_{\|\delta\|_\infty \le \varepsilon} (f_y - f_j)(x + \delta)
 
-    :meth:`set_progress` lets the radius grow (:class:`~lossworks.certify.SmoothedEpsilonSchedule`) and :math:`\kappa`
-    fall with it; an objective that is never told takes the full radius and ``kappa_end``. It is called as every
-    :class:`~lossworks.Objective` is.
+    :meth:`set_progress` makes the radius grow over training (:class:`~lossworks.certify.SmoothedEpsilonSchedule`), and
+    :math:`\kappa` move from ``kappa_start`` to ``kappa_end`` with it. An objective whose progress is never set uses the
+    full radius and ``kappa_end``. Call it like any :class:`~lossworks.Objective`.
 
     Args:
-        eps: The radius of the linf ball in the end, in the input's units, >= 0.
+        eps: The final radius of the linf ball, in the input's units, >= 0.
         kappa_start: :math:`\kappa` at radius 0, in [0, 1]: the share of the linear relaxation.
         kappa_end: :math:`\kappa` at the full radius, in [0, 1]; 0 trains by intervals alone, which is the cheapest.
         warmup: The share of the training in which the radius grows, in (0, 1].
-        statistics: ``"running"`` refuses batch normalisation in training mode, ``"clean"`` takes the batch's statistics
-            at x itself, for intervals alone; each micro-batch or rank then has its own.
+        statistics: ``"running"`` refuses batch normalisation in training mode. ``"clean"`` uses the batch's statistics
+            at x itself, and works for intervals alone; each micro-batch or rank then has its own statistics.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: The target of rows that count nowhere.
+        ignore_index: The target of rows that are left out.
 
     Shape:
-        - model: from x to logits ``(n, C)``, of layers that :func:`~lossworks.certify.crown_bounds` knows; x is
+        - model: from x to logits ``(n, C)``, made of layers that :func:`~lossworks.certify.crown_bounds` knows; x is
           ``(n, ...)``, target classes ``(n,)``, int64. Returns ``()``, or ``(n,)`` with ``reduction="none"``.
 
     Raises:
         ValueError: numbers out of range, ``statistics="clean"`` with a relaxation, a class outside ``[0, C)``, layers
             in training mode.
-        TypeError: a layer that is not known, by its name and what to do.
+        TypeError: a layer that is not known; the error names it and says what to do.
 
-    Use it where robustness must be proved, with :func:`~lossworks.certify.ibp_init_` before and a radius that grows. It
-    costs clean accuracy; :class:`~lossworks.perturb.PGD` costs less, and proves nothing. Models wrapped for several
-    processes can't be traced: average the gradients by hand, or give ``process_group``.
+    Use it where robustness must be proved, after :func:`~lossworks.certify.ibp_init_` and with a radius that grows. It
+    costs clean accuracy; training with :class:`~lossworks.perturb.PGD` costs less but proves nothing. A model wrapped
+    for several processes can't be traced: average the gradients by hand, or give ``process_group``.
 
     Papers: xu2020autolirpa
 
@@ -84,7 +84,7 @@ class CertifiedCrossEntropyObjective(Objective):
         self.register_buffer("kappa", torch.tensor(float(kappa_end), dtype=torch.float64))
 
     def set_progress(self, fraction: float) -> None:
-        """The radius and the share of the relaxation are those of this share of the training."""
+        """Set the radius and the share of the relaxation to those of this fraction of the training."""
         radius = self.schedule(fraction)
         grown = radius / self.eps if self.eps > 0 else 1.0
         self.radius = torch.full_like(self.radius, radius)

@@ -1,4 +1,4 @@
-"""A comp-sum loss that stays a bound under attack."""
+"""A smooth comp-sum loss that stays an upper bound under attack."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from lossworks.roles import Perturbation
 
 
 class SmoothAdversarialCompSumObjective(Objective):
-    r"""A smooth bound on the comp-sum loss under attack: the clean loss plus how far the margins move.
+    r"""Smooth adversarial comp-sum loss: bounds the loss under attack by the clean loss plus the margins' change.
 
     .. math::
         \Phi_\tau\Big(\sum_{k \ne y} e^{-(f_y - f_k)(x) / \rho}\Big)
@@ -18,14 +18,14 @@ class SmoothAdversarialCompSumObjective(Objective):
 
     With :math:`\nu \ge \sqrt{C - 1} / \rho` it is at least
     :math:`\max_\delta \Phi_\tau\big(\sum_{k \ne y} \min(1, (1 - (f_y - f_k)(x + \delta) / \rho)_+)\big)`, the comp-sum
-    loss of the ramps under attack. It is called as every :class:`~lossworks.Objective` is; where the attack draws its
-    starts, a batch that is split by its nature has others.
+    loss of the ramps under attack. Call it like any :class:`~lossworks.Objective`. Where the attack draws random
+    starting points, a batch that is split gets other ones than the whole batch.
 
     Args:
         tau: The comp-sum loss's exponent, >= 0; 1 is cross-entropy.
         rho: The scale of the margins, in logit units, > 0.
         nu: The price of the margins' change, >= 0, in loss units per logit unit.
-        attack: What looks for the worst change; :class:`lossworks.perturb.PGD` by default.
+        attack: The perturbation that looks for the worst change; :class:`lossworks.perturb.PGD` by default.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -36,8 +36,8 @@ class SmoothAdversarialCompSumObjective(Objective):
         ValueError: ``tau < 0``, ``rho <= 0``, ``nu < 0``, a class outside ``[0, C)``.
         TypeError: ``attack`` is no perturbation.
 
-    Use it against small changes of the input with many classes, as an alternative to
-    :class:`lossworks.perturb.TRADES`; ``nu`` wants tuning.
+    Use it against small changes of the input when there are many classes, as an alternative to
+    :class:`lossworks.perturb.TRADES`; ``nu`` needs tuning.
 
     Papers: mao2023crossentropy
 

@@ -1,4 +1,4 @@
-"""A denoiser before a model that can only be asked."""
+"""Denoised smoothing: a trained denoiser before a classifier that gives only its answers."""
 
 from collections.abc import Callable
 
@@ -29,37 +29,37 @@ TARGETS = ("own_prediction", "labels")
 
 
 class DenoisedSmoothingObjective(RelabelledObjective):
-    r"""Trains what stands before a frozen classifier so that this withstands noise, by the classifier's answers alone.
+    r"""Denoised smoothing: trains a denoiser before a frozen black-box classifier, so that it withstands noise.
 
     .. math::
         \tfrac1n \sum_i \mathrm{CE}\big(f(\mathrm{Dec}(z_i)), t_i\big), \qquad
         z_i = g_\theta(x_i + \delta_i), \quad \delta_i \sim N(0, \sigma^2 I), \quad t_i = \arg\max_k f_k(x_i)
 
-    The trained model :math:`g_\theta` is a denoiser, and Dec is left out (ZO-DS); or it is a denoiser followed by an
-    encoder, and Dec the frozen decoder of the same autoencoder (ZO-AE-DS), so that z has few coordinates. Nothing is
-    differentiated but :math:`g_\theta`: the slope of the loss in z is estimated from values, see
-    :func:`~lossworks.perturb.zeroth_order`, whose ``"cge"`` sums over the coordinates, where published code has a
-    variant that averages and is too small by their number.
+    The trained model :math:`g_\theta` is either a denoiser, and Dec is left out (ZO-DS); or it is a denoiser followed
+    by an encoder, and Dec is the frozen decoder of the same autoencoder (ZO-AE-DS), so that z has few coordinates. Only
+    :math:`g_\theta` is differentiated: the gradient of the loss with respect to z is estimated from values, see
+    :func:`~lossworks.perturb.zeroth_order`. Its ``"cge"`` sums over the coordinates; published code has a variant that
+    averages, and is too small by the number of coordinates.
 
-    It is called as every :class:`~lossworks.Objective` is, with :math:`g_\theta` as the model. A batch that is split
-    over ranks or micro-batches by its nature gets other noise, and other random directions. The classifier and the
-    decoder are asked in evaluation mode and without autocast, whose roundings are larger than the differences that
-    count; they are no part of the objective: it neither trains nor saves nor moves them.
+    Call it like any :class:`~lossworks.Objective`, with :math:`g_\theta` as the model. A batch that is split over ranks
+    or micro-batches gets other noise and other random directions. The classifier and the decoder are called in
+    evaluation mode and without autocast, whose rounding errors are larger than the differences that count. They are no
+    part of the objective, which neither trains nor saves nor moves them.
 
     Args:
-        black_box: f, from inputs to logits or log-probabilities ``(n, C)``; any function, which need not be torch's.
-        sigma: :math:`\sigma`, in input units, >= 0.
-        decoder: Dec, from codes to inputs; left out by default.
-        target: ``"own_prediction"``, f's answer to the clean input, or ``"labels"``, the targets that are given.
-        method: ``"rge"``, random directions, or ``"cge"``, every coordinate of z.
-        mu: How far to step, in z's units, > 0; in float32 not below 1e-3.
-        q: How many random directions, >= 1.
-        generator: Where noise and directions are drawn from; torch's own by default.
+        black_box: f, from inputs to logits or log-probabilities ``(n, C)``; any function, torch or not.
+        sigma: :math:`\sigma`, the noise's standard deviation, in input units, >= 0.
+        decoder: Dec, from codes to inputs; none by default.
+        target: ``"own_prediction"``, f's answer to the clean input, or ``"labels"``, the given targets.
+        method: ``"rge"`` for random directions, or ``"cge"`` for one difference per coordinate of z.
+        mu: The length of a difference, in z's units, > 0; not below 1e-3 in float32.
+        q: The number of random directions, >= 1.
+        generator: Where noise and directions are drawn from; torch's own generator by default.
 
     Shape:
         - model: from x to z, ``(n, ...)`` floating-point, in x's shape where there is no decoder; target: classes
-          ``(n,)``, int64, of which ``"own_prediction"`` reads no more than which are the loss's ``ignore_index``, -100:
-          these rows are left out. Returns ``()``.
+          ``(n,)``, int64. Rows whose target is the loss's ``ignore_index``, -100, are left out; of the other targets
+          ``"own_prediction"`` reads nothing. Returns ``()``.
 
     Raises:
         ValueError: ``sigma < 0``, ``mu <= 0``, ``q < 1``, an unknown target or method, answers that are not ``(n, C)``,
@@ -67,9 +67,9 @@ class DenoisedSmoothingObjective(RelabelledObjective):
         TypeError: ``black_box`` or ``decoder`` cannot be called.
 
     Use it to defend a model whose inside is not at hand, and certify :meth:`logits` by
-    :class:`~lossworks.certify.RandomizedSmoothing`. A step asks q + 1 times a row, or 2 d + 1 times for d coordinates
-    of z, and ``"own_prediction"`` once more. With few coordinates take ``"cge"``, which has no variance. Where the
-    classifier can be differentiated, training through it is as good and far cheaper.
+    :class:`~lossworks.certify.RandomizedSmoothing`. A step calls f q + 1 times per row with ``"rge"``, or 2 d + 1 times
+    with ``"cge"`` for d coordinates of z, and once more with ``"own_prediction"``. With few coordinates take ``"cge"``,
+    which has no variance. Where the classifier can be differentiated, training through it is as good and far cheaper.
 
     Papers: zhang2022blackbox
 
@@ -105,12 +105,12 @@ class DenoisedSmoothingObjective(RelabelledObjective):
         self.target = target
 
     def logits(self, model: nn.Module, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n classes"]:
-        """The defended classifier: what f says of what the model made of x, without a gradient."""
+        """The defended classifier: f's answer to the model's output for x, without a gradient."""
         with torch.no_grad():
             return self.loss.answers(model(x))
 
     def relabel(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """The classifier's own answers to the clean rows that count, or the targets as they are."""
+        """The classifier's own answers to the clean rows that are not left out, or the targets unchanged."""
         check_floating("x", x)
         if self.target == "labels":
             return target
@@ -120,7 +120,7 @@ class DenoisedSmoothingObjective(RelabelledObjective):
 
 
 class _BlackBoxLoss(Loss):
-    """Cross-entropy of a frozen classifier's answers, as a function of what it is asked about."""
+    """Cross-entropy of a frozen classifier's answers, as a function of the classifier's input."""
 
     stochastic = True
     black_box: Callable[[Tensor], Tensor]
@@ -139,7 +139,7 @@ class _BlackBoxLoss(Loss):
         for name, function in (("black_box", black_box), ("decoder", decoder)):
             if name == "black_box" or function is not None:
                 check_function(name, function, "a tensor")
-        # Past __setattr__, which would register a module, and have it trained, saved and moved.
+        # This bypasses __setattr__, which would register a module and so have it trained, saved and moved.
         self.__dict__.update(black_box=black_box, decoder=decoder)
         self.method = check_choice("method", method, METHODS)
         self.mu = check_positive("mu", mu)
@@ -147,7 +147,7 @@ class _BlackBoxLoss(Loss):
         self.generator = check_generator("generator", generator)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The losses of the answers, with the estimated slope in ``output``."""
+        """The losses of the answers, with the estimated gradient with respect to ``output``."""
         check_floating("output", output)
         self.check_rows(output, target)
         output = _full(output)
@@ -169,7 +169,7 @@ class _BlackBoxLoss(Loss):
             return self.answers(output).softmax(dim=-1)
 
     def answers(self, z: Tensor) -> Float[Tensor, "n classes"]:
-        """What the classifier says of the codes."""
+        """The classifier's answers to the codes."""
         check_floating("output", z)
         z = _full(z)
         if self.decoder is None:
@@ -178,7 +178,7 @@ class _BlackBoxLoss(Loss):
             return self.ask(self.decoder(z))
 
     def ask(self, x: Tensor) -> Float[Tensor, "n classes"]:
-        """What the classifier says of the inputs."""
+        """The classifier's answers to the inputs."""
         with resting(self.black_box), torch.autocast(x.device.type, enabled=False):
             answers = self.black_box(x)
         check_floating("black_box's answers", answers)
@@ -196,5 +196,5 @@ class _BlackBoxLoss(Loss):
 
 
 def _full(z: Tensor) -> Tensor:
-    """As it is, or in float32 where half precision would round the differences away."""
+    """z unchanged, or in float32 where half precision would round the differences away."""
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

@@ -1,4 +1,4 @@
-"""Adversarial training with weights that look for the worst mixture of rows."""
+"""Adversarial training with row weights that look for the worst mixture of rows."""
 
 import torch
 from jaxtyping import Float
@@ -13,37 +13,37 @@ from lossworks.roles import Loss, Perturbation
 from lossworks.weights import KLDRO, CompositionalEMA
 
 _INSIDE = 1e-12
-"""How near its box's wall an attack's answer is taken to be at least."""
+"""The smallest distance from the box's wall that is assumed for an attack's answer."""
 
 
 class DoublyRobustATObjective(Objective):
-    r"""Adversarial training that also weighs the rows: the worst input of each row, and the worst mixture of rows.
+    r"""Doubly robust adversarial training: the worst input of each row, and the worst mixture of rows.
 
     .. math::
         \min_\theta \max_{w} \; \tfrac1n \sum_i w_i\, \ell\big(f_\theta(x_i + \delta_i^*), y_i\big)
         - r\, \mathrm{KL}(w),
         \qquad \delta_i^*(\theta) = \arg\max_{\delta \in C_i} \ell^{att}\big(f_\theta(x_i + \delta), y_i\big)
 
-    Where the attack follows another loss than the training (a bilevel problem), the attack's answer moves with
-    :math:`\theta`. With ``implicit`` that movement is part of the gradient: within the box
-    :math:`C_i = [a_i, b_i]`, held by a log-barrier of weight c, and with the attack's loss taken as linear up to a
-    curvature :math:`\lambda`,
+    Where the attack maximises another loss than the one that is trained (a bilevel problem), its answer moves with
+    :math:`\theta`. With ``implicit`` that movement is part of the gradient. It is computed within the box
+    :math:`C_i = [a_i, b_i]`, which a log-barrier of weight c enforces, and with the attack's loss taken as linear up to
+    a curvature :math:`\lambda`:
 
     .. math::
         \nabla_\theta \ell_i + \nabla^2_{\theta \delta}\, \ell^{att}_i \; H_i^{-1} \; \nabla_\delta \ell_i, \qquad
         H_i = \lambda I + c\, \mathrm{diag}\big((b_i - \delta_i)^{-2} + (\delta_i - a_i)^{-2}\big)
 
-    It is called as every :class:`~lossworks.Objective` is. The weights are those of the whole batch where it is split;
-    where the attack draws its starts, a split by its nature has others. Of a loss that couples its batch, the attack
-    and ``implicit`` see the rows at hand alone.
+    Call it like any :class:`~lossworks.Objective`. When the batch is split, the weights are those of the whole batch.
+    Where the attack draws random starting points, a batch that is split gets other ones than the whole batch. For a
+    loss that couples the rows of its batch, the attack and ``implicit`` see only the rows at hand.
 
     Args:
         loss: :math:`\ell`; cross-entropy by default.
-        attack: What looks for :math:`\delta^*`; :class:`~lossworks.perturb.PGD` by default.
-        r: The price on weights that differ, in loss units, > 0; the smaller, the more the worst rows count.
-        attack_loss: :math:`\ell^{att}`, which the attack makes worse; ``loss`` by default.
-        momentum: The share of the newest batch in a normaliser that is remembered
-            (:class:`~lossworks.weights.CompositionalEMA`); None takes each batch's own.
+        attack: The perturbation that looks for :math:`\delta^*`; :class:`~lossworks.perturb.PGD` by default.
+        r: The price of unequal weights, in loss units, > 0; the smaller, the more the worst rows count.
+        attack_loss: :math:`\ell^{att}`, the loss that the attack maximises; ``loss`` by default.
+        momentum: The share of the newest batch in a remembered normaliser of the weights
+            (:class:`~lossworks.weights.CompositionalEMA`); with None each batch uses its own normaliser.
         implicit: Whether the gradient follows the attack's answer; needs a :class:`~lossworks.perturb.PGD` in linf.
         barrier: c, in loss units, >= 0.
         curvature: :math:`\lambda`, in loss units per squared input unit, > 0.
@@ -53,10 +53,10 @@ class DoublyRobustATObjective(Objective):
 
     Raises:
         ValueError: ``r <= 0``, ``momentum`` outside (0, 1], ``barrier < 0``, ``curvature <= 0``.
-        TypeError: a part stands in the wrong role, ``implicit`` without a linf PGD.
+        TypeError: a part in the wrong role, or ``implicit`` without a linf PGD over all columns.
 
     Use it in adversarial training where rare classes or hard rows are the weak spot. ``implicit`` costs a second-order
-    pass and has shown no gain that we have measured.
+    pass, and our measurements show no gain from it.
 
     Papers: sow2024doubly
 
@@ -110,7 +110,7 @@ class DoublyRobustATObjective(Objective):
         return (output, self._movement(model, x, changed, target)) if self.implicit else (output, price)
 
     def _movement(self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor) -> Float[Tensor, " n"]:
-        """Zero, with the gradient that the attack's movement adds to each row's loss."""
+        """Zero in value; its gradient is what the attack's movement adds to that of each row's loss."""
         assert isinstance(self.perturb, PGD)
         assert isinstance(self.loss, Loss)
         leaf = changed.detach().requires_grad_()

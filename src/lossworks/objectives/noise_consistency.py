@@ -1,4 +1,4 @@
-"""Training a classifier that is to be smoothed, on several noisy copies of each row."""
+"""Training on several noisy copies of each row, for a classifier that will be smoothed."""
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +10,22 @@ from lossworks.perturb import GaussianNoise
 
 
 class NoiseConsistencyObjective(Objective):
-    r"""The loss of several noisy copies of each row, with a price on their disagreement.
+    r"""Consistency training for randomized smoothing: the loss of noisy copies plus a price on their disagreement.
 
     .. math::
         \frac1m \sum_j -\log p_j(y) + \frac{\lambda}{m} \sum_j \mathrm{KL}(\bar p \,\|\, p_j) + \eta H(\bar p), \qquad
         p_j = \mathrm{softmax}\big(f_\theta(x + \sigma \varepsilon_j)\big), \quad \varepsilon_j \sim N(0, I)
 
-    It is :class:`~lossworks.losses.SmoothingConsistencyLoss` of copies by
-    :class:`~lossworks.perturb.GaussianNoise`; with ``lam`` and ``eta`` 0 it is plain training in noise. It is called as
-    every :class:`~lossworks.Objective` is. It draws for the rows at hand, so a batch that is split over ranks or
-    micro-batches by its nature gets other noise than the whole. In ``eval()`` mode there is no noise.
+    It applies :class:`~lossworks.losses.SmoothingConsistencyLoss` to copies made by
+    :class:`~lossworks.perturb.GaussianNoise`; with ``lam`` and ``eta`` 0 it is plain training with noise. Call it as
+    any :class:`~lossworks.Objective`. The noise is drawn for the rows at hand, so a batch that is split over ranks or
+    micro-batches gets other noise than the whole batch. In ``eval()`` mode there is no noise.
 
     Args:
-        sigma: :math:`\sigma`, the noise in input units, >= 0: that of the smoothing.
-        num_samples: m, the copies of each row, >= 1; with one there is no disagreement.
-        lam: :math:`\lambda`, the price of a nat of disagreement, >= 0.
-        eta: :math:`\eta`, the price of a nat of entropy, >= 0.
+        sigma: :math:`\sigma`, the noise's standard deviation, in input units, >= 0: the same as in the smoothing.
+        num_samples: m, the number of copies of each row, >= 1; one copy has no disagreement.
+        lam: :math:`\lambda`, the price of disagreement in loss units per nat, >= 0.
+        eta: :math:`\eta`, the price of entropy in loss units per nat, >= 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         generator: Where the noise is drawn from; torch's own generator by default.
 

@@ -1,4 +1,4 @@
-"""Objectives that change the targets before they look at them."""
+"""Objectives that replace some targets before the loss is computed."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from lossworks.objective.micro_batches import arguments_of
 
 
 class RelabelledObjective(Objective):
-    """An objective some of whose targets are its own; they are found before the weights, and for a whole step."""
+    """An objective that replaces some targets by its own, once per step and before the weights are computed."""
 
     @abstractmethod
     def relabel(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """The target to train on."""
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor, **columns: Any) -> Tensor:
-        """The objective on this batch, or this batch's share of it, see :meth:`Objective.forward`."""
+        """The objective on this batch, or on this rank's share of it, see :meth:`Objective.forward`."""
         with torch.no_grad():
             target = self.relabel(model, x, target)
         return super().forward(model, x, target, **columns)

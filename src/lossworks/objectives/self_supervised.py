@@ -1,4 +1,4 @@
-"""Training on rows without labels, which may come from elsewhere, by pushing the decision boundary off them."""
+"""Robust training on unlabelled rows, which may come from elsewhere: it pushes the decision boundary off them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,30 +14,30 @@ from lossworks.roles import Loss, Weighting, cite
 __all__ = ["RSSObjective", "ramp_loss"]
 
 _OWN = 2**32
-"""What is added to a target that is the model's own answer."""
+"""The number added to a target that is the model's own answer, to mark it."""
 
 
 class RSSObjective(RelabelledObjective):
-    r"""Robust self-supervised training: labelled rows, and unlabelled ones by the model's own labels, both robustly.
+    r"""Robust self-supervised training (RSS): robust losses of labelled rows, and of unlabelled rows with own labels.
 
     .. math::
         \tfrac1m \sum_{i \le m} \phi_\gamma(x_i, y_i; \theta)
         + \tfrac{\lambda}{n} \sum_{j \le n} \phi_{\gamma'}\big(x'_j, h_\theta(x'_j); \theta\big), \qquad
         \phi_\gamma(x, y; \theta) = \sup_z \ell(f_\theta(z), y) - \gamma\, c(z, x)
 
-    with :math:`h_\theta` the model's own answer, through which no gradient goes. The rows whose target is the loss's
-    ``ignore_index`` are the unlabelled ones. It is called as every :class:`~lossworks.Objective` is; the two means are
-    over the whole batch where it is split over ranks or by ``micro_batches``, so ``total=`` alone does not do. A
-    ``sample_weight`` multiplies its row and is divided by the mean weight of all rows.
+    with :math:`h_\theta` the model's own answer, through which no gradient goes. The unlabelled rows are those whose
+    target is the loss's ``ignore_index``. Call it like any :class:`~lossworks.Objective`. When the batch is split over
+    ranks or by ``micro_batches``, the two means are over the whole batch, so giving ``total=`` alone is not enough. A
+    ``sample_weight`` is divided by the mean weight of all rows and then multiplies its row's loss.
 
     Args:
         gamma: :math:`\gamma`, the price of moving a labelled row, in loss units per unit of cost, > 0.
-        gamma_u: :math:`\gamma'`, the same for an unlabelled row; ``gamma`` by default.
-        lam: :math:`\lambda`, what the unlabelled rows count beside the labelled ones, >= 0.
+        gamma_u: :math:`\gamma'`, the price of moving an unlabelled row; ``gamma`` by default.
+        lam: :math:`\lambda`, the weight of the unlabelled rows' mean beside that of the labelled ones, >= 0.
         cost: ``"sq_l2"`` or ``"l2"``, see :class:`~lossworks.perturb.PricedAscent`.
-        steps: Of the ascent to z, >= 1.
-        lr: Of the ascent, see :class:`~lossworks.perturb.PricedAscent`.
-        loss: :math:`\ell`, of classes; cross-entropy by default.
+        steps: The number of ascent steps to z, >= 1.
+        lr: The step size of the ascent, see :class:`~lossworks.perturb.PricedAscent`.
+        loss: :math:`\ell`, a loss of classes; cross-entropy by default.
 
     Shape:
         - model: from x to logits ``(n, C)``; target: classes ``(n,)``, int64, ``ignore_index`` where there is none.
@@ -46,11 +46,11 @@ class RSSObjective(RelabelledObjective):
     Raises:
         ValueError: ``gamma``, ``gamma_u`` or ``lr`` not > 0, ``lam < 0``, ``steps < 1``, an unknown cost, a class
             outside ``[0, C)``.
-        TypeError: ``loss`` is no loss of classes.
+        TypeError: ``loss`` is no loss of classes with one value per row.
 
-    Use it when labelled rows are few and unlabelled ones many, from the same or a somewhat shifted source. Begin with a
-    model trained on the labelled rows, for its own labels must be mostly right. For a linear model the supremum has a
-    closed form, :func:`ramp_loss`.
+    Use it when labelled rows are few and unlabelled rows are many, from the same or a somewhat shifted source. Start
+    from a model trained on the labelled rows, as its own labels must be mostly right. For a linear model the supremum
+    has a closed form, :func:`ramp_loss`.
 
     Papers: saberi2024outofdomain
 
@@ -78,14 +78,14 @@ class RSSObjective(RelabelledObjective):
         check_positive("lam", lam, allow_zero=True)
         loss = CrossEntropyLoss() if loss is None else loss
         if not isinstance(loss, Loss) or not loss.kind.has_classes or loss.couples_batch:
-            raise TypeError(f"loss must be a Loss of classes that has rows, got {type(loss).__name__}")
+            raise TypeError(f"loss must be a Loss of classes with one value per row, got {type(loss).__name__}")
         super().__init__(
             _AnsweredLoss(loss), weights=_TwoMeansWeights(lam), perturb=PricedAscent(gamma, cost, steps, lr)
         )
         self.gamma_u = None if gamma_u is None else check_positive("gamma_u", gamma_u)
 
     def relabel(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """The model's answer where there is no label, marked as such."""
+        """The target, with the model's own answer, marked as such, where there is no label."""
         check_real("x", x)
         with resting(model):
             output = model(x)
@@ -112,30 +112,30 @@ class RSSObjective(RelabelledObjective):
 
 
 class _AnsweredLoss(Loss):
-    """A loss some of whose targets are the model's own answers, marked by being added to a large number."""
+    """A loss some of whose targets are the model's own answers, marked by adding a large number to them."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__(loss.reduction, ignore_index=loss.ignore_index)
         self.loss = loss
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The rows of the loss itself."""
+        """The row losses of the inner loss, with the marks removed from the targets."""
         check_real("target", target)
         if target.dtype != torch.int64 and not target.is_floating_point():
             raise TypeError(f"target must be int64 classes or floating-point, got {target.dtype}")
         return self.loss.rows(output, torch.where(target >= _OWN, target - _OWN, target), index)
 
     def output_size(self, num_classes: int = 1) -> int:
-        """As many as the loss needs."""
+        """As many outputs as the inner loss needs."""
         return self.loss.output_size(num_classes)
 
     def predict(self, output: Tensor) -> Tensor:
-        """As the loss does."""
+        """The prediction of the inner loss."""
         return self.loss.predict(output)
 
 
 class _TwoMeansWeights(Weighting):
-    """Weights that make the mean over all rows the mean over the labelled ones plus lam times that of the others."""
+    """Weights that turn the mean over all rows into the labelled rows' mean plus lam times the others' mean."""
 
     needs_target = True
     reads_losses = False
@@ -153,7 +153,7 @@ class _TwoMeansWeights(Weighting):
         group: Int[Tensor, " n"] | None = None,
         target: Tensor | None = None,
     ) -> Float[Tensor, " n"]:
-        """Each row's share of its own mean, times the number of rows."""
+        """Each row's share in its own mean, times the number of rows."""
         own = (self._required("target", target, losses) >= _OWN).to(losses.dtype)
         share = own * self.lam / own.sum().clamp(min=1) + (1 - own) / (1 - own).sum().clamp(min=1)
         return len(losses) * share
@@ -163,19 +163,22 @@ class _TwoMeansWeights(Weighting):
 def ramp_loss(
     margin: Float[Tensor, "*shape"], gamma: float | Tensor = 1.0, cost: str = "l2"
 ) -> Float[Tensor, "*shape"]:
-    r"""The robust 0/1 loss of a linear classifier with a normal of length 1: how far a mistake is, at a price.
+    r"""Ramp loss: the robust 0/1 loss of a linear classifier whose normal has length 1, at a price of moving.
 
     .. math::
         \sup_z \; [y \langle \theta, z \rangle \le 0] - \gamma\, c(z, x) = \min\big(1, (1 - \gamma\, m_+^a)_+\big),
         \qquad m = y \langle \theta, x \rangle
 
-    with a = 1 for the distance ``"l2"`` and 2 for its square. A row without a label has m = :math:`|\langle \theta,
-    x \rangle|`, and is pushed off the boundary.
+    with a = 1 for the distance ``"l2"`` and a = 2 for its square. A row without a label takes
+    m = :math:`|\langle \theta, x \rangle|`, and is pushed off the boundary.
 
     Args:
-        margin: m, the signed distance from the boundary in input units: divide by the length of the normal.
-        gamma: The price, in loss units per unit of cost, > 0.
+        margin: m, the signed distance from the boundary in input units, i.e. divided by the length of the normal.
+        gamma: The price of moving, in loss units per unit of cost, > 0.
         cost: ``"l2"`` or ``"sq_l2"``.
+
+    Returns:
+        The losses, in [0, 1], in the margin's shape.
 
     Raises:
         ValueError: ``gamma <= 0``, an unknown cost.

@@ -27,26 +27,28 @@ __all__ = ["SRATObjective"]
 
 
 class SRATObjective(Objective):
-    r"""Adversarial training that weighs rare classes up and keeps the features of the classes apart.
+    r"""SRAT: adversarial training that weights rare classes up and keeps the features of the classes apart.
 
     .. math::
         \tfrac1n \sum_i w_{y_i} \mathrm{CE}\big(f_\theta(x_i'), y_i\big) + \lambda\, \ell^{sep}_i(h_\theta(x')), \qquad
         x_i' = \arg\max_{\|x' - x_i\| \le \varepsilon} \mathrm{CE}\big(f_\theta(x'), y_i\big)
 
-    with :math:`w_k` the inverse effective number of the class's rows, of mean 1 over the classes, and
+    with :math:`w_k` the inverse effective number of the class's rows, scaled to mean 1 over the classes, and
     :math:`\ell^{sep}` the :class:`~lossworks.embed.FeatureSeparationLoss` of the attacked rows' features h. The attack
-    looks at the cross-entropy alone. h is what the model gives beside its logits, as a pair ``(logits, features)``, or
-    else the logits themselves.
+    maximises the cross-entropy alone. h is the second entry of the model's output where that is a pair
+    ``(logits, features)``, and otherwise the logits themselves.
 
-    It is called as every :class:`~lossworks.Objective` is. It couples its batch: one that is split over ranks or by
-    ``micro_batches`` is seen whole; where the attack draws its starts, a split by its nature has others.
+    Call it like any :class:`~lossworks.Objective`. It couples the rows of its batch: a batch that is split over ranks
+    or by ``micro_batches`` is gathered and seen as a whole. Where the attack draws random starting points, a batch that
+    is split gets other ones than the whole batch.
 
     Args:
-        class_counts: ``(C,)``, rows of each class in the training data.
-        lam: :math:`\lambda`, >= 0; 0 is adversarial training with class weights.
-        tau: Of the separation, a difference of cosines, > 0.
-        beta: Of the effective number, in [0, 1]: 0 weighs no class, 1 each by its inverse frequency.
-        attack: What looks for x'; :class:`~lossworks.perturb.PGD` by default.
+        class_counts: ``(C,)``, the number of rows of each class in the training data.
+        lam: :math:`\lambda`, the weight of the separation, >= 0; 0 is adversarial training with class weights.
+        tau: The temperature of the separation, a difference of cosines, > 0.
+        beta: The parameter of the effective number, in [0, 1]: with 0 all classes have weight 1, with 1 each class is
+            weighted by its inverse frequency.
+        attack: The perturbation that looks for x'; :class:`~lossworks.perturb.PGD` by default.
 
     Shape:
         - model: from x to logits ``(n, C)``, or a pair of them and features ``(n, d)``; target: classes ``(n,)``,
@@ -57,8 +59,8 @@ class SRATObjective(Objective):
             another number of classes.
         TypeError: ``attack`` is no perturbation of the input.
 
-    Use it where robust accuracy on rare classes counts, with batches in which these come more than once. Take ``lam``
-    small where a class has few rows, as the separation can outweigh the class weights.
+    Use it where robust accuracy on rare classes counts, with batches in which rare classes come more than once. Take a
+    small ``lam`` where a class has few rows, as the separation can outweigh the class weights.
 
     Papers: wang2021srat
 
@@ -104,7 +106,7 @@ class SRATObjective(Objective):
 
 
 class _Joined(nn.Module):
-    """The model, its features beside its logits in one matrix."""
+    """The model, with its features beside its logits in one matrix."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class _Joined(nn.Module):
 
 
 class _SeparatedLoss(BatchLoss):
-    """Weighted cross-entropy and the separation of the features that stand beside the logits."""
+    """Weighted cross-entropy plus the separation of the features that stand beside the logits."""
 
     kind = CLASSES
     class_weights: Tensor
@@ -130,7 +132,7 @@ class _SeparatedLoss(BatchLoss):
         self.separation = FeatureSeparationLoss(tau)
 
     def split(self, output: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
-        """The logits, and the features or else the logits."""
+        """The logits and the features; the features are the logits themselves where the model gives none."""
         check_floating("output", output)
         classes = len(self.class_weights)
         if output.ndim != 2 or output.shape[1] < classes:

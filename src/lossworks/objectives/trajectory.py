@@ -1,4 +1,4 @@
-"""The trajectory loss against an average of the weights instead of a memory of the rows."""
+"""The trajectory loss, measured against an average of the weights instead of a memory of the rows."""
 
 import torch
 from jaxtyping import Float
@@ -14,15 +14,15 @@ __all__ = ["EMATrajectoryObjective"]
 
 
 class EMATrajectoryObjective(Objective):
-    r"""Cross-entropy, and a price on how far the outputs are from those of the weights' moving average (MESA).
+    r"""MESA: cross-entropy plus a price on how far the outputs are from those of the weights' moving average.
 
     .. math::
         \tfrac1n \sum_i \mathrm{CE}\big(f_\theta(x_i), y_i\big) + \lambda \tau^2\, \mathrm{KL}\big(
             \mathrm{softmax}(f_{\bar\theta}(x_i) / \tau) \,\|\, \mathrm{softmax}(f_\theta(x_i) / \tau)\big)
 
-    The average says what the model said some epochs ago, as the memory of :class:`lossworks.losses.TrajectoryLoss`
-    does, at the price of a forward pass and of the weights once more instead of numbers for each row and class. It is
-    torch's, updated after each step::
+    The average gives what the model predicted some epochs ago, as the memory of
+    :class:`lossworks.losses.TrajectoryLoss` does. It costs one more forward pass and one more copy of the weights,
+    instead of numbers for each row and class. The average is torch's own, updated after each step::
 
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9998))
         objective = EMATrajectoryObjective(average)
@@ -32,15 +32,16 @@ class EMATrajectoryObjective(Objective):
             optimizer.step()
             average.update_parameters(model)
 
-    It is called as every :class:`~lossworks.Objective` is, and has the average in its ``state_dict``. Its rows stand
-    alone, so a split changes nothing; ranks that hold one model hold one average.
+    Call it like any :class:`~lossworks.Objective`. The average is part of its ``state_dict``. Its rows do not depend on
+    each other, so a split changes nothing; ranks that hold the same model hold the same average.
 
     Args:
-        average: From x to logits, as the model. It is in evaluation mode meanwhile and gets no gradient.
-        lam: :math:`\lambda`, >= 0; 0 is cross-entropy. The published code has 0 for the first 5 epochs.
+        average: The averaged model, from x to logits. It is called in evaluation mode and gets no gradient.
+        lam: :math:`\lambda`, the weight of the price, >= 0; 0 is cross-entropy. The published code uses 0 for the first
+            5 epochs.
         tau: The temperature, in logit units, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: The class whose rows are left out.
+        ignore_index: The target of rows that are left out.
 
     Shape:
         - model: from x to logits ``(n, C)`` or ``(n, C, d1, ...)``; target: classes ``(n,)`` or ``(n, d1, ...)``,
@@ -50,7 +51,7 @@ class EMATrajectoryObjective(Objective):
         ValueError: ``lam < 0``, ``tau <= 0``, an average whose outputs have another shape, a class out of range.
         TypeError: an average that is no module.
 
-    Use it as :class:`lossworks.losses.TrajectoryLoss`, where there are too many rows and classes to remember.
+    Use it in place of :class:`lossworks.losses.TrajectoryLoss` where there are too many rows and classes to remember.
 
     Papers: du2022saf
 
@@ -92,7 +93,7 @@ class EMATrajectoryObjective(Objective):
 
 
 class _Price(Part):
-    """What the distance from the average costs each row."""
+    """Each row's price of the distance from the average."""
 
     def __init__(self, lam: float | Tensor, tau: float | Tensor) -> None:
         super().__init__()
@@ -104,5 +105,5 @@ class _Price(Part):
 
 
 def _rows(output: Tensor) -> Float[Tensor, "n classes"]:
-    """The logits of a map's places as rows."""
+    """The logits as rows, one for each place of a map."""
     return output.movedim(1, -1).flatten(0, -2)
