@@ -1,4 +1,4 @@
-"""What no attack can do: bounds on a model's outputs over all inputs in a ball."""
+"""Certificates: proved bounds on a model's outputs that hold for every input in a ball, whatever the attack."""
 
 from lossworks.certify.bounds import crown_bounds, interval_bounds, margin_spec, verified
 from lossworks.certify.cross_entropy import (

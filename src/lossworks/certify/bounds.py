@@ -1,4 +1,4 @@
-"""What a model's outputs can be at least and at most when its input lies in a ball: intervals, linear relaxations."""
+"""Interval and linear-relaxation bounds: the least and greatest outputs of a model whose input lies in a ball."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ Pair = tuple[Tensor, Tensor]
 NORMS = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 CHUNK = 2**24
-"""How many coefficients of a relaxation are held at once."""
+"""How many coefficients of a relaxation are held in memory at once."""
 MOST_CLASSES = 2**14
-"""All margins of a row are its classes squared: beyond, they fit no memory."""
+"""The largest number of classes: a row's margins take its square in memory, which beyond this does not fit."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where the input may lie: a ball around it, or a box."""
+    """The set in which the input may lie: a ball around x, or a box."""
 
     x: Tensor
     low: Tensor
@@ -41,7 +41,7 @@ class Region:
 
     @classmethod
     def of(cls, x: Tensor, eps: float | Tensor, norm: str = "linf", box: Sequence[Tensor] | None = None) -> "Region":
-        """Checked; ``box`` is the box itself, and takes the ball's place."""
+        """The region with its arguments checked; ``box``, if given, replaces the ball."""
         check_floating("x", x)
         if x.ndim < 2:
             raise ValueError(f"x must have shape (n, ...) with features, got {tuple(x.shape)}")
@@ -61,7 +61,7 @@ class Region:
         return cls((low + high) / 2, low, high, eps, "box")
 
     def least(self, slopes: Float[Tensor, "n s *features"]) -> Float[Tensor, "n s"]:
-        """The least value over the region of each linear function of the input."""
+        """The least value of each linear function of the input over the region."""
         flat = slopes.flatten(2)
         value = (flat @ self.x.flatten(1)[..., None])[..., 0]
         if self.norm in ("linf", "box"):
@@ -79,22 +79,22 @@ def interval_bounds(
     box: Sequence[Tensor] | None = None,
     statistics: str = "running",
 ) -> Pair:
-    r"""Bounds on each output by intervals that are passed through the layers, for a linf ball or a box.
+    r"""Interval bound propagation (IBP): bounds on each output for inputs in a linf ball or a box.
 
     .. math::
         c' = W c + b, \qquad r' = |W|\, r, \qquad [l, u] = [c' - r', c' + r'], \qquad
         \mathrm{ReLU}: [\max(l, 0), \max(u, 0)]
 
-    It costs about two forward passes. The bounds are of the arithmetic without rounding: for a certificate that is to
-    hold against attackers who use rounding, convert model and x to float64, whose rounding is far below any radius.
+    It costs about two forward passes. The bounds ignore rounding errors: for a certificate that must hold against
+    attackers who exploit rounding, convert model and x to float64, whose rounding is far below any radius.
 
     Args:
-        model: Made of linear and convolutional layers, batch normalisation, ReLU, max and average pooling, flattening
-            and sums of branches, as it is; traced by torch.fx.
+        model: A module made of linear and convolutional layers, batch normalisation, ReLU, max and average pooling,
+            flattening and sums of branches. It is used as it is and traced by torch.fx.
         x: The ball's centre.
         eps: The radius of the linf ball, in x's units, >= 0.
         box: ``(low, high)`` in place of the ball, each in x's shape.
-        statistics: What batch normalisation in training mode goes by: ``"running"`` refuses it, ``"clean"`` takes the
+        statistics: How batch normalisation in training mode is treated: ``"running"`` refuses it, ``"clean"`` uses the
             mean and variance of the batch at x itself (and updates nothing).
 
     Shape:
@@ -102,10 +102,10 @@ def interval_bounds(
 
     Raises:
         ValueError: ``eps < 0``, a box that doesn't fit, layers in training mode.
-        TypeError: a layer that is not known, by its name and what to do.
+        TypeError: a layer that is not known; the error names it and says what to do.
 
-    Use it in certified training, where it is cheap and gets tight; of a model that was not trained for it, it says
-    next to nothing: see :func:`crown_bounds`.
+    Use it in certified training, where it is cheap and becomes tight. For a model that was not trained for it, the
+    bounds are too loose to be of use: see :func:`crown_bounds`.
 
     Papers: gowal2018ibp
 
@@ -121,7 +121,7 @@ def interval_bounds(
 
 
 def intervals(graph: Graph, region: Region, statistics: Statistics = "running") -> list[Pair]:
-    """The interval of every step."""
+    """The interval of every step of the graph."""
     found: list[Pair] = [(region.low, region.high)]
     clean = [region.x]
     training = any(isinstance(s.module, NORMALISED) and s.module.training for s in graph)
@@ -157,7 +157,7 @@ def _value(step: Step, inputs: Sequence[Tensor], function: Callable[[Tensor], Te
 
 
 def _affine(step: Step, clean: Tensor | None, statistics: Statistics = "running") -> Callable[[Tensor], Tensor]:
-    """The affine step as a function; batch normalisation by the statistics that it goes by."""
+    """The affine step as a function; batch normalisation uses the statistics that ``statistics`` asks for."""
     norm = step.module
     if not isinstance(norm, NORMALISED):
         return step.affine or (lambda x: x)
@@ -183,13 +183,13 @@ def _affine(step: Step, clean: Tensor | None, statistics: Statistics = "running"
 
 
 def _absolute(step: Step, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The linear map with the absolute values of the coefficients."""
+    """The step's linear map, with its coefficients replaced by their absolute values."""
     module = step.module
     if isinstance(module, nn.Linear):
         return lambda r: F.linear(r, module.weight.abs())
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return lambda r: module._conv_forward(r, module.weight.abs(), None)
-    return lambda r: (function(r) - function(torch.zeros_like(r))).abs()  # a scale for each channel
+    return lambda r: (function(r) - function(torch.zeros_like(r))).abs()  # the map is one scale per channel
 
 
 @cite("zhang2018crown", "xu2020autolirpa", helps=("attacks", "worst case"))
@@ -205,14 +205,14 @@ def crown_bounds(
     lower_slope: str = "adaptive",
     upper: bool = True,
 ) -> Pair:
-    r"""Bounds by linear functions that are passed backwards through the model, from the output to the input.
+    r"""CROWN bounds on each output: linear functions are passed backwards through the model, from output to input.
 
     .. math::
         l < 0 < u: \quad a z \le \max(z, 0) \le s (z - l), \qquad s = \tfrac{u}{u - l}, \; a \in [0, 1]; \qquad
         f \ge A x + d \ge A x_0 + d - \varepsilon \|A\|_q
 
-    Max pooling is bounded below by the input with the largest lower bound, and above by a constant. The intervals
-    are taken where they are tighter. As with :func:`interval_bounds`, take float64 for a certificate.
+    Max pooling is bounded below by the input with the largest lower bound, and above by a constant. Where intervals are
+    tighter, they are used instead. As with :func:`interval_bounds`, use float64 for a certificate.
 
     Args:
         model: As in :func:`interval_bounds`, in evaluation mode, with outputs ``(n, outputs)``.
@@ -220,20 +220,23 @@ def crown_bounds(
         eps: The ball's radius, in x's units, >= 0.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         box: ``(low, high)`` in place of the ball.
-        spec: The combinations of outputs that are bounded, such as :func:`margin_spec`; each output by default.
-        method: ``"crown"`` bounds every layer by its own backward pass, ``"crown-ibp"`` the inner ones by intervals.
-        lower_slope: a: ``"adaptive"`` is 1 where s > 1/2, else 0; ``"zero"`` is 0, ``"same"`` is s.
-        upper: Whether the upper bounds are wanted; without them they come back infinite, for half the cost.
+        spec: The linear combinations of outputs to bound, such as :func:`margin_spec`; each output by default.
+        method: ``"crown"`` bounds every layer by its own backward pass; ``"crown-ibp"`` bounds the inner layers by
+            intervals.
+        lower_slope: The slope a of the lower line: ``"adaptive"`` is 1 where s > 1/2 and else 0, ``"zero"`` is 0, and
+            ``"same"`` is s.
+        upper: Whether to compute the upper bounds; without them they are returned infinite, for half the cost.
 
     Shape:
         - x: ``(n, ...)``; returns lower and upper bounds ``(n, s)``, with gradients.
 
     Raises:
         ValueError: numbers out of range, shapes that don't fit, layers in training mode.
-        TypeError: a layer that is not known, by its name and what to do.
+        TypeError: a layer that is not known; the error names it and says what to do.
 
-    Use it to certify a trained model, or its ``"crown-ibp"`` in certified training. It is exact for affine models, and
-    for others nearer than intervals on the whole, but not in each case; what it leaves open an attack may close.
+    Use it to certify a trained model, or use ``"crown-ibp"`` in certified training. It is exact for affine models. For
+    other models it is usually tighter than intervals, but not in each case. A row that it does not certify may still be
+    safe; only a successful attack shows that it is not.
 
     Papers: zhang2018crown, xu2020autolirpa
 
@@ -266,7 +269,7 @@ def crown_bounds(
 
 
 def combined(graph: Graph, spec: Tensor, found: list[Pair]) -> Pair:
-    """The interval of each combination of outputs, through the last layer where that is linear."""
+    """The interval of each combination of outputs, computed through the last layer where that is linear."""
     module, (low, high), constant = graph[-1].module, found[-1], spec.new_zeros(())
     if isinstance(module, nn.Linear):
         low, high = found[graph[-1].inputs[0]]
@@ -288,7 +291,7 @@ def _of_spec(
 
 
 def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> None:
-    """Bound what every ReLU and max pooling reads by a backward pass of its own, in the order of the layers."""
+    """Bound the input of every ReLU and max pooling by a backward pass of its own, in the order of the layers."""
     read = sorted({step.inputs[0] for step in graph if step.kind in ("relu", "max")})
     for number in range(len(graph)):
         if number in read and not _is_exact(graph, number, region):
@@ -313,13 +316,13 @@ def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> N
 
 
 def _is_exact(graph: Graph, number: int, region: Region) -> bool:
-    """Whether a step's interval cannot be tighter: the input's own, and a first layer's over a box."""
+    """Whether a step's interval cannot be tighter: true of the input, and of a first affine layer over a box."""
     step = graph[number]
     return step.kind == "input" or (step.kind == "affine" and step.inputs == (0,) and region.norm in ("linf", "box"))
 
 
 def _lower(graph: Graph, region: Region, found: list[Pair], start: int, spec: Tensor, slope: Slope) -> Tensor:
-    """The lower bound ``(n, s)`` of linear functions ``(n, s, ...)`` of a step's value, or ``(1, s, ...)`` for all."""
+    """The lower bound ``(n, s)`` of linear functions of a step's value: ``(n, s, ...)``, or ``(1, s, ...)`` for all."""
     slopes: dict[int, Tensor] = {start: spec}
     constant = spec.new_zeros(len(region.x), spec.shape[1])
     for number in range(start, 0, -1):
@@ -350,14 +353,14 @@ def _join(slopes: dict[int, Tensor], source: int, slope: Tensor, found: list[Pai
 
 
 def _fitted(slope: Tensor, like: Tensor) -> Tensor:
-    """The slopes of a sum's term that was broadcast, summed over what it was broadcast to."""
+    """The slopes, or an error where a sum's term was broadcast, so that its shape differs from the sum's."""
     if slope.shape[2:] == like.shape[1:]:
         return slope
     raise ValueError(f"model must add branches of one shape, got {tuple(slope.shape[2:])} and {tuple(like.shape[1:])}")
 
 
 def _through_affine(arriving: Tensor, low: Tensor, step: Step) -> Pair:
-    """The slopes before an affine step, and the constant that it adds."""
+    """The slopes before an affine step, and the constant that the step adds."""
     if isinstance(step.module, nn.Linear) and arriving.ndim == 3:
         bias = step.module.bias
         added = arriving.new_zeros(()) if bias is None else arriving @ bias
@@ -372,7 +375,7 @@ def _through_affine(arriving: Tensor, low: Tensor, step: Step) -> Pair:
 
 
 def _through_relu(arriving: Tensor, low: Tensor, high: Tensor, slope: Slope) -> Pair:
-    """Positive coefficients take the lower line, negative ones the upper."""
+    """The slopes before a ReLU: positive coefficients take the lower line, negative ones the upper line."""
     unstable = (low < 0) & (high > 0)
     width = torch.where(unstable, high - low, 1.0)
     above = torch.where(unstable, high / width, (low >= 0).to(low.dtype))
@@ -388,7 +391,7 @@ def _through_relu(arriving: Tensor, low: Tensor, high: Tensor, slope: Slope) -> 
 
 
 def _through_max(arriving: Tensor, low: Tensor, high: Tensor, module: nn.Module) -> Pair:
-    """Below, the input whose lower bound is largest; above, that input where it leads alone, else the largest bound."""
+    """Bound a maximum below by the input of largest lower bound, above by it if it always leads, else by a constant."""
     pooling = cast(Any, module)
     options = {name: getattr(pooling, name) for name in ("stride", "padding", "dilation", "ceil_mode")}
     pool = cast(Any, F.max_pool2d if isinstance(module, nn.MaxPool2d) else F.max_pool1d)
@@ -409,11 +412,11 @@ def _through_max(arriving: Tensor, low: Tensor, high: Tensor, module: nn.Module)
 
 @cite("xu2020autolirpa")
 def margin_spec(target: Int[Tensor, " n"], num_classes: int) -> Float[Tensor, "n others classes"]:
-    r"""The combinations :math:`f_y - f_j` of outputs for every class j but the row's own.
+    r"""The margin combinations :math:`f_y - f_j` of outputs, for every class j except the row's own class y.
 
     Args:
         target: :math:`y`, int64.
-        num_classes: C, >= 2.
+        num_classes: The number of classes C, >= 2.
 
     Shape:
         - target ``(n,)``; returns ``(n, C - 1, C)`` float32.
@@ -421,7 +424,7 @@ def margin_spec(target: Int[Tensor, " n"], num_classes: int) -> Float[Tensor, "n
     Raises:
         ValueError: ``num_classes < 2``, a class out of range.
 
-    Use it as ``spec``: a row is certified where all lower bounds are above 0.
+    Use it as ``spec`` of :func:`crown_bounds`: a row is certified where all its lower bounds are above 0.
 
     Papers: xu2020autolirpa
 
@@ -453,12 +456,12 @@ def verified(
     box: Sequence[Tensor] | None = None,
     method: str = "crown",
 ) -> Tensor:
-    """Which rows keep their class wherever in the ball their input lies, by :func:`crown_bounds` of the margins.
+    """Certified robustness: which rows provably keep their class in the whole ball, by :func:`crown_bounds` of margins.
 
-    It is computed in float64, whatever the model's dtype, so that rounding decides no row that is not a tie.
+    It computes in float64, whatever the model's dtype, so that rounding decides no row except an exact tie.
 
     Args:
-        model: As in :func:`crown_bounds`, with one logit a class.
+        model: As in :func:`crown_bounds`, with one logit per class.
         x: The ball's centre.
         target: The classes, int64.
         eps: The ball's radius, >= 0.
@@ -470,9 +473,9 @@ def verified(
         - x ``(n, ...)``, target ``(n,)``; returns ``(n,)`` bool. A row that is not verified may still be safe.
 
     Raises:
-        ValueError: as :func:`crown_bounds` does, and a class out of range.
+        ValueError: as in :func:`crown_bounds`, and a class out of range.
 
-    Use it for verified accuracy, which no attack can undercut: its mean is at most that under attack.
+    Use it for verified accuracy, the mean over rows. It is a lower bound on the accuracy under any attack in the ball.
 
     Papers: xu2020autolirpa
 
@@ -483,7 +486,7 @@ def verified(
     check_floating("x", x)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-    Region.of(x, eps, norm, box)  # says what does not fit
+    Region.of(x, eps, norm, box)  # raises for what does not fit
     if target.shape != x.shape[:1]:
         raise ValueError(f"target must have shape ({len(x)},), one class a row of x, got {tuple(target.shape)}")
     model, x = copy.deepcopy(model).double(), x.double()

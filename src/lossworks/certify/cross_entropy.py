@@ -1,4 +1,4 @@
-"""Cross-entropy of the worst output that bounds allow, to train models whose robustness can be proved."""
+"""Certified training losses: cross-entropy of the worst output that proved bounds allow."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -27,18 +27,18 @@ def certified_cross_entropy(
     box: Sequence[Tensor] | None = None,
     statistics: str = "running",
 ) -> Float[Tensor, " n"]:
-    r"""An upper bound on each row's cross-entropy wherever in the ball its input lies.
+    r"""Certified cross-entropy (CROWN-IBP): an upper bound on each row's cross-entropy over all inputs in the ball.
 
     .. math::
         \ell_i = \log\Big(1 + \sum_{j \ne y} e^{-m_j}\Big), \qquad
         m = \kappa\, m^{CROWN\text{-}IBP} + (1 - \kappa)\, m^{IBP}, \qquad m_j \le \min (f_y - f_j)
 
     Args:
-        model: As in :func:`crown_bounds`, with one logit a class.
+        model: As in :func:`crown_bounds`, with one logit per class.
         x: The ball's centre.
         target: :math:`y`, int64.
         eps: The radius of the linf ball, in x's units, >= 0.
-        kappa: The share of the linear relaxation, in [0, 1]: 0 trains by intervals alone; usually it falls from 1 to 0
+        kappa: The share of the linear relaxation, in [0, 1]; 0 trains by intervals alone. Usually it falls from 1 to 0
             as the radius grows.
         box: ``(low, high)`` in place of the ball.
         statistics: As in :func:`interval_bounds`; ``"clean"`` is for intervals alone, ``kappa=0``.
@@ -50,9 +50,8 @@ def certified_cross_entropy(
         ValueError: numbers out of range, layers in training mode, a class out of range.
         TypeError: a layer that is not known.
 
-    Use it as the training loss, ``.mean()`` of it, with a radius that grows from 0
-    (:class:`SmoothedEpsilonSchedule`). It costs clean accuracy: :class:`lossworks.perturb.PGD` costs less, and proves
-    nothing.
+    Use its mean as the training loss, with a radius that grows from 0 (:class:`SmoothedEpsilonSchedule`). It costs
+    clean accuracy: training with :class:`lossworks.perturb.PGD` costs less, but proves nothing.
 
     Papers: xu2020autolirpa
 
@@ -77,7 +76,7 @@ def worst_logits(
     box: Sequence[Tensor] | None = None,
     statistics: str = "running",
 ) -> Float[Tensor, "n classes"]:
-    """Logits with each margin at its bound: 0 for the target, and how much larger at most each other class can be."""
+    """Logits with each margin at its bound: 0 for the target, and for every other class the most it can lead by."""
     check_between("kappa", kappa, 0, 1)
     check_choice("statistics", statistics, ("running", "clean"))
     graph = graph_of(model)
@@ -107,16 +106,16 @@ def fused_certified_cross_entropy(
     *,
     box: Sequence[Tensor] | None = None,
 ) -> Float[Tensor, " n"]:
-    r"""An upper bound on each row's worst cross-entropy by one backward pass, however many classes there are.
+    r"""Fused certified cross-entropy: a bound on each row's worst loss by one backward pass for any number of classes.
 
     .. math::
         \ell_i = \log \overline{S}, \qquad S = \sum_j e^{f_j - f_y} \le \sum_j \big(k_j (f_j - f_y) + c_j\big)
 
-    with the chord of the exponential over each margin's interval. Its right side is one linear function of the
-    outputs, which is bounded from the output to the input.
+    where :math:`k_j, c_j` are the chord of the exponential over each margin's interval. The right side is one linear
+    function of the outputs, which is bounded by passing it from the output to the input.
 
     Args:
-        model: As in :func:`crown_bounds`, with one logit a class.
+        model: As in :func:`crown_bounds`, with one logit per class.
         x: The ball's centre.
         target: :math:`y`, int64.
         eps: The radius of the linf ball, in x's units, >= 0.
@@ -129,8 +128,8 @@ def fused_certified_cross_entropy(
         ValueError: numbers out of range, layers in training mode, a class out of range.
         TypeError: a layer that is not known.
 
-    Use it in place of :func:`certified_cross_entropy` where there are many classes. Where margins are wide its chords
-    are, too: begin with a small radius.
+    Use it in place of :func:`certified_cross_entropy` where there are many classes. Where the
+    margins' intervals are wide, its chords are loose, so start with a small radius.
 
     Papers: xu2020autolirpa
 
@@ -147,7 +146,7 @@ def fused_certified_cross_entropy(
     below, above = (least - top).exp(), (most - top).exp()
     width = most - least
     narrow = width < 1e-6
-    # Through the upper end, any slope from the lower end's on is above the curve.
+    # A line through the upper end with any slope from that of the lower end upwards lies above the curve.
     slope = torch.where(narrow, below, (above - below) / torch.where(narrow, 1.0, width))
     constant = (above - slope * most).sum(dim=1)
     spec = (slope - own * slope.sum(dim=1, keepdim=True))[:, None]
@@ -157,7 +156,7 @@ def fused_certified_cross_entropy(
 
 
 class SmoothedEpsilonSchedule:
-    r"""A radius that grows slowly at first, then in proportion to the steps, without a kink between.
+    r"""Smoothed radius schedule: the radius grows slowly at first, then linearly, with a continuous slope.
 
     .. math::
         \varepsilon_s = \begin{cases} \alpha (s - s_0)^\beta & s < s_m \\
@@ -165,16 +164,16 @@ class SmoothedEpsilonSchedule:
         \qquad \varepsilon_{s_1} = \varepsilon_{max}
 
     Args:
-        eps_max: The radius in the end, >= 0.
-        start: :math:`s_0`, the share of the training until which it is 0, in [0, 1).
-        end: :math:`s_1`, the share from which it is ``eps_max``, above ``start`` and at most 1.
-        middle: Where between the two the curve becomes a line, in (0, 1).
-        beta: How slowly it begins, >= 1.
+        eps_max: The final radius, >= 0.
+        start: :math:`s_0`, the fraction of the training up to which the radius is 0, in [0, 1).
+        end: :math:`s_1`, the fraction from which the radius is ``eps_max``, above ``start`` and at most 1.
+        middle: Where between ``start`` and ``end`` the curve becomes a line, in (0, 1).
+        beta: How slowly the radius begins to grow, an int >= 1.
 
     Raises:
         ValueError: numbers out of range.
 
-    Use it in certified training, told by :meth:`set_progress` as every part with a schedule is.
+    Use it in certified training, and call :meth:`set_progress` as for every part with a schedule.
 
     Papers: xu2020autolirpa
 
@@ -197,18 +196,18 @@ class SmoothedEpsilonSchedule:
         self.eps = self(0.0)
 
     def __call__(self, fraction: float) -> float:
-        """The radius at this share of the training."""
+        """The radius at this fraction of the training."""
         check_between("fraction", fraction, 0, 1)
         if fraction >= self.end:
             return self.eps_max
         turn = self.start + self.middle * (self.end - self.start)
         curved = turn - self.start
-        # Such that both value and slope agree at the turn, and the line ends at eps_max.
+        # Chosen so that both value and slope agree at the turn, and the line ends at eps_max.
         whole = curved + self.beta * (self.end - turn)
         if fraction < turn:
             return self.eps_max * curved / whole * (max(fraction - self.start, 0.0) / curved) ** self.beta
         return self.eps_max * (curved + self.beta * (fraction - turn)) / whole
 
     def set_progress(self, fraction: float) -> None:
-        """Keep the radius at this share of the training as ``eps``."""
+        """Store the radius at this fraction of the training as ``eps``."""
         self.eps = self(fraction)

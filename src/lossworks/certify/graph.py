@@ -1,4 +1,4 @@
-"""A model as a graph of the few operations whose bounds are known, on the module as it is."""
+"""A model as a graph of the few operations whose bounds are known."""
 
 import operator
 from collections.abc import Callable
@@ -26,15 +26,15 @@ KNOWN = "Linear, Conv1d, Conv2d, BatchNorm, ReLU, max and average pooling, Flatt
 
 @dataclass(frozen=True)
 class Step:
-    """One operation.
+    """One operation of a model's graph.
 
     Attributes:
-        name: What the model calls it.
-        kind: What it does.
-        inputs: The numbers of the steps that it reads.
-        module: The module that does it, if one does.
-        affine: Of an affine step, the function.
-        monotone: Whether an affine step has no negative coefficient, so that bounds pass through it.
+        name: The operation's name in the model.
+        kind: The kind of operation.
+        inputs: The numbers of the steps whose values it reads.
+        module: The module that computes it, if a module does.
+        affine: The function of an affine step.
+        monotone: Whether an affine step has no negative coefficient, so that bounds can be passed through it directly.
     """
 
     name: str
@@ -49,7 +49,7 @@ Graph = list[Step]
 
 
 class _Proxy(fx.Proxy):
-    """A traced value that keeps ``+=``, which writes over it, apart from ``+``."""
+    """A traced value that records ``+=``, which writes in place, as another operation than ``+``."""
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -64,7 +64,7 @@ def graph_of(model: nn.Module) -> Graph:
     """The model's steps in order, the input first and the output last.
 
     Raises:
-        TypeError: something that is no module, or an operation that is not known, by its name and what to do.
+        TypeError: no module, or an operation that is not known; the error names it and says what to do.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
@@ -72,7 +72,7 @@ def graph_of(model: nn.Module) -> Graph:
     hooked = next((name or "model" for name, module in modules.items() if module._forward_hooks), None)
     if hooked is not None:
         raise TypeError(f"model must have no forward hooks, which may change any value, {hooked!r} has: remove them")
-    # A layer itself; a subclass of the user's own is traced, as it may do anything in its forward.
+    # A torch layer itself; a user's subclass is traced, as it may do anything in its forward.
     if isinstance(model, (*AFFINE, *NORMALISED, nn.ReLU, nn.MaxPool1d, nn.MaxPool2d)) and _is_torchs(model):
         return [Step("input", "input"), _of_module("model", model, 0)]
     try:
@@ -125,7 +125,7 @@ def _step(node: fx.Node, numbers: dict[fx.Node, int], modules: dict[str, nn.Modu
 
 
 def _check_in_place(node: fx.Node, module: nn.Module | None, modules: dict[str, nn.Module]) -> None:
-    """Raise where an operation writes over a value that another one reads: the graph would not say what it reads."""
+    """Raise where an operation writes in place over a value that another one reads, as the graph cannot show that."""
     in_place = getattr(module, "inplace", False) or node.target is operator.iadd
     in_place = in_place or node.kwargs.get("inplace", False) or (node.target is F.relu and len(node.args) > 1)
     source = node.args[0] if node.args else None

@@ -1,4 +1,4 @@
-"""Regression that provably never changes faster than a given slope."""
+"""Lipschitz regression: the fitted function provably never changes faster than a given slope."""
 
 import math
 from typing import Any, ClassVar, Self
@@ -13,23 +13,23 @@ from lossworks.roles import cite
 __all__ = ["LipschitzRegressor", "empirical_lipschitz_constant", "lipschitz_constraint_projection"]
 
 TOLERANCE = 1e-9
-"""The gap to the least squared distance, over the values' squared distance to their mean, at which it stops."""
+"""The solver stops at this gap to the least squared distance, relative to the values' squared spread."""
 GROWTH = 20.0
 NARROWEST = 1e-12
-"""The least distance that two values may have, over the spread of all, that can still be told from none."""
+"""The least allowed distance of two values, relative to the spread of all; below it rounding hides the difference."""
 
 
 @cite("makdah2021lipschitz", helps=("attacks",))
 def empirical_lipschitz_constant(x: Float[Tensor, "N n"], target: Float[Tensor, "N *m"]) -> Float[Tensor, ""]:
-    r"""The steepest slope between any two rows.
+    r"""Empirical Lipschitz constant: the steepest slope between any two rows.
 
     .. math:: \max_{i \ne j} \frac{\lVert u_i - u_j \rVert_2}{\lVert x_i - x_j \rVert_2}
 
-    It is the least constant with which some Lipschitz function passes through all rows.
+    It is the smallest Lipschitz constant of any function that passes through all rows.
 
     Args:
-        x: The inputs.
-        target: Their values, ``(N,)`` or ``(N, m)``.
+        x: The inputs ``(N, n)``.
+        target: The values at these inputs, ``(N,)`` or ``(N, m)``.
 
     Returns:
         ``()``, >= 0, float64; infinite where equal inputs have different values, 0 for one row.
@@ -52,27 +52,29 @@ def empirical_lipschitz_constant(x: Float[Tensor, "N n"], target: Float[Tensor, 
 def lipschitz_constraint_projection(
     x: Float[Tensor, "N n"], target: Float[Tensor, "N *m"], lipschitz: float
 ) -> Float[Tensor, "N *m"]:
-    r"""The nearest values to these that change nowhere faster than the given slope.
+    r"""Project values onto the Lipschitz constraint: the nearest values that nowhere change faster than a given slope.
 
     .. math::
         \min_v \; \sum_i \lVert u_i - v_i \rVert^2 \quad \text{subject to} \quad
         \lVert v_i - v_j \rVert \le \alpha \lVert x_i - x_j \rVert \;\; \text{for all } i, j
 
-    It is convex; a barrier method solves it, so all pairs are kept strictly, and the squared distance is optimal to
-    1e-9 of that to the mean. A step solves a linear system in a weighted Laplacian of the rows: some hundred steps of
-    :math:`(N m)^3` operations, which is for up to a thousand rows. Rows of equal x get one value.
+    The problem is convex and is solved by a barrier method, so all pairs satisfy the constraint strictly, and the
+    squared distance is optimal to 1e-9 of the values' squared distance to their mean. Each step solves a linear system
+    in a weighted Laplacian of the rows. There are some hundred steps of :math:`(N m)^3` operations, so use it for up to
+    a thousand rows. Rows of equal x get the same value.
 
     Args:
-        x: The inputs.
-        target: u, ``(N,)`` or ``(N, m)``.
+        x: The inputs ``(N, n)``.
+        target: The values u, ``(N,)`` or ``(N, m)``.
         lipschitz: :math:`\alpha`, in units of the target over units of x, >= 0.
 
     Returns:
-        v in the target's shape and dtype, found in float64, without a gradient. With ``lipschitz=0`` all are the mean.
+        v in the target's shape and dtype, computed in float64, without a gradient; the mean if ``lipschitz=0``.
 
     Raises:
-        ValueError: shapes that don't match, no rows, numbers that are not finite, ``lipschitz < 0``, or inputs so near
-            each other (a part in 1e12 of the spread of the target) that the constraint is below rounding.
+        ValueError: shapes that don't match, no rows, numbers that are not finite, ``lipschitz < 0``, or inputs so close
+            to each other (a part in 1e12 of the target's spread over ``lipschitz``) that the constraint is below
+            rounding, or so far apart that it overflows.
         TypeError: not floating-point.
 
     Papers: makdah2021lipschitz
@@ -93,34 +95,35 @@ def lipschitz_constraint_projection(
 
 
 class LipschitzRegressor(nn.Module):
-    r"""Least squares over all functions whose slope is at most the given one: the robustness is proved, not hoped for.
+    r"""Lipschitz regression: least squares over all functions whose slope is at most a given one, a proved bound.
 
     .. math::
         \min_{\pi \,:\, \mathrm{Lip}(\pi) \le \alpha} \; \sum_i \lVert u_i - \pi(x_i) \rVert^2, \qquad
         \pi(x) = \tfrac12 \max_i \big(v_i - \alpha \lVert x - x_i \rVert\big)
             + \tfrac12 \min_i \big(v_i + \alpha \lVert x - x_i \rVert\big)
 
-    Only the values :math:`v_i` at the rows matter (:func:`lipschitz_constraint_projection`); between them the function
-    is the mean of the least and the greatest that pass through them. An input that is off by :math:`\varepsilon` moves
-    the output by at most :math:`\alpha \varepsilon`, everywhere. Of m outputs each is fitted with
-    :math:`\alpha / \sqrt m`, so that the whole keeps :math:`\alpha`.
+    Only the values :math:`v_i` at the rows are fitted (:func:`lipschitz_constraint_projection`). Between the rows the
+    function is the mean of the least and the greatest function with that slope that pass through them. A change of the
+    input by :math:`\varepsilon` changes the output by at most :math:`\alpha \varepsilon`, everywhere. With m outputs
+    each one is fitted with slope :math:`\alpha / \sqrt m`, so that all together keep :math:`\alpha`.
 
     Args:
-        lipschitz: :math:`\alpha`, in units of the target over units of x, >= 0; sweep it.
+        lipschitz: :math:`\alpha`, in units of the target over units of x, >= 0; try several.
 
     Attributes:
-        points: ``(N, n)``, a buffer: the inputs; empty until fitted.
-        values: ``(N,)`` or ``(N, m)``, a buffer: the fitted values there.
+        points: ``(N, n)``, a buffer: the inputs of the fit; empty until fitted.
+        values: ``(N,)`` or ``(N, m)``, a buffer: the fitted values at these inputs.
 
     Shape:
-        - x: ``(n_rows, n)`` floating-point; returns ``(n_rows,)`` or ``(n_rows, m)``, as the target was.
+        - x: ``(rows, n)`` floating-point; returns ``(rows,)`` or ``(rows, m)``, as the target was.
 
     Raises:
-        ValueError: ``lipschitz < 0``, x of another width than was fitted, or asked before it was fitted.
+        ValueError: ``lipschitz < 0``, x of another width than in the fit, or a prediction before the fit.
         TypeError: not floating-point.
 
-    Use it for feedback policies and other maps of few inputs from up to a thousand rows. Answers cost the distance to
-    every row. A steep function follows the rows better and a disturbance further.
+    Use it for feedback policies and other maps with few inputs, fitted to up to a thousand rows. A prediction computes
+    the distance to every fitted row. A steeper function follows the rows more closely, and amplifies a disturbance
+    more.
 
     Papers: makdah2021lipschitz
 
@@ -143,7 +146,7 @@ class LipschitzRegressor(nn.Module):
         self.register_buffer("values", torch.zeros(0))
 
     def fit(self, x: Float[Tensor, "N n"], target: Float[Tensor, "N *m"]) -> Self:
-        """Find the values at these rows; returns itself."""
+        """Fit the values at these rows; return the regressor itself."""
         _rows(x, target)
         each = self._slope(target)
         columns = target.reshape(len(target), -1).unbind(dim=1)
@@ -152,7 +155,7 @@ class LipschitzRegressor(nn.Module):
         return self
 
     def predict(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows *m"]:
-        """The values of the fitted function, with its gradient in x."""
+        """The fitted function's values, with a gradient in x."""
         check_floating("x", x)
         if not len(self.points):
             raise ValueError("x can be asked about only after fit(x, target)")
@@ -168,11 +171,11 @@ class LipschitzRegressor(nn.Module):
         return self.predict(x)
 
     def extra_repr(self) -> str:
-        """The slope."""
+        """The slope, as shown in the repr."""
         return f"lipschitz={self.lipschitz}"
 
     def _slope(self, values: Tensor) -> float:
-        """That of each output."""
+        """The slope that each output is given."""
         return as_float(self.lipschitz) / math.sqrt(values[0].numel())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -184,7 +187,7 @@ class LipschitzRegressor(nn.Module):
 
 
 def _rows(x: Tensor, target: Tensor) -> tuple[Float[Tensor, "N n"], Float[Tensor, "N m"]]:
-    """Both in float64, the values with a column an output."""
+    """Both in float64, the values with one column per output."""
     for name, tensor in (("x", x), ("target", target)):
         check_floating(name, tensor)
         if not bool(tensor.isfinite().all()):
@@ -197,12 +200,12 @@ def _rows(x: Tensor, target: Tensor) -> tuple[Float[Tensor, "N n"], Float[Tensor
 
 
 def _distances(points: Float[Tensor, "N n"]) -> Float[Tensor, "N N"]:
-    # Distances from matrix products lose the digits that tell near rows apart.
+    # Distances from matrix products would lose the digits that tell near rows apart.
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _nearest(wanted: Float[Tensor, "N m"], weight: Float[Tensor, " N"], most: Float[Tensor, "N N"]) -> Tensor:
-    """The weighted projection onto values that are at most so far apart."""
+    """The weighted projection onto values whose pairwise distances are at most ``most``."""
     mean = weight @ wanted / weight.sum()
     spread = float((weight @ (wanted - mean).square().sum(dim=1) / weight.sum()).sqrt())
     if not math.isfinite(spread):
@@ -223,9 +226,9 @@ def _nearest(wanted: Float[Tensor, "N m"], weight: Float[Tensor, " N"], most: Fl
 
 
 def _barrier(wanted: Float[Tensor, "N m"], weight: Float[Tensor, " N"], square: Float[Tensor, "N N"]) -> Tensor:
-    """Newton's method on the squared distance less the logarithms of what each pair has left, weighed ever less.
+    """Minimise by Newton's method the squared distance less the logarithms of each pair's slack, whose weight falls.
 
-    At the minimum for a price t of the distance it is within pairs / t of the optimum (Boyd and Vandenberghe, 11.2).
+    At the minimum for a price t of the distance, it is within pairs / t of the optimum (Boyd and Vandenberghe, 11.2).
     """
     rows, outputs = wanted.shape
     pairs = rows * (rows - 1) / 2

@@ -1,4 +1,4 @@
-"""A standard and a robust model as one, with what is certified of their mixture."""
+"""Mixtures of a standard and a robust model, with certificates of the mixture."""
 
 from typing import NamedTuple
 
@@ -38,19 +38,20 @@ def mix_probabilities(
     std_scale: float | Tensor = 1.0,
     rob_scale: float | Tensor = 1.0,
 ) -> Float[Tensor, "n classes *rest"]:
-    r"""The logarithms of two models' mixed probabilities.
+    r"""Mix two classifiers: the logarithms of their mixed class probabilities.
 
     .. math:: \log\big[(1 - \alpha)\, \mathrm{softmax}(s_g\, g) + \alpha\, \mathrm{softmax}(s_h\, h)\big]
 
-    It is computed in log-space: published code takes the logarithm of the sum, which is minus infinity where both
+    It is computed in log-space. Published code takes the logarithm of the sum, which is minus infinity where both
     probabilities underflow.
 
     Args:
         logits_std: g, the standard model's logits.
-        logits_rob: h, the robust model's.
-        alpha: The robust model's share, in [0, 1], a number or one a row.
+        logits_rob: h, the robust model's logits.
+        alpha: The robust model's share, in [0, 1]: one number, or one number per row.
         std_scale: :math:`s_g`, an inverse temperature, > 0.
-        rob_scale: :math:`s_h`, likewise; above 1 the robust model is surer of itself and harder to overrule.
+        rob_scale: :math:`s_h`, an inverse temperature, > 0; above 1 the robust model is more confident and harder to
+            overrule.
 
     Shape:
         - logits: ``(n, C)`` or ``(n, C, d1, ...)``; alpha: ``()`` or ``(n,)``; returns the logits' shape.
@@ -81,7 +82,7 @@ def mix_probabilities(
 
 
 def _shares(alpha: float | Tensor, logits: Tensor) -> Tensor:
-    """The share in a shape that broadcasts to the logits."""
+    """The share as a tensor that broadcasts to the logits."""
     if not isinstance(alpha, Tensor) or alpha.ndim == 0:
         check_between("alpha", alpha, 0, 1)
         return torch.as_tensor(alpha, dtype=None if isinstance(alpha, Tensor) else logits.dtype, device=logits.device)
@@ -92,7 +93,7 @@ def _shares(alpha: float | Tensor, logits: Tensor) -> Tensor:
 
 
 def _log(share: Tensor) -> Tensor:
-    """Its logarithm, minus infinity at 0 with a gradient that is finite."""
+    """The logarithm of the share: minus infinity at 0, with a finite gradient."""
     some = share > 0
     return torch.where(some, torch.where(some, share, 1).log(), -torch.inf)
 
@@ -101,20 +102,21 @@ def _log(share: Tensor) -> Tensor:
 def mixed_lipschitz_radius(
     probabilities: Float[Tensor, "n classes"], alpha: float | Tensor, lipschitz: float | Tensor
 ) -> Float[Tensor, " n"]:
-    r"""How far an input may move before a mixture can leave the robust model's answer, whatever the other model says.
+    r"""Certified radius of a mixture with a Lipschitz robust model, whatever the other model predicts.
 
     .. math:: R = \frac{\big(m - \frac{1 - \alpha}{\alpha}\big)_+}{2 L}, \qquad m = h_{(1)} - h_{(2)}
 
-    The other model can shift the mixed probability of one class against another's by :math:`1 - \alpha`, so the answer
-    stands where :math:`\alpha m \ge 1 - \alpha`, and m falls by at most 2L a unit of distance. A share below 1/2
-    certifies nothing. Where the share varies with the input, its least value is meant.
+    The other model can shift the mixed probability of one class against another's by at most :math:`1 - \alpha`. The
+    mixture therefore keeps the robust model's answer where :math:`\alpha m \ge 1 - \alpha`, and m falls by at most 2L
+    per unit of distance. A share of at most 1/2 certifies nothing. Where the share varies with the input, give its
+    least value.
 
     Args:
         probabilities: h, the robust model's class probabilities at the input, after its scale.
-        alpha: Its share in the mixture, in [0, 1].
-        lipschitz: L, by how much each of these probabilities can change a unit of distance, > 0. For probabilities
-            smoothed by noise of deviation :math:`\sigma` it is :math:`1 / (\sigma \sqrt{2 \pi})` in l2; published code
-            has :math:`\sqrt{2 / \pi} / \sigma`, twice that.
+        alpha: The robust model's share in the mixture, in [0, 1].
+        lipschitz: L, by how much each of these probabilities can change per unit of distance, > 0. For probabilities
+            smoothed by noise of standard deviation :math:`\sigma` it is :math:`1 / (\sigma \sqrt{2 \pi})` in l2;
+            published code has :math:`\sqrt{2 / \pi} / \sigma`, twice that.
 
     Shape:
         - probabilities: ``(n, C)`` with C >= 2; returns ``(n,)``, in the units of ``1 / lipschitz``, 0 where nothing is
@@ -147,24 +149,24 @@ def mixed_smoothing_radius(
     alpha: float | Tensor,
     sigma: float | Tensor,
 ) -> Float[Tensor, " n"]:
-    r"""How far an input may move before a mixture can leave a smoothed model's answer, whatever the other model says.
+    r"""Certified l2 radius of a mixture with a smoothed robust model, whatever the other model predicts.
 
     .. math::
         R = \sigma t, \qquad \Phi\big(\Phi^{-1}(p_1) - t\big) - \Phi\big(\Phi^{-1}(p_2) + t\big)
         = \frac{1 - \alpha}{\alpha}
 
-    the l2 distance to which the smoothed probabilities' gap is at least what the other model can make up for. With
-    :math:`p_2 = 1 - p_1` it is :math:`\sigma \Phi^{-1}(p_1) - \sigma \Phi^{-1}(1 / 2\alpha)`: mixing costs each input
-    the same part of the radius of :class:`RandomizedSmoothing`. The paper's closed form,
-    :math:`\tfrac\sigma2 \big(\Phi^{-1}(\alpha p_1) - \Phi^{-1}(\alpha p_2 + 1 - \alpha)\big)`, is sound as well and
-    smaller, by more than half for sure answers; with :math:`\alpha = 1` both are
+    This is the l2 distance up to which the gap of the smoothed probabilities is at least what the other model can make
+    up for. With :math:`p_2 = 1 - p_1` it is :math:`\sigma \Phi^{-1}(p_1) - \sigma \Phi^{-1}(1 / 2\alpha)`: mixing
+    reduces the radius of :class:`RandomizedSmoothing` by the same amount for every input. The paper's closed form,
+    :math:`\tfrac\sigma2 \big(\Phi^{-1}(\alpha p_1) - \Phi^{-1}(\alpha p_2 + 1 - \alpha)\big)`, is sound too but
+    smaller, by more than half for confident answers. With :math:`\alpha = 1` both are
     :math:`\tfrac\sigma2 (\Phi^{-1}(p_1) - \Phi^{-1}(p_2))`.
 
     Args:
         p_first: A lower bound on the smoothed probability of the answer, in [0, 1].
-        p_second: An upper bound on that of every other class, in [0, 1]; ``1 - p_first`` with None.
+        p_second: An upper bound on the smoothed probability of every other class, in [0, 1]; None is ``1 - p_first``.
         alpha: The smoothed model's share in the mixture, in [0, 1]; where it varies with the input, its least value.
-        sigma: The noise, in input units, > 0.
+        sigma: The noise's standard deviation, in input units, > 0.
 
     Shape:
         - ``(n,)`` each; returns ``(n,)`` float64, 0 where nothing is certified.
@@ -193,7 +195,7 @@ def mixed_smoothing_radius(
     def holds(t: Tensor) -> Tensor:
         return torch.special.ndtr(first - t) - torch.special.ndtr(second + t) >= gap
 
-    # Beyond any of these three the gap is too small.
+    # Beyond each of these three points the gap is too small.
     ends = ((first - second) / 2, first - torch.special.ndtri(gap), torch.special.ndtri(1 - gap) - second)
     high = torch.stack(torch.broadcast_tensors(*ends)).amin(dim=0)
     endless = high == torch.inf
@@ -220,7 +222,7 @@ class _Pair(Part):
         self.rob_scale = check_positive("rob_scale", rob_scale)
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What each of the two says."""
+        """The logits of both models."""
         check_floating("x", x)
         standard, robust = self._logits("standard", x), self._logits("robust", x)
         check_same_shape(standard, robust, names=("standard's logits", "robust's logits"))
@@ -247,14 +249,14 @@ def _check_module(name: str, model: nn.Module) -> None:
 
 
 class MixedClassifier(_Pair):
-    r"""A standard model and a robust one as one classifier, accurate as the first and nearly as robust as the second.
+    r"""Mixed classifier: a standard and a robust model in one, accurate as the one and nearly as robust as the other.
 
     .. math:: \log\big[(1 - \alpha)\, \mathrm{softmax}(s_g\, g(x)) + \alpha\, \mathrm{softmax}(s_h\, h(x))\big]
 
-    A robust model is sure of itself where it is right and unsure where it is wrong, so a standard one that is sure
+    A robust model tends to be confident where it is right and unsure where it is wrong, so a confident standard model
     corrects its mistakes and seldom overrules it elsewhere. With :math:`\alpha \ge 1/2` the answer is that of h
-    wherever its two highest probabilities are :math:`(1 - \alpha) / \alpha` apart or more, whatever g says: that is
-    certified by :meth:`certify`, :func:`mixed_lipschitz_radius` and :func:`mixed_smoothing_radius`.
+    wherever h's two highest probabilities differ by at least :math:`(1 - \alpha) / \alpha`, whatever g predicts. This
+    is what :meth:`certify`, :func:`mixed_lipschitz_radius` and :func:`mixed_smoothing_radius` certify.
 
     Nothing is trained: choose :math:`\alpha` and the scales on validation data, under an attack on the mixture itself
     (:class:`lossworks.perturb.PGD` differentiates through it).
@@ -263,18 +265,18 @@ class MixedClassifier(_Pair):
         standard: g, from x to logits.
         robust: h, from x to logits of the same classes.
         alpha: :math:`\alpha`, the robust model's share, in [0, 1].
-        std_scale: :math:`s_g`, > 0.
-        rob_scale: :math:`s_h`, > 0; above 1 it costs less robustness.
+        std_scale: :math:`s_g`, the inverse temperature of g, > 0.
+        rob_scale: :math:`s_h`, the inverse temperature of h, > 0; above 1 the mixture loses less robustness.
 
     Shape:
-        - x: what both models take; returns log-probabilities ``(n, C)`` or ``(n, C, d1, ...)``.
+        - x: the input of both models; returns log-probabilities ``(n, C)`` or ``(n, C, d1, ...)``.
 
     Raises:
         ValueError: ``alpha`` outside [0, 1], a scale <= 0, logits that don't match.
         TypeError: a model that is no module.
 
     Use it when a robust model has lost too much clean accuracy and two forward passes are affordable. It gains nothing
-    where the two make the same mistakes.
+    where both models make the same mistakes.
 
     Papers: bai2024adaptive
 
@@ -307,21 +309,21 @@ class MixedClassifier(_Pair):
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
-        """The answer that no change within a radius can change, and that radius, see :func:`mixed_lipschitz_radius`.
+        """The answer that no change within a radius can alter, and that radius, see :func:`mixed_lipschitz_radius`.
 
         Args:
             x: The inputs.
-            lipschitz: Of each class probability of the robust model, after its scale.
+            lipschitz: The Lipschitz constant of each class probability of the robust model, after its scale.
         """
         return self._certified(x, self.alpha, lipschitz)
 
 
 class AdaptiveMixture(NamedTuple):
-    """What an adaptive mixture says of its rows, and by how much it asked which model.
+    """The output of an adaptive mixture: the log-probabilities, and which model each row prefers.
 
     Args:
         log_probabilities: ``(n, C)`` or ``(n, C, d1, ...)``.
-        gamma: ``(n,)``, high where the robust model is preferred: what :class:`lossworks.losses.MixingLoss` teaches.
+        gamma: ``(n,)``, high where the robust model is preferred; :class:`lossworks.losses.MixingLoss` trains it.
     """
 
     log_probabilities: Float[Tensor, "n classes *rest"]
@@ -329,58 +331,60 @@ class AdaptiveMixture(NamedTuple):
 
 
 class AdaptiveMixedClassifier(_Pair):
-    r"""A standard model and a robust one as one classifier, and a network that says which of them to ask about a row.
+    r"""Adaptive mixed classifier: a standard and a robust model, with a network that decides how to mix them per row.
 
     .. math::
         \log\big[(1 - \alpha(x))\, \mathrm{softmax}(s_g\, g(x)) + \alpha(x)\, \mathrm{softmax}(s_h\, h(x))\big],
         \qquad \alpha(x) = \mathrm{sigmoid}(\gamma(x))
 
-    The mixer's numbers are normalised over the rows by a batch normalisation without weights, which makes them
-    :math:`\gamma`: on average half of the rows ask either model. In training mode they are first cut off at ``clip``
-    standard deviations from their mean, so that no few rows decide what is normal. In evaluation mode
-    :math:`\gamma` is by the running statistics, and :math:`\alpha` has its range:
+    The mixer's outputs are normalised over the rows by a batch normalisation without weights, which makes them
+    :math:`\gamma`, so that on average half of the rows prefer either model. In training mode they are first cut off at
+    ``clip`` standard deviations from their mean, so that a few rows cannot dominate the statistics. In evaluation mode
+    :math:`\gamma` uses the running statistics, and :math:`\alpha` is mapped to its range:
 
     .. math:: \alpha(x) = \alpha_{low} + (\alpha_{high} - \alpha_{low})\, \mathrm{sigmoid}(\gamma(x))
 
-    **What is certified.** Where h's two highest probabilities are m apart, the mixture answers as h does if
-    :math:`\alpha m > 1 - \alpha`, whatever g says. That is hardest for the least share, and no input gets less than
-    :math:`\alpha_{low}`. So what is certified of a :class:`MixedClassifier` with :math:`\alpha_{low}` holds here in
-    evaluation mode, whatever g and the mixer say and however fast they change: :meth:`certify`,
+    **What is certified.** Where h's two highest probabilities differ by m, the mixture answers as h does if
+    :math:`\alpha m > 1 - \alpha`, whatever g predicts. That is hardest for the least share, and no input gets less than
+    :math:`\alpha_{low}`. So what is certified of a :class:`MixedClassifier` with the share :math:`\alpha_{low}` holds
+    here in evaluation mode, whatever g and the mixer predict and however fast they change: see :meth:`certify`,
     :func:`mixed_lipschitz_radius` and :func:`mixed_smoothing_radius`. The share that a row itself gets certifies
-    nothing: an attack may lower it.
+    nothing, as an attack may lower it.
 
-    **Training.** Only the mixer learns, by :class:`lossworks.losses.MixingLoss` of :meth:`mix`, on clean rows and on
-    attacks on the mixture itself: give the optimizer ``mixer.parameters()``. Both models stay in evaluation mode.
+    **Training.** Only the mixer is trained, by :class:`lossworks.losses.MixingLoss` on the output of :meth:`mix`, on
+    clean rows and on attacks on the mixture itself: give the optimizer ``mixer.parameters()``. Both models stay in
+    evaluation mode.
 
-    In training mode a row's value depends on its batch: one that is split over ranks is exact by ``process_group=`` of
-    :meth:`mix`, which normalises all ranks' rows and leaves them the same running statistics. Micro-batches are each
-    normalised alone, which is another batch's :math:`\gamma` and other running statistics. In evaluation mode each row
-    stands alone.
+    In training mode a row's value depends on its batch. A batch that is split over ranks is exact with
+    ``process_group=`` of :meth:`mix`, which normalises the rows of all ranks and leaves all ranks the same running
+    statistics. A batch that is split into micro-batches is normalised part by part, so :math:`\gamma` and the
+    running statistics differ from those of the whole batch. In evaluation mode each row stands alone.
 
     Args:
         standard: g, from x to logits.
         robust: h, from x to logits of the same classes.
-        mixer: From x to a number a row, ``(n,)`` or ``(n, 1)``, high where h is to be asked.
-        alpha_low: :math:`\alpha_{low}`, in [0, alpha_high]; up to 1/2 nothing is certified.
+        mixer: From x to one number per row, ``(n,)`` or ``(n, 1)``, high where h is to be preferred.
+        alpha_low: :math:`\alpha_{low}`, in [0, alpha_high]; at 1/2 or below nothing is certified.
         alpha_high: :math:`\alpha_{high}`, in [0, 1].
-        std_scale: :math:`s_g`, > 0.
-        rob_scale: :math:`s_h`, > 0.
-        clip: Where the mixer's numbers are cut off in training, in standard deviations, > 0.
-        momentum: What a batch counts in the running statistics, in (0, 1].
+        std_scale: :math:`s_g`, the inverse temperature of g, > 0.
+        rob_scale: :math:`s_h`, the inverse temperature of h, > 0.
+        clip: Where the mixer's outputs are cut off in training, in standard deviations, > 0.
+        momentum: The weight of the newest batch in the running statistics, in (0, 1].
 
     Shape:
-        - x: what the three take; returns log-probabilities ``(n, C)`` or ``(n, C, d1, ...)``. In training mode n >= 2.
+        - x: the input of all three; returns log-probabilities ``(n, C)`` or ``(n, C, d1, ...)``. Training mode needs
+          n >= 2.
         - ``norm.running_mean``, ``norm.running_var``: ``(1,)`` float64, ``norm.num_batches_tracked``: ``()`` int64,
           buffers.
 
     Raises:
-        ValueError: numbers out of range, logits that don't match, a mixer that does not give one finite number a row,
+        ValueError: numbers out of range, logits that don't match, a mixer that does not give one finite number per row,
             fewer than 2 rows in training mode.
         TypeError: a model that is no module.
 
-    Use it where a fixed share costs too much of either accuracy. Attack it by gradients through the mixer too: one
-    that was trained on other attacks is fooled as well as any network. Choose the range and the scales on validation
-    data; a narrow range far above 1/2 keeps most of the robustness.
+    Use it where a fixed share costs too much of either accuracy. Attack it with gradients through the mixer too: a
+    mixer that was trained on other attacks is fooled as easily as any network. Choose the range and the scales on
+    validation data; a narrow range far above 1/2 keeps most of the robustness.
 
     Papers: bai2024adaptive
 
@@ -437,7 +441,7 @@ class AdaptiveMixedClassifier(_Pair):
         self.train()
 
     def train(self, mode: bool = True) -> "AdaptiveMixedClassifier":
-        """The mode of the mixer and its normalisation; both models stay in evaluation mode."""
+        """Set the mode of the mixer and its normalisation; both models stay in evaluation mode."""
         super().train(mode)
         self.standard.eval()
         self.robust.eval()
@@ -448,11 +452,11 @@ class AdaptiveMixedClassifier(_Pair):
         return self.mix(x).log_probabilities
 
     def mix(self, x: Float[Tensor, "n *features"], *, process_group: ProcessGroup | None = None) -> AdaptiveMixture:
-        r"""The mixture's log-probabilities and :math:`\gamma`; changes the running statistics in training mode.
+        r"""The mixture's log-probabilities and :math:`\gamma`; updates the running statistics in training mode.
 
         Args:
             x: The inputs.
-            process_group: The ranks that hold the other rows of one batch; all of them call this.
+            process_group: The ranks that hold the other rows of the same batch; all of them must call this.
         """
         both = self._both(x)
         gamma = self._gamma(x, process_group)
@@ -463,11 +467,11 @@ class AdaptiveMixedClassifier(_Pair):
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "n *features"], lipschitz: float | Tensor) -> Certificate:
-        """The answer in evaluation mode that no change within a radius can change, and that radius, by the least share.
+        """The answer in evaluation mode that no change within a radius can alter, and that radius, for the least share.
 
         Args:
             x: The inputs.
-            lipschitz: Of each class probability of the robust model, after its scale.
+            lipschitz: The Lipschitz constant of each class probability of the robust model, after its scale.
         """
         return self._certified(x, self.alpha_low, lipschitz)
 
@@ -488,7 +492,7 @@ class AdaptiveMixedClassifier(_Pair):
         return own_rows(self._normalised(gather_rows(raw, process_group, counts)), process_group, counts)[:, 0]
 
     def _normalised(self, raw: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
-        """By the batch's own statistics, after it was cut off."""
+        """The outputs, cut off and then normalised by the batch's own statistics."""
         if len(raw) < 2:
             raise ValueError(f"x must have at least 2 rows in training mode, got {len(raw)}")
         mean, reach = raw.detach().mean(), self.clip * raw.detach().std()

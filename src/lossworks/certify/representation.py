@@ -1,4 +1,4 @@
-"""Pretraining for smoothing: one representation for a row at every level of noise."""
+"""Pretraining for randomized smoothing: the same representation for a row at every level of noise."""
 
 import math
 from collections.abc import Callable
@@ -27,20 +27,20 @@ Projector = Callable[[Float[Tensor, "n *features"], Float[Tensor, " n"]], tuple[
 def karras_sigmas(
     num_scales: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Tensor, " scales"]:
-    r"""Levels of noise from the largest to the smallest, evenly spaced in their :math:`\rho`-th root.
+    r"""Karras noise levels: from the largest to the smallest, evenly spaced in their :math:`\rho`-th root.
 
     .. math::
         \sigma_i = \Big(\sigma_{max}^{1 / \rho}
         + \tfrac{i}{N - 1} \big(\sigma_{min}^{1 / \rho} - \sigma_{max}^{1 / \rho}\big)\Big)^\rho, \qquad 0 \le i < N
 
     Args:
-        num_scales: N, >= 2.
+        num_scales: The number of levels N, >= 2.
         sigma_min: The least noise, in input units, > 0.
-        sigma_max: The most, > sigma_min.
+        sigma_max: The greatest noise, in input units, > sigma_min.
         rho: :math:`\rho`, > 0; the larger, the more levels are small.
 
     Returns:
-        ``(N,)`` float64, falling.
+        The levels ``(N,)``, float64, in falling order.
 
     Raises:
         ValueError: numbers out of range.
@@ -58,7 +58,7 @@ def karras_sigmas(
     if not bool(most > least):
         raise ValueError(f"sigma_max must be > sigma_min = {float(least):g}, got {float(most):g}")
     way = torch.linspace(0, 1, num_scales, dtype=torch.float64)
-    # In logarithms of the ratio, so that no power overflows; the ends are exact.
+    # The ratio's logarithm is used, so that no power overflows; the ends are exact.
     ratio = ((least / most).log() / root).exp()
     levels = most * (1 - way * (1 - ratio)) ** root
     levels[-1] = least
@@ -66,11 +66,11 @@ def karras_sigmas(
 
 
 class EMAAndScales(NamedTuple):
-    """What a curriculum says of a step.
+    """The curriculum's values for one training step.
 
     Args:
-        decay: How much of the target network is kept in this step, in [0, 1].
-        num_scales: How many levels of noise there are.
+        decay: The share of the target network that is kept in this step, in [0, 1].
+        num_scales: The number of noise levels.
     """
 
     decay: float
@@ -88,7 +88,7 @@ def consistency_curriculum(
     end_decay: float = 0.9999,
     sharpness: float = 10.0,
 ) -> EMAAndScales:
-    r"""The decay of the target network and the number of noise levels, both rising in the course of training.
+    r"""Consistency-training curriculum: the target network's decay and the number of noise levels, both rising.
 
     .. math::
         N_k = \min\big(s_0 2^{\lceil k / K' \rceil}, s_1\big) + 1, \quad
@@ -96,16 +96,19 @@ def consistency_curriculum(
         \mu_k = e_0 + (e_1 - e_0) \tanh\Big(\frac A2 \frac{e - e_0}{e_1 - e_0}\Big), \quad
         e = \sqrt{e_0^2 + \tfrac kK (e_1^2 - e_0^2)}
 
-    As published: rounded up, the first number of levels holds for step 0 alone.
+    It is as published: since k / K' is rounded up, the first number of levels holds for step 0 alone.
 
     Args:
-        step: k, in [0, total_steps].
-        total_steps: K, >= 1.
-        start_scales: :math:`s_0`, >= 1.
-        end_scales: :math:`s_1`, >= start_scales.
-        start_decay: :math:`e_0`, in [0, 1).
-        end_decay: :math:`e_1`, in (start_decay, 1].
-        sharpness: A, > 0; 15 was used for small images.
+        step: The training step k, in [0, total_steps].
+        total_steps: The number of training steps K, >= 1.
+        start_scales: :math:`s_0`, the number of levels at the start less one, >= 1.
+        end_scales: :math:`s_1`, the number of levels at the end less one, >= start_scales.
+        start_decay: :math:`e_0`, the decay at the start, in [0, 1).
+        end_decay: :math:`e_1`, the limit of the decay, in (start_decay, 1].
+        sharpness: A, how fast the decay rises, > 0; 15 was used for small images.
+
+    Returns:
+        The decay and the number of noise levels of this step.
 
     Raises:
         ValueError: numbers out of range.
@@ -134,8 +137,8 @@ class RepresentationTerms(NamedTuple):
     """The two losses of each row.
 
     Args:
-        contrast: ``(n,)``, between two views at the least noise, both ways.
-        consistency: ``(n,)``, between a row's neighbouring levels of noise.
+        contrast: ``(n,)``, the loss between two views at the least noise, in both directions.
+        consistency: ``(n,)``, the loss between neighbouring noise levels of the same row.
     """
 
     contrast: Float[Tensor, " n"]
@@ -143,12 +146,12 @@ class RepresentationTerms(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """The mean over rows of their sum, to be minimised."""
+        """The mean over rows of the sum of both losses, to be minimised."""
         return (self.contrast + self.consistency).mean()
 
 
 class RepresentationConsistencyLoss:
-    r"""Contrast between views of a row, and between one level of noise and the next, without labels.
+    r"""RRCM pretraining loss: contrast between two views of a row, and between neighbouring noise levels, unlabelled.
 
     .. math::
         \ell_i = \underbrace{\mathrm{NCE}\big(f^0(a_i), \bar f^0(b_i)\big)
@@ -156,33 +159,32 @@ class RepresentationConsistencyLoss:
         + \underbrace{\mathrm{NCE}\big(f^1(x_i + \sigma_s \varepsilon_i), \mathrm{sg}\,
         f^1(x_i + \sigma_{s+1} \varepsilon_i)\big)}_{\text{consistency}}
 
-    with NCE as :func:`lossworks.embed.infonce_loss` has it, :math:`\bar f` the target network, sg no gradient, the two
-    views :math:`a_i, b_i` with noise of :math:`\sigma_{min}`, and the levels those of :func:`karras_sigmas`. The noise
-    is one draw for all of a row's points. What a row looks like in much noise is so tied, level by level, to what it
-    looks like in none.
+    with NCE as in :func:`lossworks.embed.infonce_loss`, :math:`\bar f` the target network, sg the stop of the gradient,
+    the two views :math:`a_i, b_i` with noise of :math:`\sigma_{min}`, and the levels of :func:`karras_sigmas`. One
+    draw of noise per row is used for both views and all levels. In this way the representation in strong noise is tied,
+    level by level, to the one without noise.
 
-    The target network follows the online one,
-    :math:`\bar\theta \leftarrow \mu \bar\theta + (1 - \mu) \theta` after each step, with :math:`\mu` and the number of
-    levels from :func:`consistency_curriculum`. Scaling the input by :math:`1 / \sqrt{\sigma^2 + 1/4}` and telling the
-    network of :math:`250 \log \sigma` is the network's business. The loss couples its batch: one that is split is
-    another.
+    After each step the caller moves the target network towards the online one,
+    :math:`\bar\theta \leftarrow \mu \bar\theta + (1 - \mu) \theta`, with :math:`\mu` and the number of levels from
+    :func:`consistency_curriculum`. The network itself must scale its input by :math:`1 / \sqrt{\sigma^2 + 1/4}` and may
+    read :math:`250 \log \sigma`. The loss couples the rows of its batch, so a batch that is split has another loss.
 
     Args:
-        tau: :math:`\tau`, a difference of cosines, > 0.
+        tau: The temperature :math:`\tau`, a difference of cosines, > 0.
         sigma_min: The least noise, in input units, > 0.
-        sigma_max: The most, > sigma_min.
-        rho: How the levels are spaced, > 0.
+        sigma_max: The greatest noise, in input units, > sigma_min.
+        rho: The spacing of the levels, see :func:`karras_sigmas`, > 0.
 
     Shape:
-        - x, view1, view2, noise: ``(n, ...)``. online and target: from such inputs and their levels of noise ``(n,)``
-          to a pair of features, ``(n, d)`` for contrast and ``(n, e)`` for consistency.
+        - x, view1, view2, noise: ``(n, ...)``. online and target: functions of such inputs and their noise levels
+          ``(n,)`` that return a pair of features, ``(n, d)`` for contrast and ``(n, e)`` for consistency.
           Returns :class:`RepresentationTerms`.
 
     Raises:
         ValueError: numbers out of range, shapes that don't match, ``index`` outside ``[0, num_scales - 2]``.
         TypeError: inputs that are not floating-point, networks that cannot be called.
 
-    Use it to pretrain a network on many images without labels, before training it in noise for
+    Use it to pretrain a network on many images without labels, before training it with noise for
     :class:`RandomizedSmoothing`. On small data it has little to learn from.
 
     Papers: lei2025rrcm
@@ -216,7 +218,7 @@ class RepresentationConsistencyLoss:
         num_scales: int,
         noise: Float[Tensor, "n *features"],
     ) -> RepresentationTerms:
-        """The losses at level ``index``, to be drawn from 0, the most noise, to ``num_scales - 2``."""
+        """The losses at level ``index``, which the caller draws from 0, the most noise, to ``num_scales - 2``."""
         for name, network in (("online", online), ("target", target)):
             check_function(name, network, "inputs and noise levels")
         check_floating("x", x)

@@ -1,4 +1,4 @@
-"""Certificates of any model by its answers to noisy copies of an input."""
+"""Randomized smoothing: certificates for any model from its answers to noisy copies of an input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 ABSTAIN = -1
-"""The answer where nothing is certain enough."""
+"""The answer where no class is certain enough."""
 LEAST_ALPHA = 1e-50
-"""Of a smaller chance the quantile of a beta distribution is not found."""
+"""The smallest alpha: for smaller ones the quantile of the beta distribution is not found."""
 _LONGEST = 2**14
-"""The longest side of an image whose pixels are counted out."""
+"""The longest side of an image that is accepted."""
 Classifier = Callable[[Float[Tensor, "n *features"]], Float[Tensor, "n classes"]]
 
 
 class Certificate(NamedTuple):
-    """What is certified of each row.
+    """The certified class and radius of each row.
 
     Args:
-        answer: The class ``(n,)``, int64, or -1 where it abstains.
+        answer: The class ``(n,)``, int64, or -1 where the classifier abstains.
         radius: The l2 radius within which the smoothed answer is that class, in input units; 0 where it abstains.
     """
 
@@ -53,14 +53,14 @@ class Certificate(NamedTuple):
 
 @cite("cohen2019smoothing", helps=("attacks",))
 def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: float = 0.001) -> Float[Tensor, " n"]:
-    r"""A lower bound on a probability that holds with confidence :math:`1 - \alpha`, exact for counts.
+    r"""Clopper-Pearson bound: an exact lower bound on a probability from counts, with confidence :math:`1 - \alpha`.
 
     .. math:: \underline{p} = \mathrm{Beta}^{-1}(\alpha;\, k, n - k + 1), \qquad \underline{p} = 0 \text{ for } k = 0
 
     Args:
-        successes: k, in [0, trials].
-        trials: n, >= 1.
-        alpha: The chance to be wrong, in [1e-50, 1): for smaller ones the quantile is not found.
+        successes: The number of successes k, in [0, trials].
+        trials: The number of trials n, >= 1.
+        alpha: The chance that the bound is wrong, in [1e-50, 1): for smaller ones the quantile is not found.
 
     Shape:
         - successes: ``(n,)`` int64; returns ``(n,)`` float64.
@@ -92,18 +92,18 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
 def dual_smoothing_radius(
     p_left: Float[Tensor, " n"], p_right: Float[Tensor, " n"], sigma: float | Tensor
 ) -> Float[Tensor, " n"]:
-    r"""How far an input may move before two smoothed halves together change their answer.
+    r"""Certified l2 radius of dual randomized smoothing, from the two halves' probability bounds.
 
     .. math:: R = \tfrac{\sigma}{\sqrt 2} \big(\Phi^{-1}(p_l) + \Phi^{-1}(p_r)\big)
 
-    One of the two may be below 1/2. The published code also takes the root of the sum of the squared single radii,
-    which is larger and not sound: two half-spaces with :math:`\Phi(1)` and 1/2 change their answer at
-    :math:`\sigma / \sqrt 2`, where it claims :math:`\sigma`.
+    One of the two probabilities may be below 1/2. The published code also uses the root of the sum of the two squared
+    single radii, which is larger and not sound: two half-spaces with probabilities :math:`\Phi(1)` and 1/2 change their
+    answer at the distance :math:`\sigma / \sqrt 2`, where that formula claims :math:`\sigma`.
 
     Args:
         p_left: Lower bounds on the class's probability for one half of the input, in [0, 1].
-        p_right: For the other.
-        sigma: The noise, in input units, > 0.
+        p_right: Lower bounds on the class's probability for the other half, in [0, 1].
+        sigma: The noise's standard deviation, in input units, > 0.
 
     Shape:
         - ``(n,)`` each; returns ``(n,)``, 0 where nothing is certified; half precision is computed in float32.
@@ -128,17 +128,17 @@ def dual_smoothing_radius(
 
 @cite("xia2024drs")
 def checkerboard_split(height: int, width: int) -> Bool[Tensor, "height width"]:
-    """The pixels of one half of an image, as the white squares of a chessboard; the other half is what is left.
+    """Checkerboard mask that halves an image: True on the white squares; the other half is the rest.
 
     Args:
-        height: Of the image, >= 1.
-        width: Of the image, >= 1.
+        height: The image's height, >= 1.
+        width: The image's width, >= 1.
 
     Shape:
         - returns ``(height, width)`` bool.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1 or above 16384.
 
     Papers: xia2024drs
 
@@ -153,19 +153,20 @@ def checkerboard_split(height: int, width: int) -> Bool[Tensor, "height width"]:
 
 @dataclass
 class RandomizedSmoothing:
-    r"""The class that a model gives most noisy copies of an input, and how far the input may move without changing it.
+    r"""Randomized smoothing: predicts the class of most noisy copies of an input, and certifies an l2 radius for it.
 
     .. math::
         g(x) = \arg\max_c P\big(f(x + N(0, \sigma^2 I)) = c\big), \qquad R = \sigma\, \Phi^{-1}(\underline{p_A})
 
     with :math:`\underline{p_A}` a lower bound that holds with confidence :math:`1 - \alpha`
-    (:func:`clopper_pearson_lower`). Any model will do; it should be trained on inputs with that noise
-    (:class:`lossworks.perturb.GaussianNoise`). The certificate is of the smoothed classifier :math:`g`, and of l2.
+    (:func:`clopper_pearson_lower`). Any model can be smoothed, but it should be trained on inputs with that noise
+    (:class:`lossworks.perturb.GaussianNoise`). The certificate is for the smoothed classifier :math:`g`, not for f, and
+    for changes measured in l2.
 
     Args:
         model: :math:`f`, from inputs to logits, in evaluation mode.
-        sigma: The noise, in input units, > 0.
-        batch_size: Noisy copies at a time.
+        sigma: The noise's standard deviation, in input units, > 0.
+        batch_size: How many noisy copies are passed to the model at a time.
         generator: Where the noise is drawn from; torch's own generator by default.
 
     Shape:
@@ -176,7 +177,7 @@ class RandomizedSmoothing:
         TypeError: a model that cannot be called, x that is not floating-point.
 
     Use it where the network has layers that :func:`crown_bounds` does not know, or is too deep for bounds. It costs
-    thousands of passes a row.
+    thousands of passes per row.
 
     Papers: cohen2019smoothing
 
@@ -228,22 +229,22 @@ class RandomizedSmoothing:
 
 @dataclass
 class DualRandomizedSmoothing:
-    r"""Two smoothed models, each of which sees one half of the input, and the radius that they certify together.
+    r"""Dual randomized smoothing (DRS): two smoothed models, each on one half of the input, certify a joint radius.
 
     .. math::
         G(x) = \arg\max_c \big(p_l^c(x) + p_r^c(x)\big), \qquad
         R = \tfrac{\sigma}{\sqrt 2} \big(\Phi^{-1}(\underline{p_l}) + \Phi^{-1}(\underline{p_r})\big)
 
-    Noise of half the dimension costs each less, and the largest radius that can be certified grows. Each bound holds
-    with confidence :math:`1 - \alpha / 2`, so both do with :math:`1 - \alpha`.
+    Each model meets noise in only half the dimensions, which costs it less accuracy, and the largest radius that can be
+    certified grows. Each bound holds with confidence :math:`1 - \alpha / 2`, so both hold with :math:`1 - \alpha`.
 
     Args:
-        left: From inputs whose other half is 0 to logits.
-        right: From inputs whose first half is 0 to logits.
-        split: Which features the first one sees, bool, in the shape of one row or what broadcasts to it
+        left: The first model, from inputs whose second half is set to 0 to logits.
+        right: The second model, from inputs whose first half is set to 0 to logits.
+        split: Which features the first model sees, bool, in the shape of one row or one that broadcasts to it
             (:func:`checkerboard_split`).
-        sigma: The noise, in input units, > 0.
-        batch_size: Noisy copies at a time.
+        sigma: The noise's standard deviation, in input units, > 0.
+        batch_size: How many noisy copies are passed to a model at a time.
         generator: Where the noise is drawn from; torch's own generator by default.
 
     Shape:
@@ -253,7 +254,7 @@ class DualRandomizedSmoothing:
         ValueError: numbers out of range, x without features.
         TypeError: a model that cannot be called, a split that is not bool.
 
-    Use it on large images, where half of the pixels still show the class; on tiny ones that half is missed.
+    Use it on large images, where half of the pixels still shows the class. On tiny images the missing half is needed.
 
     Papers: xia2024drs
 

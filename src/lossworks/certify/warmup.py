@@ -1,4 +1,4 @@
-"""A short warm-up for interval training: weights and a price that keep the bounds from growing with depth."""
+"""A short warm-up for interval training: initial weights and a price that keep bounds from growing with depth."""
 
 import math
 from collections.abc import Sequence
@@ -21,20 +21,24 @@ _LEAST = 1e-12
 @cite("shi2021fast", helps=("attacks",))
 @torch.no_grad()
 def ibp_init_(model: nn.Module, *, skip_last: bool = True, generator: torch.Generator | None = None) -> nn.Module:
-    r"""Draw a network's weights so that the width of interval bounds stays the same from layer to layer.
+    r"""IBP initialisation: draw the weights so that the width of interval bounds stays the same from layer to layer.
 
     .. math::
         W \sim N(0, \sigma^2), \quad \sigma = \frac{\sqrt{2 \pi}}{n_{in}}
         \quad \Rightarrow \quad \tfrac{n_{in}}{2}\, E|W| = 1
 
-    Each matrix and convolution with its fan-in :math:`n_{in}`; biases become 0. Usual initialisations let the width
-    grow by about :math:`\sqrt{n_{in}}` a layer. The last layer keeps what it has with ``skip_last``. A layer that reads
-    a residual sum should be halved by hand after it: the two branches' widths add.
+    It is applied to each linear layer and convolution, with its fan-in :math:`n_{in}`, and sets biases to 0. Usual
+    initialisations let the width grow by about :math:`\sqrt{n_{in}}` per layer. With ``skip_last`` the last layer keeps
+    its weights. The weights of a layer that reads a residual sum should be halved by hand afterwards, as the widths of
+    the two branches add up.
 
     Args:
-        model: The network, changed in place and returned.
-        skip_last: Whether the last layer is left as it is.
+        model: The network; it is changed in place and returned.
+        skip_last: Whether the last layer is left unchanged.
         generator: Where the weights are drawn from; torch's own generator by default.
+
+    Returns:
+        The network.
 
     Shape:
         - Every weight keeps its shape.
@@ -43,7 +47,7 @@ def ibp_init_(model: nn.Module, *, skip_last: bool = True, generator: torch.Gene
         ValueError: the model has no Linear or convolution.
         TypeError: not a module.
 
-    Use it before interval training, and there only: for plain training these weights are too small.
+    Use it only before interval training: for plain training these weights are too small.
 
     Papers: shi2021fast
 
@@ -65,21 +69,22 @@ def ibp_init_(model: nn.Module, *, skip_last: bool = True, generator: torch.Gene
 
 
 class IBPWarmupRegularizer:
-    r"""A price on interval bounds that grow with depth or whose ReLUs are mostly on or mostly off.
+    r"""IBP warm-up regularizer: a price on interval bounds that grow with depth, and on ReLUs mostly on or mostly off.
 
     .. math::
         \lambda \Big(1 - \frac{\varepsilon}{\varepsilon_{max}}\Big) \, \frac1m \sum_i \Big[
         \frac{(\tau - \bar d_0 / \bar d_i)^+}{\tau} + \frac{(\tau - \rho_i)^+ + (\tau - \rho'_i)^+}{\tau} \Big]
 
-    :math:`\bar d_i` is the mean radius of what goes into ReLU i and :math:`\bar d_0` that of the input.
-    :math:`\rho_i \in [0, 1]` says how alike the ReLUs that are surely on and those that are surely off are in the sum
-    of their centres, and :math:`\rho'_i` in the spread of their centres. A layer that has no ReLU of one of both kinds
-    has no such terms.
+    :math:`\bar d_i` is the mean radius of the input of ReLU i, and :math:`\bar d_0` that of the model's input.
+    :math:`\rho_i \in [0, 1]` compares the ReLUs that are surely on with those that are surely off: it is the ratio of
+    the smaller to the larger absolute sum of their centres. :math:`\rho'_i` is the same ratio for the spread of their
+    centres. A layer that does not have ReLUs of both kinds has no such terms.
 
-    The means are over a batch, so a batch that is split into micro-batches or over ranks has a price of each part.
+    The means are over a batch, so a batch that is split into micro-batches or over ranks has a separate price for each
+    part.
 
     Args:
-        tol: :math:`\tau`, in (0, 1].
+        tol: :math:`\tau`, the tolerance, in (0, 1].
         lam: :math:`\lambda`, in loss units, >= 0.
 
     Shape:
@@ -89,8 +94,8 @@ class IBPWarmupRegularizer:
         ValueError: ``tol`` outside (0, 1], ``lam < 0``, ``share`` outside [0, 1], or as
             :func:`~lossworks.certify.interval_bounds`.
 
-    Use it in the first epochs of interval training while the radius still grows, beside batch normalisation and
-    :func:`ibp_init_`: added to the loss, with ``share`` from :class:`SmoothedEpsilonSchedule`.
+    Use it in the first epochs of interval training while the radius still grows, together with batch normalisation and
+    :func:`ibp_init_`: add it to the loss, with ``share`` from :class:`SmoothedEpsilonSchedule`.
 
     Papers: shi2021fast
 
@@ -116,7 +121,7 @@ class IBPWarmupRegularizer:
         box: Sequence[Tensor] | None = None,
         statistics: str = "running",
     ) -> Float[Tensor, ""]:
-        """The price; ``share`` is the radius now as a share of the full one, the rest as for the bounds."""
+        """The price. ``share`` is the present radius over the full one; the rest is as in :func:`interval_bounds`."""
         check_between("share", share, 0, 1)
         check_choice("statistics", statistics, ("running", "clean"))
         region, graph = Region.of(x, eps, box=box), graph_of(model)
