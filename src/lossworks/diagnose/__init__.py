@@ -1,4 +1,4 @@
-"""Looking inside: what a model, its data and its objective do to each other."""
+"""Diagnostics: what a trained model, its data and its objective do to each other."""
 
 from lossworks.diagnose.adversarial import (
     PowerLaw,

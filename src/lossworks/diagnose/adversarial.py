@@ -1,4 +1,4 @@
-"""How far the nearest error is: at first order, over the size of an attack, and by what law."""
+"""How far the nearest error is: the radius to first order, the error over the attack's size, and its power law."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,14 +33,14 @@ DUAL = {"linf": 1.0, "l2": 2.0}
 
 
 class PowerLaw(NamedTuple):
-    """``error = prefactor * eps ** exponent``, and the share of the variance of log error that it explains."""
+    """A fitted law ``error = prefactor * eps ** exponent``, and its R² (explained variance) in log error."""
 
     exponent: float
     prefactor: float
     r2: float
 
     def plot(self, eps: Float[Tensor, " e"], error: Float[Tensor, " e"], ax: "Axes | None" = None) -> "Axes":
-        """The law beside measured errors, both axes logarithmic; errors of 0 have no place there."""
+        """Draw the law beside the measured errors on logarithmic axes; errors of 0 cannot be shown there."""
         sizes, errors = (values.numpy() for values in _curve(eps, error))
         ax = axes(ax)
         ax.plot(sizes[errors > 0], errors[errors > 0], "o", label="measured")
@@ -60,31 +60,32 @@ def linear_adversarial_radius(
     *,
     norm: str = "linf",
 ) -> Float[Tensor, " n"]:
-    r"""The size of the smallest change of each input that would make another class win, if the model were linear.
+    r"""Linear adversarial radius: the smallest change that makes another class win, if the model were linear.
 
     .. math::
         \varepsilon^* = \min_{j \ne y} \frac{z_y - z_j}{\lVert \nabla_x (z_y - z_j) \rVert_q}, \qquad
         \tfrac1p + \tfrac1q = 1
 
-    with :math:`y` the class that wins now, or the target. It is exact for a linear model, and for any model the limit
-    at small radii; it is no certificate. Where the density of :math:`\varepsilon^*` is neither 0 nor infinite at 0, the
-    error under attack grows in proportion to the attack's size while that is small. It costs a forward pass and a
-    backward pass for each class.
+    with :math:`y` the class that wins now, or the target. It is exact for a linear model, and for any model it is exact
+    in the limit of small radii; it is no certificate. Where the density of :math:`\varepsilon^*` at 0 is neither 0 nor
+    infinite, the error under a small attack grows in proportion to the attack's size. It costs one forward pass, and
+    one backward pass per class.
 
     Args:
-        model: Gives logits ``(n, C)``; each row's from that row alone. It is in evaluation mode meanwhile.
-        x: The inputs.
-        target: The classes that should win; a row where another does has radius 0. By default those that do win.
-        norm: ``"linf"`` or ``"l2"``, that of the change.
+        model: A module that gives logits ``(n, C)``, each row's from that row alone. It runs in evaluation mode.
+        x: The inputs ``(n, ...)``.
+        target: The classes that should win; a row where another class wins has radius 0. By default the classes that
+            win now.
+        norm: The norm of the change, ``"linf"`` or ``"l2"``.
 
     Returns:
-        A radius for each row, in x's units, >= 0; infinite where no class can be reached, as the gaps have no slope.
+        One radius per row, in x's units, >= 0; infinite where no class can be reached, as the gaps do not depend on x.
 
     Raises:
         ValueError: a model that doesn't give ``(n, C)`` with two or more classes, a norm that isn't known.
         TypeError: x is not floating-point.
 
-    Use it to compare models or rows cheaply; to know what an attack does, attack.
+    Use it to compare models or rows cheaply. To know what an attack does, run the attack.
 
     Papers: cubuk2017intriguing
 
@@ -120,21 +121,21 @@ def adversarial_error_curve(
     eps: Sequence[float],
     attack: Callable[[float], Perturbation] = FGSM,
 ) -> Float[Tensor, " e"]:
-    r"""The share of rows that are wrong under attack, for each size of the attack.
+    r"""Adversarial error curve: the share of rows that are wrong under attack, for each size of the attack.
 
     .. math::
         \mathrm{error}(\varepsilon) = \frac1n \sum_i [\arg\max_k f_k(x_i + \delta_i(\varepsilon)) \ne y_i]
 
     Args:
-        model: Gives logits ``(n, C)``; each row's from that row alone. It is in evaluation mode meanwhile.
-        x: The inputs.
+        model: A module that gives logits ``(n, C)``, each row's from that row alone. It runs in evaluation mode.
+        x: The inputs ``(n, ...)``.
         target: The right classes, int64.
         eps: The attack's sizes, in x's units, >= 0.
-        attack: Given a size, the perturbation of the cross-entropy, e.g. ``FGSM`` or
+        attack: A function from a size to the perturbation that increases the cross-entropy, e.g. ``FGSM`` or
             ``partial(PGD, steps=20, bounds=(0, 1))``.
 
     Returns:
-        An error in [0, 1] for each size, float64. Attacks that are too weak can make it fall.
+        One error in [0, 1] per size, float64. If the attack is weak, the error may fall as the size grows.
 
     Raises:
         ValueError: no rows, an empty ``eps`` or one below 0, shapes that don't match, a class outside ``[0, C)``.
@@ -175,23 +176,23 @@ def adversarial_error_curve(
 def fit_power_law(
     eps: Float[Tensor, " e"], error: Float[Tensor, " e"], window: tuple[float, float] | None = None
 ) -> PowerLaw:
-    r"""The power law that goes best through errors over the attack's size, by least squares of the logarithms.
+    r"""Fit a power law to errors over the attack's size, by least squares of the logarithms.
 
     .. math::
         \log \mathrm{error}(\varepsilon) \approx \log a + b \log \varepsilon
 
     Args:
         eps: The attack's sizes, > 0.
-        error: The error at each, >= 0; sizes without an error have no logarithm and are left out.
-        window: The least and the largest size that count, both included; all by default. Errors near 1 level off, so
-            choose it below.
+        error: The error at each size, >= 0; sizes without an error have no logarithm and are left out.
+        window: The smallest and the largest size to use, both included; all by default. Errors near 1 level off, so
+            choose the window below them.
 
     Returns:
-        Exponent b, prefactor a, and R² in logarithms.
+        The exponent b, the prefactor a, and the R² of the logarithms.
 
     Raises:
         ValueError: shapes that don't match, values out of range or not finite, a window that is no interval, or fewer
-            than two different sizes that are left.
+            than two different sizes left.
         TypeError: not floating-point.
 
     Papers: cubuk2017intriguing
@@ -217,7 +218,7 @@ def fit_power_law(
 
 
 def _curve(eps: Tensor, error: Tensor) -> tuple[Float[Tensor, " e"], Float[Tensor, " e"]]:
-    """The sizes of an attack and the errors at them in float64, if they are such."""
+    """The attack's sizes and errors in float64, or an error where they are not valid."""
     for name, values in (("eps", eps), ("error", error)):
         check_floating(name, values)
         if values.ndim != 1:
@@ -233,7 +234,7 @@ def _curve(eps: Tensor, error: Tensor) -> tuple[Float[Tensor, " e"], Float[Tenso
 
 
 def _centred(values: Float[Tensor, " e"]) -> Float[Tensor, " e"]:
-    """The values less their mean, of zeros where all are alike."""
+    """The values less their mean; exactly zero where all are equal."""
     values = values - values[:1]
     return values - values.mean()
 
@@ -249,7 +250,7 @@ def _interval(window: tuple[float, float]) -> tuple[float, float]:
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model gives for the rows, if it takes them."""
+    """The model's output for the rows, or an error if the model cannot take them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     with taken("x must be what model takes"):
@@ -260,7 +261,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model gives, if that is two or more logits a row."""
+    """The model's output, or an error unless it holds two or more logits per row."""
     logits = output_of(model, x)
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(f"model must give logits (n, C) with C >= 2, it gave {tuple(logits.shape)}")

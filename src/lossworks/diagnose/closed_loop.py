@@ -1,4 +1,4 @@
-"""What a policy does to a system that it controls."""
+"""Closed-loop simulation: what a policy does to the system that it controls."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,13 +18,13 @@ __all__ = ["Rollout", "closed_loop_rollout"]
 
 
 class Rollout(NamedTuple):
-    """The states of all runs, ``(steps + 1, n, d)`` with the first, and the inputs, ``(steps, n, m)``."""
+    """The states of all runs, ``(steps + 1, n, d)`` with the initial ones first, and the inputs, ``(steps, n, m)``."""
 
     states: Float[Tensor, "steps1 n d"]
     inputs: Float[Tensor, "steps n m"]
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Each state's mean over the runs, in a band from the least to the greatest."""
+        """Draw each state's mean over the runs, in a band from the least to the greatest value."""
         ax = axes(ax)
         steps = range(len(self.states))
         for number, state in enumerate(self.states.double().numpy(force=True).transpose(2, 0, 1)):
@@ -45,20 +45,20 @@ def closed_loop_rollout(
     *,
     disturbance: Float[Tensor, "steps n d"] | None = None,
 ) -> Rollout:
-    r"""Run a system under a policy that sees each state with an error.
+    r"""Closed-loop rollout: simulate a system under a policy that sees each state with an error.
 
     .. math::
         s_{t+1} = f(s_t, a_t), \qquad a_t = \pi(s_t + e_t)
 
     Args:
         policy: :math:`\pi`, from states ``(n, d)`` to inputs ``(n, m)`` or ``(n,)``.
-        dynamics: f, from states ``(n, d)`` and inputs ``(n, m)`` to the next states.
-        state: Where each run starts.
-        steps: How long it goes, >= 1.
-        disturbance: e, what is added to what the policy sees; nothing by default.
+        dynamics: f, from states ``(n, d)`` and inputs ``(n, m)`` to the next states ``(n, d)``.
+        state: The initial state of each run, ``(n, d)``.
+        steps: The number of time steps, >= 1.
+        disturbance: e, ``(steps, n, d)``, added to the states that the policy sees; none by default.
 
     Returns:
-        States and inputs, without gradients.
+        The states and inputs, without gradients.
 
     Raises:
         ValueError: shapes that don't match, ``steps < 1``, a policy or dynamics that fails or gives other shapes.

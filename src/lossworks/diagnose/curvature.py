@@ -1,4 +1,4 @@
-"""The curvature of a trained model's mean loss, and systems of equations in it."""
+"""The curvature of a trained model's mean loss, and linear systems of equations in it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,20 +23,20 @@ from lossworks.checks import (
 __all__: list[str] = []
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From outputs and targets to one number a row."""
+"""A function from outputs and targets to one number per row."""
 
 METHODS = ("exact", "cg", "lissa")
 CURVATURES = ("gauss_newton", "hessian")
 LARGEST_EXACT = 10_000
 AT_ONCE = 2**24
-"""How many numbers the gradients or directions that are worked on together may have."""
+"""How many numbers the gradients or directions that are computed together may have."""
 POWER_STEPS = 20
 
 
 class Curvature:
-    """H = the mean over rows of the loss's second derivative + damping I, in the parameters that can be learned.
+    """H, the mean over rows of the loss's second derivative in the trainable parameters, plus damping times I.
 
-    Directions and gradients are rows ``(k, P)`` of float64; the model is run in its own precision.
+    Directions and gradients are rows ``(k, P)`` of float64; the model itself runs in its own precision.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Curvature:
         self.x, self.target = self.checked("x", x, "target", target)
 
     def checked(self, x_name: str, x: Tensor, target_name: str, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows as they came, if the model and the loss make finite numbers of them, one a row."""
+        """The rows unchanged, or an error unless model and loss turn them into one finite number per row."""
         check_real(x_name, x)
         check_real(target_name, target)
         if x.ndim == 0 or not len(x):
@@ -85,7 +85,7 @@ class Curvature:
         return x, target
 
     def gradients(self, x: Tensor, target: Tensor) -> Iterator[Float[Tensor, "k P"]]:
-        """Each row's gradient, a few rows at a time."""
+        """Yield each row's gradient, a few rows at a time."""
 
         def loss(flat: Tensor, row: Tensor, label: Tensor) -> Tensor:
             return self.loss(self._outputs(row[None], flat), label[None])[0]
@@ -97,7 +97,7 @@ class Curvature:
     def times(
         self, directions: Float[Tensor, "k P"], x: Tensor | None = None, target: Tensor | None = None
     ) -> Float[Tensor, "k P"]:
-        """H times each direction, with the mean taken over these rows; by default over all."""
+        """H times each direction, with the mean taken over the given rows; by default over all rows."""
         x, target = (self.x, self.target) if x is None or target is None else (x, target)
         total = torch.zeros_like(directions)
         for rows, labels in zip(x.split(self.batch_size), target.split(self.batch_size), strict=True):
@@ -126,7 +126,7 @@ class Curvature:
     def solver(
         self, method: str, *, steps: int = 1000, tol: float = 1e-6, generator: torch.Generator | None = None
     ) -> Callable[[Float[Tensor, "k P"]], Float[Tensor, "k P"]]:
-        """What gives H^-1 times each of some gradients."""
+        """A function that gives H^-1 times each of several gradients."""
         check_choice("method", method, METHODS)
         check_int("steps", steps, low=1)
         tol = float(check_positive("tol", tol))
@@ -187,7 +187,7 @@ class Curvature:
 def _conjugate_gradients(
     times: Callable[[Tensor], Tensor], wanted: Float[Tensor, "k P"], steps: int, tol: float
 ) -> Float[Tensor, "k P"]:
-    """All systems at once; each rests when its residual is below ``tol`` of what is wanted."""
+    """Solve all systems at once; each stops when its residual is below ``tol`` times its right-hand side."""
     length = wanted.norm(dim=1, keepdim=True)
     residual = direction = wanted / torch.where(length > 0, length, 1)
     solution, left = torch.zeros_like(wanted), residual.square().sum(dim=1, keepdim=True)
@@ -209,7 +209,7 @@ def _conjugate_gradients(
 
 
 def _slope_along(function: Callable[[Tensor], Tensor], here: Tensor, direction: Tensor) -> Tensor:
-    """The function's second derivative times the direction, in reverse mode alone, which more operations know."""
+    """The function's second derivative times the direction, in reverse mode alone, which more operations support."""
     return grad(lambda at: (grad(function)(at) * direction).sum())(here)
 
 

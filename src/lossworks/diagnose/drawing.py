@@ -1,4 +1,4 @@
-"""Where a result draws itself: on matplotlib's axes, which is imported only then."""
+"""The axes on which a result draws itself; matplotlib is imported only then."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def axes(ax: "Axes | None") -> "Axes":
-    """Those given, or of a new figure."""
+    """The given axes, or those of a new figure."""
     try:
         from matplotlib import pyplot
         from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""How far a training row moves a model's loss on another row, and which labels that speaks against."""
+"""Influence functions: how far a training row moves a model's loss on other rows, and which labels to doubt for it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,46 +36,47 @@ def influence_matrix(
     batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "T N"]:
-    r"""How much each training row, were it to count more, would raise the loss of each other row.
+    r"""Influence functions: how much each training row, were it given more weight, would raise each test row's loss.
 
     .. math::
         I(z_j \to t) = -\nabla \ell(t)^\top H^{-1} \nabla \ell(z_j), \qquad
         H = \frac1N \sum_i \nabla^2 \ell(z_i) + \lambda I
 
-    Below 0 the row helps, above it harms. Where the model is the minimum of
+    A row with influence below 0 helps, one above 0 harms. Where the model is the minimum of
     :math:`\frac1N \sum_i \ell(z_i) + \frac\lambda2 \|\theta\|^2`, the loss of t changes by about
-    :math:`-I(z_j \to t) / N` when row j is left out of the sum, to first order: less well the more weight a row has.
-    (Some papers have the other sign.) Parameters that don't require gradients are left out, so give a network frozen
-    up to its last layer, or that layer and its features.
+    :math:`-I(z_j \to t) / N` when row j is left out of the sum. That is true to first order, and less accurate the more
+    weight a row has. (Some papers use the other sign.) Parameters that don't require gradients are left out, so give a
+    network that is frozen up to its last layer, or give that layer and its features.
 
     Args:
-        model: The trained model; each row's output from that row alone. It is in evaluation mode meanwhile.
+        model: The trained model; each row's output must depend on that row alone. It runs in evaluation mode.
         x: The training rows.
-        target: Their targets, as the loss takes them.
+        target: The training rows' targets, as the loss takes them.
         x_test: The rows whose loss is asked about.
-        target_test: Their targets.
-        loss: From outputs and targets to ``(n,)``: a lossworks loss with ``reduction="none"``; by default
-            cross-entropy.
-        damping: :math:`\lambda`, > 0: the weight decay of the training, or what makes H invertible.
-        curvature: ``"gauss_newton"``, which leaves out the second derivatives of the model and so is never negative
-            for a loss that is convex in the output, or ``"hessian"``. A linear model has one and the same.
-        method: ``"exact"``, by all of H; ``"cg"``, conjugate gradients; or ``"lissa"``, a series of steps on batches
-            of rows whose last half is averaged: approximate, and slow where the damping is small beside H.
-        steps: Of ``"cg"`` at the most, of ``"lissa"`` always.
-        tol: The residual of ``"cg"``, as a share of the gradient, > 0.
-        batch_size: Rows at once, and rows of a step of ``"lissa"``.
-        generator: What ``"lissa"`` draws from; torch's own by default.
+        target_test: The targets of ``x_test``.
+        loss: A function from outputs and targets to ``(n,)``, such as a lossworks loss with ``reduction="none"``;
+            cross-entropy by default.
+        damping: :math:`\lambda`, > 0: the weight decay of the training, or a number that makes H invertible.
+        curvature: ``"gauss_newton"`` leaves out the model's second derivatives, and so is never negative for a loss
+            that is convex in the output; ``"hessian"`` keeps them. For a linear model both are the same.
+        method: ``"exact"`` factorises the whole of H; ``"cg"`` uses conjugate gradients; ``"lissa"`` averages the last
+            half of a series of steps on batches of rows, which is approximate, and slow where the damping is small
+            beside H.
+        steps: The largest number of steps of ``"cg"``, or the number of steps of ``"lissa"``.
+        tol: The residual at which ``"cg"`` stops, as a share of the gradient, > 0.
+        batch_size: The number of rows computed at once, and the rows of one step of ``"lissa"``.
+        generator: The generator that ``"lissa"`` draws from; torch's own generator by default.
 
     Returns:
-        ``(T, N)``, in the precision of the model.
+        The influences ``(T, N)``, in the precision of the model.
 
     Raises:
         ValueError: rows or targets that model and loss don't take or that have no finite loss, a setting out of range,
             ``"exact"`` with more than 10,000 parameters, a damping that leaves H indefinite, too few ``steps``.
         TypeError: a model that is no module.
 
-    Use it for small models and for heads on fixed features. ``"exact"`` takes O(P³ + NP²); the others O(P) memory for
-    each of the T rows and a pass over the training rows for each step.
+    Use it for small models and for heads on fixed features. ``"exact"`` takes O(P³ + NP²) time for P parameters. The
+    other methods take O(P) memory for each of the T rows, and a pass over training rows for each step.
 
     Papers: koh2017influence, banerjee2024inffeed
 
@@ -108,34 +109,34 @@ def self_influence(
     batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " N"]:
-    r"""How much each training row lowers its own loss: the rows that nothing else explains come first.
+    r"""Self-influence: how much each training row lowers its own loss; the most negative rows are the most suspect.
 
     .. math:: I(z_j \to z_j) = -\nabla \ell(z_j)^\top H^{-1} \nabla \ell(z_j) \le 0
 
-    It is the diagonal of :func:`influence_matrix`, without the rest of it, and takes the same arguments. Sort it
-    upwards for the rows to suspect.
+    It is the diagonal of :func:`influence_matrix`, computed without the rest, and takes the same arguments. Sort it in
+    ascending order to get the most suspect rows first: nothing else in the data explains them.
 
     Args:
-        model: The trained model; each row's output from that row alone. It is in evaluation mode meanwhile.
+        model: The trained model; each row's output must depend on that row alone. It runs in evaluation mode.
         x: The training rows.
-        target: Their targets, as the loss takes them.
-        loss: From outputs and targets to ``(n,)``; by default cross-entropy.
+        target: The training rows' targets, as the loss takes them.
+        loss: A function from outputs and targets to ``(n,)``; cross-entropy by default.
         damping: :math:`\lambda`, > 0.
-        curvature: ``"gauss_newton"`` or ``"hessian"``.
-        method: ``"exact"``, ``"cg"`` or ``"lissa"``.
-        steps: Of ``"cg"`` at the most, of ``"lissa"`` always.
-        tol: The residual of ``"cg"``, as a share of the gradient, > 0.
-        batch_size: Rows at once, and rows of a step of ``"lissa"``.
-        generator: What ``"lissa"`` draws from; torch's own by default.
+        curvature: ``"gauss_newton"`` or ``"hessian"``, see :func:`influence_matrix`.
+        method: ``"exact"``, ``"cg"`` or ``"lissa"``, see :func:`influence_matrix`.
+        steps: The largest number of steps of ``"cg"``, or the number of steps of ``"lissa"``.
+        tol: The residual at which ``"cg"`` stops, as a share of the gradient, > 0.
+        batch_size: The number of rows computed at once, and the rows of one step of ``"lissa"``.
+        generator: The generator that ``"lissa"`` draws from; torch's own generator by default.
 
     Returns:
-        ``(N,)``, in the precision of the model; <= 0, but for the noise of ``"lissa"``.
+        The self-influences ``(N,)``, in the precision of the model; <= 0, except for the noise of ``"lissa"``.
 
     Raises:
-        ValueError: as :func:`influence_matrix`.
+        ValueError: as in :func:`influence_matrix`.
         TypeError: a model that is no module.
 
-    Use it to find mislabelled rows. A rare row that is right is hard to explain too.
+    Use it to find mislabelled rows. Rows that are rare but right are suspect too.
 
     Papers: koh2017influence, banerjee2024inffeed
 
@@ -152,16 +153,16 @@ def self_influence(
 
 @cite("banerjee2024inffeed", helps=("noisy labels",))
 def influence_review_queue(influence: Float[Tensor, "T N"]) -> Int[Tensor, " m"]:
-    r"""Which rows whose labels are not sure a person should look at, the most harmful first.
+    r"""Review queue: the rows of doubtful labels that a person should look at, the most harmful first.
 
     .. math:: \Big\{ j : \sum_t I(z_j \to t) > 0 \Big\}
 
     Args:
-        influence: Of the N rows in doubt on T rows whose labels are sure, as :func:`influence_matrix` has it for a
-            model that was trained on the N.
+        influence: The influences of N rows of doubtful labels on T rows of sure labels, from :func:`influence_matrix`
+            for a model that was trained on the N rows.
 
     Returns:
-        The numbers of the rows that harm on the whole, ``m <= N`` of them, int64.
+        The numbers of the m <= N rows that do harm in total, int64.
 
     Raises:
         ValueError: not ``(T, N)``, or not finite.
@@ -179,36 +180,37 @@ def influence_review_queue(influence: Float[Tensor, "T N"]) -> Int[Tensor, " m"]
 
 
 class InfluenceRelabeler:
-    r"""Changes the label of a row where the rows that matter most to it speak against it.
+    r"""Influence relabelling: changes a row's label where the rows that influence it most speak against it.
 
     .. math::
         r_{tj} = \frac{I(z_j \to t)}{\sqrt{-I(z_j \to z_j)}}, \qquad
         \sum_{j \in S_t} r_{tj} > 0 \;\Rightarrow\;
         y_t \leftarrow \arg\max_{c \ne y_t} \sum_{j \in S_t, y_j = c} \max(r_{tj}, 0)
 
-    with :math:`S_t` the k other rows of the largest :math:`|r_{tj}|`, and :func:`influence_matrix` of a linear softmax
-    head on the features, at its minimum with the penalty :math:`\frac\lambda2 \|\theta\|^2`. All labels of a round
-    change together; then the head is trained anew. The paper says that a label follows those of its influencers and
-    not how, so the rule is ours. Influences are divided by their row's own (RelatIF), since at a minimum the gradients
-    of all rows cancel but for the penalty: undivided, a few wrong rows outweigh the others and oppose nearly every
-    right label. A label stays where none of more than two classes is offered by a row that opposes it.
+    with :math:`S_t` the k other rows of the largest :math:`|r_{tj}|`. The influences are those of
+    :func:`influence_matrix` for a linear softmax head on the features, at its minimum with the penalty
+    :math:`\frac\lambda2 \|\theta\|^2`. All labels of a round change together; then the head is trained anew. The paper
+    says that a label follows those of its influencers but not how, so the rule is ours. Each influence is divided by
+    the root of its row's self-influence (RelatIF). The reason is that at a minimum the gradients of all rows cancel
+    except for the penalty, so that without the division a few wrong rows outweigh the others and oppose nearly every
+    right label. With more than two classes, a label stays unchanged where no opposing row offers another class.
 
     Args:
-        top_k: How many influencers have a say, >= 1; all other rows where there are fewer. Of few, one wrong row can
-            be the loudest for its neighbours, and change their labels.
+        top_k: How many influencers are counted, >= 1; all other rows if there are fewer. With a small number, one wrong
+            row can dominate its neighbours and change their labels.
         rule: ``"net_sign"``, as above, or ``"majority"``, the most frequent label among the influencers, whatever
-            their sign; it can run into one class.
-        rounds: Of training and changing, >= 1; fewer where nothing changes any more.
+            their sign; the latter can end with a single class.
+        rounds: The number of rounds of training and changing, >= 1; it stops early when nothing changes any more.
         damping: :math:`\lambda`, > 0; 1/N by default.
-        method: ``"exact"`` or ``"cg"`` for many features times classes, or ``"lissa"``.
+        method: ``"exact"``, or, for many features times classes, ``"cg"`` or ``"lissa"``.
 
     Raises:
         ValueError: a setting out of range, features that are not finite or not ``(N, d)``, classes that don't fit.
         TypeError: labels that are not int64.
 
-    Use it on features of about unit scale, standardised or of a network's last layer but one, where perhaps a quarter
-    of the labels is wrong; with ``rounds=1`` inside a loop that trains the network anew. It can't see errors that a
-    linear head on the features makes too.
+    Use it on features of about unit scale, such as standardised columns or the last hidden layer of a network, where
+    perhaps a quarter of the labels is wrong. Use ``rounds=1`` inside a loop that trains the network anew. It can't see
+    errors that a linear head on the features makes too.
 
     Papers: banerjee2024inffeed, koh2017influence, barshan2020relatif
 
@@ -238,7 +240,7 @@ class InfluenceRelabeler:
     def relabel(
         self, features: Float[Tensor, "N d"], target: Int[Tensor, " N"], num_classes: int | None = None
     ) -> Int[Tensor, " N"]:
-        """The labels after the rounds; ``num_classes`` is by default one more than the largest label."""
+        """The labels after all rounds; by default ``num_classes`` is one more than the largest label."""
         check_floating("features", features)
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features must have shape (N, d) with N >= 1, got {tuple(features.shape)}")
@@ -255,7 +257,7 @@ class InfluenceRelabeler:
     def decide(
         self, influence: Float[Tensor, "N N"], target: Int[Tensor, " N"], num_classes: int | None = None
     ) -> Int[Tensor, " N"]:
-        """The labels after one change by influences of the training rows on each other, of a model of your own."""
+        """The labels after one change, by the training rows' influences on each other in a model of your own."""
         _check_influence(influence)
         if influence.shape[0] != influence.shape[1]:
             raise ValueError(f"influence must have shape (N, N), got {tuple(influence.shape)}")
@@ -285,11 +287,11 @@ class InfluenceRelabeler:
         target: Int[Tensor, " N"],
         classes: int,
     ) -> Int[Tensor, " T"]:
-        """The labels of these of the N rows."""
+        """The new labels of these rows."""
         own, top = target[rows], min(self.top_k, len(target) - 1)
         size = own_influence.abs().sqrt()
         relative = influence / torch.where(size > 0, size, 1)
-        chosen = relative.abs().scatter(1, rows[:, None], -1).topk(top, dim=1).indices  # a row has no say about itself
+        chosen = relative.abs().scatter(1, rows[:, None], -1).topk(top, dim=1).indices  # a row does not vote on itself
         against, offered = relative.gather(1, chosen), target[chosen]
         votes = influence.new_zeros(len(rows), classes)
         if self.rule == "majority":
@@ -302,12 +304,12 @@ class InfluenceRelabeler:
 
 
 def _own_influence(bent: Curvature, solve: Callable[[Tensor], Tensor]) -> Float[Tensor, " N"]:
-    """The influence of each row that H is of on itself."""
+    """The influence on itself of each row of the curvature's data."""
     return torch.cat([-(solve(rows) * rows).sum(dim=1) for rows in bent.gradients(bent.x, bent.target)])
 
 
 def _influence(bent: Curvature, solve: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Float[Tensor, "T N"]:
-    """The influences of the rows that H is of on these."""
+    """The influences of the rows of the curvature's data on the given rows."""
     solved = torch.cat([solve(gradients) for gradients in bent.gradients(x, target)])
     return torch.cat([-solved @ gradients.T for gradients in bent.gradients(bent.x, bent.target)], dim=1)
 
@@ -340,7 +342,7 @@ def penalised_head(x: Float[Tensor, "N d"], target: Int[Tensor, " N"], classes: 
 
 
 def _classes(rows: Tensor, target: Tensor, num_classes: int | None) -> int:
-    """How many classes there are, if the target is one of them for each row."""
+    """The number of classes, or an error unless the target holds one of them for each row."""
     check_tensor("target", target)
     if num_classes is None:
         num_classes = max(1, 1 + int(target.max())) if target.dtype == torch.int64 and target.numel() else 1

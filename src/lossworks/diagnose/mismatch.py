@@ -1,4 +1,4 @@
-"""Whether what a model is trained for goes with what it is used for."""
+"""Objective mismatch: whether the quantity that a model is trained for goes with the one that it is used for."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ __all__ = ["Correlation", "ObjectiveMismatchReport", "objective_mismatch"]
 
 
 class Correlation(NamedTuple):
-    """A coefficient in [-1, 1] and its bootstrap interval."""
+    """A correlation coefficient in [-1, 1] and its bootstrap interval."""
 
     value: float
     low: float
@@ -28,15 +28,15 @@ class Correlation(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectiveMismatchReport:
-    r"""How far a proxy (a validation likelihood) and the metric that counts (a reward) rise together over models.
+    r"""Objective mismatch: how far a proxy (a validation likelihood) and the metric that counts (a reward) agree.
 
     .. math:: r = \mathrm{corr}(p_i, m_i), \qquad i = 1, \dots, k \text{ saved models}
 
     Attributes:
-        pearson: Of the numbers.
-        spearman: Of their ranks.
-        kendall: Of the pairs: the share ordered alike minus the share ordered the other way.
-        models: k.
+        pearson: The correlation of the numbers.
+        spearman: The correlation of their ranks.
+        kendall: The share of pairs of models ordered alike, minus the share ordered the other way.
+        models: The number of models k.
 
     Papers: lambert2020mismatch
 
@@ -53,7 +53,7 @@ class ObjectiveMismatchReport:
     models: int
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """The coefficients with their intervals, on the whole range from -1 to 1."""
+        """Draw the coefficients with their intervals, on the whole range from -1 to 1."""
         ax = axes(ax)
         names = ("kendall", "spearman", "pearson")
         found: list[Correlation] = [getattr(self, name) for name in names]
@@ -73,17 +73,20 @@ def objective_mismatch(
     level: float = 0.95,
     seed: int = 0,
 ) -> ObjectiveMismatchReport:
-    r"""Correlate a proxy with the metric that counts over models, with percentile bootstrap intervals.
+    r"""Correlate a proxy with the metric that counts, over models, with percentile bootstrap intervals.
 
     Args:
-        proxy: One number a model, the larger the better it is meant to be.
-        metric: The same of what counts.
-        resamples: How often models are drawn anew, >= 1; draws in which all are alike are left out.
-        level: Of the intervals, in (0, 1).
-        seed: Of the draws.
+        proxy: One number per model; a larger number is meant to be better.
+        metric: One number per model of the metric that counts, in the same order of models.
+        resamples: The number of bootstrap samples of models, >= 1; samples in which all values are equal are left out.
+        level: The confidence level of the intervals, in (0, 1).
+        seed: The seed of the bootstrap samples.
+
+    Returns:
+        The three correlations with their intervals.
 
     Raises:
-        ValueError: fewer than 3 models, shapes that don't match, values that are all alike or not finite, or
+        ValueError: fewer than 3 models, shapes that don't match, values that are all equal or not finite, or
             ``resamples``, ``level``, ``seed`` out of range.
         TypeError: not floating-point.
 
@@ -106,7 +109,7 @@ def objective_mismatch(
             raise ValueError(f"{name} must be finite and not all alike")
     check_same_shape(proxy, metric, names=("proxy", "metric"))
     pairs = torch.stack([proxy.detach().cpu().double(), metric.detach().cpu().double()]).numpy()
-    # Of one size, so that no square overflows.
+    # Scaled to at most 1, so that no square overflows.
     pairs = pairs / np.abs(pairs).max(axis=1, keepdims=True)
     draws = np.random.default_rng(seed).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
     usable = [pairs[:, draw] for draw in draws if (np.ptp(pairs[:, draw], axis=1) > 0).all()]

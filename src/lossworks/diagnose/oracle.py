@@ -1,4 +1,4 @@
-"""Robustness beside an oracle: what accuracy a model keeps on changed inputs that the oracle still gets right."""
+"""Robustness relative to an oracle: a model's accuracy on changed inputs that the oracle still gets right."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,18 +34,18 @@ Oracle = Callable[[Tensor], Tensor]
 
 
 class OracleAttack(NamedTuple):
-    """What the attack found for each row.
+    """The result of the attack for each row.
 
     Args:
-        x: The changed inputs, in x's shape; a row that the oracle gets wrong as it is has not changed.
-        steps: How many steps the oracle went along with, ``(n,)`` int64.
+        x: The changed inputs, in x's shape; a row that the oracle gets wrong from the start is unchanged.
+        steps: How many steps the oracle accepted, ``(n,)`` int64.
     """
 
     x: Float[Tensor, "n *features"]
     steps: Int[Tensor, " n"]
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """How many rows the oracle went along with for so many steps."""
+        """Draw how many rows the oracle accepted for each number of steps."""
         ax = axes(ax)
         rows = self.steps.cpu().bincount().numpy()
         ax.bar(range(len(rows)), rows)
@@ -54,13 +54,13 @@ class OracleAttack(NamedTuple):
 
 
 class FoundationModelRobustness(NamedTuple):
-    """The score, and what it is made of.
+    """The score and its components.
 
     Args:
         fmr: ``perturbed / standard``, in [0, 1].
         standard: SA, the model's accuracy on the rows that the oracle gets right.
-        perturbed: PA, its accuracy on those rows as the attack has changed them.
-        left_out: How many rows the oracle gets wrong, which count nowhere.
+        perturbed: PA, its accuracy on the same rows after the attack.
+        left_out: The number of rows that the oracle gets wrong, which are left out.
     """
 
     fmr: float
@@ -69,7 +69,7 @@ class FoundationModelRobustness(NamedTuple):
     left_out: int
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Both accuracies."""
+        """Draw both accuracies."""
         ax = axes(ax)
         ax.bar_label(ax.barh(["as changed", "as they are"], [self.perturbed, self.standard]), fmt="%.3f", padding=3)
         ax.set(xlim=(0, 1.15), xlabel="accuracy on the oracle's rows", title=f"robustness {self.fmr:.3f}")
@@ -90,40 +90,40 @@ def oracle_constrained_attack(
     sparse: float = 1.0,
     bounds: Bounds | None = None,
 ) -> OracleAttack:
-    r"""Change each input against the model for as long as an oracle still gives it its class; no ball holds it.
+    r"""Oracle-constrained attack: change each input against the model for as long as an oracle keeps its class.
 
     .. math::
         \max_z \ell\big(f(g(z)), y\big) \quad \text{where } h(g(z)) = y, \qquad
         z^{t+1} = z^t + \alpha\, \mathrm{sign}\big(\nabla_z \ell(f(g(z^t)), y)\big)
 
-    with :math:`\ell` the cross-entropy, h the oracle, g a generator whose code z moves, or nothing: then x itself
-    moves. A row stops at the first step that the oracle does not go along with. Of the input that came and those that
-    the oracle accepted, a row gets the one at which the margin of its class is smallest, which need not be the last: so
-    more steps never help the model.
+    with :math:`\ell` the cross-entropy, h the oracle, and g a generator whose code z moves; without a generator x
+    itself moves. No ball limits the change. A row stops at the first step that the oracle does not accept. Among the
+    original input and the accepted ones, each row gets the one at which the margin of its class is smallest. It need
+    not be the last one, so more steps never help the model.
 
     Args:
-        model: f, which gives logits ``(n, C)``; each row's from that row alone.
-        oracle: h, from inputs to logits ``(n, C)`` or classes ``(n,)``, int64; any function. Of several, more than half
-            must answer y.
-        x: The inputs.
-        target: y, int64.
+        model: f, a module that gives logits ``(n, C)``, each row's from that row alone.
+        oracle: h, any function from inputs to logits ``(n, C)`` or classes ``(n,)``, int64. Of several oracles, more
+            than half must answer y.
+        x: The inputs ``(n, ...)``.
+        target: The classes y ``(n,)``, int64.
         step: :math:`\alpha`, in the units of what moves, > 0.
-        budget: How many steps at most, >= 0.
-        encoder: From inputs to codes, ``(n, ...)``; with ``decoder`` alone.
-        decoder: g, from codes to inputs, differentiable; with ``encoder`` alone.
-        sparse: The share of the coordinates that move in a step, those of the largest slope, in (0, 1].
-        bounds: The data's range ``(low, high)``, without a decoder; no range by default.
+        budget: The largest number of steps, >= 0.
+        encoder: A function from inputs to codes, ``(n, ...)``; only together with ``decoder``.
+        decoder: g, a differentiable function from codes to inputs; only together with ``encoder``.
+        sparse: The share of the coordinates that move in a step, those with the largest gradient, in (0, 1].
+        bounds: The data's range ``(low, high)``, only without a decoder; no range by default.
 
     Returns:
-        The changed inputs and each row's number of steps. All modules are in evaluation mode meanwhile.
+        The changed inputs and each row's number of accepted steps. All modules run in evaluation mode.
 
     Raises:
         ValueError: numbers out of range, shapes that don't match, a class outside ``[0, C)``, an encoder without a
             decoder or the reverse, ``bounds`` beside them.
-        TypeError: x is not floating-point, no function where one is wanted.
+        TypeError: x is not floating-point, or something that is no function where one is needed.
 
-    Use it to see what a model is blind to within what another, better one recognises. It costs a pass forward and back
-    through the model and one through the oracle for each step.
+    Use it to see which changes a model is blind to among those that another, better model still recognises. Each step
+    costs one forward and backward pass of the model and one forward pass of the oracle.
 
     Papers: zhang2024fmr
 
@@ -150,23 +150,23 @@ def foundation_model_robustness(
     sparse: float = 1.0,
     bounds: Bounds | None = None,
 ) -> FoundationModelRobustness:
-    r"""FMR: the share of its accuracy that a model keeps under :func:`oracle_constrained_attack`.
+    r"""Foundation model robustness (FMR): the share of accuracy that a model keeps under an oracle-constrained attack.
 
     .. math:: \mathrm{FMR} = \mathrm{PA} / \mathrm{SA}
 
-    with SA the accuracy on the inputs as they are and PA that on the changed ones. Rows that the oracle gets wrong are
-    left out of both. Each model gets a test set of its own, so only PA, SA and FMR compare, not rows; and the score is
-    relative to the oracle, the step and the budget, which must be the same for all.
+    with SA the accuracy on the original inputs and PA that on the inputs changed by :func:`oracle_constrained_attack`.
+    Rows that the oracle gets wrong are left out of both. Each model gets a test set of its own, so compare only PA, SA
+    and FMR, not rows. The score depends on the oracle, the step and the budget, which must be the same for all models.
 
     Args:
-        model: As in :func:`oracle_constrained_attack`, like all that follows.
+        model: f, as in :func:`oracle_constrained_attack`, which documents all arguments.
         oracle: One function, or several that vote.
         x: The inputs.
         target: The right classes, int64.
         step: The length of a step, > 0.
-        budget: How many steps at most, >= 0; 0 gives 1.
-        encoder: From inputs to codes.
-        decoder: From codes to inputs.
+        budget: The largest number of steps, >= 0; 0 gives a score of 1.
+        encoder: A function from inputs to codes.
+        decoder: A function from codes to inputs.
         sparse: The share of the coordinates that move in a step, in (0, 1].
         bounds: The data's range.
 
@@ -174,12 +174,12 @@ def foundation_model_robustness(
         The score in [0, 1], with SA, PA and the number of rows left out.
 
     Raises:
-        ValueError: as :func:`oracle_constrained_attack`, and where no row is right by oracle and model both, as there
-            is nothing to keep.
-        TypeError: as :func:`oracle_constrained_attack`.
+        ValueError: as in :func:`oracle_constrained_attack`, and where no row is right by both oracle and model, as then
+            there is no accuracy to keep.
+        TypeError: as in :func:`oracle_constrained_attack`.
 
-    Use it to compare models' robustness where no ball says what may change. An oracle that a model was trained to agree
-    with flatters it.
+    Use it to compare models' robustness where no ball describes what may change. An oracle that a model was trained to
+    agree with flatters that model.
 
     Papers: zhang2024fmr
 
@@ -192,7 +192,7 @@ def foundation_model_robustness(
     with resting(model), torch.no_grad():
         before, after = (((model(rows).argmax(dim=1) == target) & agreed) for rows in (x, found.x))
     if not bool(before.any()):
-        raise ValueError("target must be what oracle and model both answer on one row at least, it is on none")
+        raise ValueError("target must be what oracle and model both answer on at least one row, it is on none")
     standard, perturbed = (float(right.sum() / agreed.sum()) for right in (before, after))
     share = int(after.sum()) / int(before.sum())
     return FoundationModelRobustness(share, standard, perturbed, int((~agreed).sum()))
@@ -210,7 +210,7 @@ def _attacked(
     sparse: float,
     bounds: Bounds | None,
 ) -> tuple[OracleAttack, Tensor]:
-    """What was found, and which rows the oracle gets right as they are."""
+    """The attack's result, and which original rows the oracle gets right."""
     check_floating("x", x)
     check_positive("step", step)
     check_int("budget", budget, low=0)
@@ -249,7 +249,7 @@ def _attacked(
 def _functions(
     oracle: Oracle | Sequence[Oracle], encoder: object, decoder: object, bounds: Bounds | None
 ) -> list[Oracle]:
-    """The oracles, where all that must be functions are."""
+    """The oracles as a list, or an error where one of the arguments is no function."""
     if callable(oracle):
         oracle = [oracle]
     check_sequence("oracle", oracle)
@@ -277,7 +277,7 @@ def _codes(encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _inputs(decoder: Callable[[Tensor], Tensor] | None, z: Tensor, x: Tensor) -> Tensor:
-    """What the codes stand for, in x's rows' shape."""
+    """The inputs that the codes stand for, each in the shape of a row of x."""
     if decoder is None:
         return z
     changed = _asked("decoder", decoder, z)
@@ -289,13 +289,13 @@ def _inputs(decoder: Callable[[Tensor], Tensor] | None, z: Tensor, x: Tensor) ->
 
 
 def _asked(name: str, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """The function's answer; what it cannot take is said in one line that names it."""
+    """The function's answer, or an error of one line that names the function if it cannot take the rows."""
     with taken(f"{name} must take rows of shape {tuple(rows.shape[1:])}"):
         return function(rows)
 
 
 def _moved(logits: Callable[[Tensor], Tensor], z: Tensor, target: Tensor, step: float, sparse: float) -> Tensor:
-    """A step along the sign of the slope, of its largest entries alone where ``sparse`` is below 1."""
+    """One step along the sign of the gradient; only its largest entries where ``sparse`` is below 1."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(cross_entropy(logits(leaf), target, reduction="sum"), leaf)
@@ -308,13 +308,13 @@ def _moved(logits: Callable[[Tensor], Tensor], z: Tensor, target: Tensor, step: 
 
 
 def _margin(logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """By how much the target's logit is above the largest other."""
+    """By how much the target's logit is above the largest other logit."""
     own = torch.arange(logits.shape[1], device=logits.device) == target[:, None]
     return logits.gather(1, target[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).amax(dim=1)
 
 
 def _agrees(oracles: Sequence[Oracle], x: Tensor, target: Tensor) -> Tensor:
-    """Whether more than half of them answer the target."""
+    """Whether more than half of the oracles answer the target, for each row."""
     votes = torch.zeros_like(target)
     with torch.no_grad():
         for oracle in oracles:

@@ -1,4 +1,4 @@
-"""How steep the loss is around the weights that training found."""
+"""How sharp the loss is around the weights that training found."""
 
 import torch
 from jaxtyping import Float
@@ -23,29 +23,30 @@ def sam_sharpness(
     *,
     loss: Loss | None = None,
 ) -> Float[Tensor, ""]:
-    r"""By how much the loss grows one step up its gradient: what sharpness-aware minimisation lowers.
+    r"""SAM sharpness: by how much the loss grows after one step of length rho up its gradient.
 
     .. math::
         L\Big(\theta + \rho\, \frac{\nabla L(\theta)}{\|\nabla L(\theta)\|_2}\Big) - L(\theta), \qquad
         L(\theta) = \tfrac1n \sum_i \ell(f_\theta(x_i), y_i)
 
-    with the gradient in all weights that learn. At small radii it goes to :math:`\rho \|\nabla L\|`, also where a
-    minimum isn't reached yet, and it can be below 0 where the step goes beyond a top. Rescaling layers changes it, so
-    compare models of one architecture, trained on the same rows.
+    with the gradient in all trainable weights; it is what sharpness-aware minimisation lowers. For small radii it
+    approaches :math:`\rho \|\nabla L\|`, also where no minimum is reached yet. It can be below 0 where the step passes
+    a maximum. Rescaling layers changes it, so compare models of the same architecture, trained on the same rows.
 
     Args:
-        model: From x to what ``loss`` takes. It is in evaluation mode meanwhile; its weights come back bit for bit.
-        x: The rows, usually those of the training; all at once, as the gradient is theirs together.
-        target: Their targets, see the loss.
+        model: A module from x to what ``loss`` takes. It runs in evaluation mode; its weights are restored bit for bit.
+        x: The rows, usually the training rows; all at once, as they share one gradient.
+        target: The rows' targets, as the loss takes them.
         rho: The step's length, in the units of the weights, >= 0.
-        loss: What is measured, cross-entropy by default; one that neither draws nor remembers.
+        loss: The loss that is measured, cross-entropy by default; it must neither draw random numbers nor have a
+            memory.
 
     Returns:
-        ``()``, without a gradient; 0 where there is none to follow.
+        The sharpness ``()``, without a gradient; 0 where the gradient is zero.
 
     Raises:
-        ValueError: ``rho < 0``, shapes that don't match, a model without weights that learn.
-        TypeError: something that is no module, a loss that draws or remembers.
+        ValueError: ``rho < 0``, shapes that don't match, a model without trainable weights.
+        TypeError: something that is no module, a loss that draws random numbers or has a memory.
 
     Papers: foret2021sam, du2022saf
 
