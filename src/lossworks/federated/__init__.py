@@ -1,4 +1,4 @@
-"""Objectives whose rows stay with their clients."""
+"""Federated learning: objectives and aggregation rules for rows that stay with their clients."""
 
 from lossworks.federated.decomposition import LossDecomposition, federated_loss_decomposition
 from lossworks.federated.participation import ParticipationWeights, fedau_aggregate

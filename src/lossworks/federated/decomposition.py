@@ -1,4 +1,4 @@
-"""Where the loss of a federated model comes from."""
+"""Decomposition of a federated model's loss into its sources."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,13 +14,13 @@ __all__ = ["LossDecomposition", "federated_loss_decomposition"]
 
 
 class LossDecomposition(NamedTuple):
-    """The terms, in the loss's units; ``local + shift + aggregation`` is ``total``.
+    """The terms of the loss, in the loss's units; ``local + shift + aggregation`` is ``total``.
 
     Args:
-        local: What the clients' own models lose on their own rows.
-        shift: What they lose more on all clients' rows.
-        aggregation: What the server's model loses more than they do on all rows; below 0 where averaging helps.
-        total: What the server's model loses on all clients' rows.
+        local: The loss of the clients' own models on their own rows.
+        shift: How much higher the loss of the clients' models is on all clients' rows.
+        aggregation: How much higher the server's model's loss is than theirs on all rows; below 0 if averaging helps.
+        total: The loss of the server's model on all clients' rows.
     """
 
     local: float
@@ -39,7 +39,7 @@ def federated_loss_decomposition(
     *,
     weights: str | Tensor = "uniform",
 ) -> LossDecomposition:
-    r"""Split the global loss into what is left to learn, what the clients' data differ in, and what averaging costs.
+    r"""Split a federated model's loss into what is left to learn, the shift between clients, and averaging's cost.
 
     .. math::
         F(\bar\theta) = \underbrace{\textstyle\sum_c p_c F_c(\theta_c)}_{local}
@@ -47,14 +47,14 @@ def federated_loss_decomposition(
         + \underbrace{F(\bar\theta) - \textstyle\sum_c p_c F(\theta_c)}_{aggregation},
         \qquad F = \sum_c p_c F_c
 
-    The models are asked in evaluation mode and left as they are.
+    The models are evaluated in evaluation mode and left unchanged.
 
     Args:
-        model: The server's, :math:`\bar\theta`.
-        local_models: Each client's, :math:`\theta_c`, after its local steps.
-        clients: Each one's ``(x, y)``, not empty.
-        loss: Gives :math:`F_c`.
-        weights: :math:`p`, as in :func:`federated_round`, here divided by their sum.
+        model: The server's model, :math:`\bar\theta`.
+        local_models: Each client's model, :math:`\theta_c`, after its local steps.
+        clients: Each client's rows ``(x, y)``, not empty.
+        loss: The loss that gives :math:`F_c`.
+        weights: :math:`p`, as in :func:`federated_round`, but divided by their sum.
 
     Shape:
         - N models and N clients; returns a :class:`LossDecomposition` of floats.
@@ -63,8 +63,8 @@ def federated_loss_decomposition(
         ValueError: no clients, a client without rows, another number of models than of clients.
         TypeError: something that is no model, no part, or no pair of tensors.
 
-    Use it to learn whether more local steps, other clients or another aggregation is what a federated training needs.
-    It costs N² + N evaluations of a client's rows.
+    Use it to learn whether a federated training needs more local steps, other clients or another aggregation. With N
+    clients it evaluates a client's rows N² + N times.
 
     Papers: zeng2024fedld
 
@@ -89,7 +89,7 @@ def federated_loss_decomposition(
             raise ValueError(f"clients must have rows, client {c} has none")
 
     def losses(asked: nn.Module) -> Tensor:
-        """What the model loses on each client's rows."""
+        """The model's loss on each client's rows."""
         modes = [(module, module.training) for module in asked.modules()]
         asked.eval()
         try:

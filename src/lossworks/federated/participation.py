@@ -1,4 +1,4 @@
-"""Weights for clients that take part now and then, learned from when they did."""
+"""Weights for clients that take part only now and then, learned from when they did."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,30 +11,30 @@ __all__ = ["ParticipationWeights", "fedau_aggregate"]
 
 
 class ParticipationWeights(nn.Module):
-    r"""FedAU: a client's weight is the mean length of the intervals between the rounds that it took part in.
+    r"""FedAU: weights each client by the mean interval between the rounds that it took part in.
 
     .. math::
         \omega_c = \frac1{M_c} \sum_{m=1}^{M_c} S_{c,m}, \qquad
         \theta \leftarrow \theta + \frac{\eta}{N} \sum_{c \text{ present}} \omega_c \Delta_c
 
     An interval ends when the client takes part, or when it is ``cutoff`` rounds long. The mean estimates one over the
-    probability that the client takes part, which nobody needs to know, so that over the rounds all clients count alike.
-    A round's weights are those of the intervals before it; a client without one has weight 1.
+    client's probability to take part, so that over many rounds all clients count alike although nobody knows these
+    probabilities. A round's weights use only the intervals that ended before it; a client without one has weight 1.
 
     Args:
-        num_clients: N, >= 1.
-        cutoff: K, where an interval ends in any case, in rounds, >= 1; 1 makes all weights 1. What a large one saves
-            in bias it costs in variance.
+        num_clients: The number of clients N, >= 1.
+        cutoff: The longest interval K, in rounds, >= 1; 1 makes all weights 1. A large cutoff lowers the bias and
+            raises the variance.
 
     Shape:
-        - present: which clients take part, ``(N,)``, bool. Returns ``(N,)`` float64: in [1, K] where present, else 0.
+        - present: which clients take part, ``(N,)``, bool. Returns ``(N,)`` float64: in [1, K] if present, else 0.
 
     Raises:
         ValueError: ``num_clients < 1``, ``cutoff < 1``, ``present`` of another shape.
         TypeError: ``present`` is not bool.
 
-    Use it where who takes part has to do with what a client's rows are, as phones that are charged at night; where all
-    are drawn alike it is plain averaging with noise. Each call is one round and counts it.
+    Use it where a client's presence is related to its rows, as with phones that are charged at night. Where all clients
+    are drawn alike, it is plain averaging with noise. Each call counts as one round.
 
     Papers: wang2024fedau
 
@@ -81,14 +81,14 @@ class ParticipationWeights(nn.Module):
 def fedau_aggregate(
     updates: Float[Tensor, "clients size"], weights: Float[Tensor, " clients"]
 ) -> Float[Tensor, " size"]:
-    r"""The change of the server's model: the weighted updates' sum over the number of all clients.
+    r"""FedAU aggregation: the weighted sum of the clients' updates, divided by the number of all clients.
 
     .. math::
         \frac1N \sum_c \omega_c \Delta_c
 
     Args:
-        updates: Each client's change of the model; the row of one that is absent is not read.
-        weights: :math:`\omega`, >= 0, 0 where a client is absent, of :class:`ParticipationWeights`.
+        updates: Each client's change of the model; the row of an absent client is not read.
+        weights: :math:`\omega` from :class:`ParticipationWeights`, >= 0, 0 where a client is absent.
 
     Shape:
         - updates ``(N, size)``, weights ``(N,)``; returns ``(size,)`` in the updates' dtype.
@@ -97,8 +97,8 @@ def fedau_aggregate(
         ValueError: shapes that don't match, no clients, a weight below 0 or not finite.
         TypeError: not floating-point.
 
-    Use it with :class:`ParticipationWeights` where the updates are at hand as one matrix; dividing by those present
-    instead would undo the weights.
+    Use it with :class:`ParticipationWeights` where the updates are at hand as one matrix. Dividing by the number of
+    present clients instead would undo the weights.
 
     Papers: wang2024fedau
 

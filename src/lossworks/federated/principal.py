@@ -1,4 +1,4 @@
-"""One update of many clients' by the directions that they share."""
+"""Aggregation of many clients' updates by the directions that they share."""
 
 import torch
 from jaxtyping import Float
@@ -14,22 +14,22 @@ __all__ = ["principal_gradient_aggregate"]
 def principal_gradient_aggregate(
     updates: Float[Tensor, "clients size"], k_proportion: float = 0.8
 ) -> Float[Tensor, " size"]:
-    r"""The mean of the clients' updates, each first turned into the leading directions of all of them.
+    r"""Principal gradient aggregation (FedLD): the mean of client updates, each mapped onto their shared directions.
 
     .. math::
         \tfrac1m G G^\top = U \Sigma U^\top, \quad w_j = \frac{G^\top u_j}{\|G^\top u_j\|}, \qquad
         g_i' = \|g_i\| \sum_{j \le k} \frac{\sigma_j}{\sum_l \sigma_l}\, \mathrm{sign}\langle g_i, w_j\rangle\, w_j,
         \qquad \bar g = \tfrac1m \sum_i g_i'
 
-    A client's component along a direction counts by its sign and the direction's share alone, whatever its size: one
-    that all share stays, and one of a few clients is brought to the length of the update. Where all updates agree the
-    answer is theirs. The published code turns each direction towards the majority of clients first; a projection does
-    not depend on that, and it is left out here. Where two shares are equal their directions are not unique, and the
-    answer is one of several.
+    A client's component along a direction counts only by its sign and the direction's share, not by its size, so a
+    direction that all clients share is kept, and one of a few clients is scaled to the length of the update. Where all
+    updates agree, the result is that update. The published code first turns each direction towards the majority of
+    clients; this does not change the projection and is left out here. Where two shares are equal, their directions are
+    not unique, and the result is one of several.
 
     Args:
-        updates: Each client's change of one parameter tensor.
-        k_proportion: The share of the m directions that are kept, in (0, 1]: ``int(m * k_proportion)``, at least 1.
+        updates: Each client's change of one parameter tensor, flattened.
+        k_proportion: The share of the m directions to keep, in (0, 1]: ``int(m * k_proportion)``, at least 1.
 
     Shape:
         - updates ``(m, size)``; returns ``(size,)`` in their dtype.
@@ -38,8 +38,8 @@ def principal_gradient_aggregate(
         ValueError: updates without clients, of another shape or not finite, ``k_proportion`` outside (0, 1].
         TypeError: updates that are not floating-point.
 
-    Use it in :func:`federated_round` as ``aggregate=``, for clients that are alike but noisy. Where their classes
-    differ much it has hurt in what we measured.
+    Use it in :func:`federated_round` as ``aggregate=``, for clients that are alike but noisy. In our measurements it
+    did harm where the clients' classes differ much.
 
     Papers: zeng2024fedld
 
@@ -54,7 +54,7 @@ def principal_gradient_aggregate(
     if not bool(wide.isfinite().all()):
         rows = (~wide.isfinite()).any(dim=1).nonzero().flatten()
         raise ValueError(f"updates must be finite, client {int(rows[0])}'s is not")
-    # Scaled, so that no square leaves the numbers' range; the directions and their shares stay.
+    # Scaled, so that no square overflows or underflows; the directions and their shares do not change.
     largest = wide.abs().amax() if wide.numel() else wide.new_zeros(())
     if not bool(largest > 0):
         return updates.new_zeros(updates.shape[1])

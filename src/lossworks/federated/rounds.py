@@ -1,4 +1,4 @@
-"""Adversarial training over clients that keep their rows."""
+"""Federated adversarial training, over clients that keep their rows."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -27,17 +27,17 @@ from lossworks.roles import BatchLoss, Loss, Perturbation, cite
 __all__ = ["Client", "FederatedAdversarialTrainer", "RoundInfo", "check_clients", "check_parts", "federated_round"]
 
 Client = tuple[Tensor, Tensor]
-"""What a client holds: its inputs ``(n, ...)`` and their targets ``(n, ...)``."""
+"""A client's rows: its inputs ``(n, ...)`` and their targets ``(n, ...)``."""
 Aggregate = Callable[[Float[Tensor, "clients size"]], Float[Tensor, " size"]]
 
 
 @dataclass(frozen=True)
 class RoundInfo:
-    """What a round's clients met.
+    """The losses and drift of a round's clients.
 
     Args:
-        losses: Each client's loss at each of its steps, before the step, ``(N, K)``; NaN where it took no part.
-        drift: How far each client's parameters went from the server's, Euclidean, ``(N,)``; 0 where it took no part.
+        losses: Each client's loss before each of its steps, ``(N, K)``; NaN where it took no part.
+        drift: The Euclidean distance of each client's parameters from the server's, ``(N,)``; 0 where it took no part.
     """
 
     losses: Float[Tensor, "clients steps"]
@@ -59,33 +59,33 @@ def federated_round(
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[dict[str, Tensor], RoundInfo]:
-    r"""One round: each client trains a copy of the model on inputs attacked where it is, the server adds the changes.
+    r"""One round of federated (adversarial) training: clients train copies of the model, the server adds the changes.
 
     .. math::
         \theta_{c,k+1} = \theta_{c,k} - \eta_{local} \nabla_\theta \tfrac1n \sum_j \ell\big(f_\theta(\tilde x_j),
         y_j\big)\Big|_{\theta_{c,k}}, \qquad
         \theta \leftarrow \theta + \eta_{global} \sum_c p_c\, (\theta_{c,K} - \theta)
 
-    The attack follows the client's own model at each step. Without one it is federated averaging. The model that was
-    given stays as it is.
+    At each step the attack acts on the client's own model. Without an attack this is federated averaging. The given
+    model is not changed.
 
-    A client's floating-point buffers (batch statistics) are averaged by its share of the weights, and of whole-number
-    buffers the largest is taken; :math:`\eta_{global}` does not touch them.
+    Floating-point buffers (batch statistics) are averaged over the clients by their share of the weights; of integer
+    buffers the largest is taken. :math:`\eta_{global}` does not affect buffers.
 
     Args:
-        model: :math:`f_\theta`, the server's.
-        clients: Each one's ``(x, y)``; a client with weight 0 takes no part and may be empty.
-        loss: :math:`\ell`, the same for all; what it remembers does not outlast the round.
-        attack: What changes a client's inputs; none by default.
-        local_steps: K, plain gradient steps of each client, >= 1.
+        model: :math:`f_\theta`, the server's model.
+        clients: Each client's rows ``(x, y)``; a client with weight 0 takes no part and may be empty.
+        loss: :math:`\ell`, the same for all clients; a memory of the loss lasts only for the round.
+        attack: The perturbation of a client's inputs; none by default.
+        local_steps: K, the number of plain gradient steps of each client, >= 1.
         lr_local: :math:`\eta_{local}`, > 0.
         lr_global: :math:`\eta_{global}`, >= 0.
-        weights: :math:`p`: ``"uniform"`` is 1/N each, ``"size"`` the share of the rows, or one number >= 0 a client,
-            taken as it is (see :class:`ParticipationWeights`).
-        aggregate: What makes one change of each parameter from the clients' changes ``(m, size)`` in place of the
-            weighted sum, as :func:`principal_gradient_aggregate` does; the weights then say who takes part.
-        batch_size: Rows that a client draws for a step; all of its rows by default.
-        generator: Where those rows are drawn from; torch's own generator by default.
+        weights: :math:`p`: ``"uniform"`` is 1/N each, ``"size"`` is each client's share of the rows, and a tensor gives
+            one number >= 0 per client, used as it is (see :class:`ParticipationWeights`).
+        aggregate: A function from the clients' changes ``(m, size)`` of one parameter to one change, which replaces the
+            weighted sum, as :func:`principal_gradient_aggregate` does; the weights then only say who takes part.
+        batch_size: The number of rows that a client draws for a step; all of its rows by default.
+        generator: Where these rows are drawn from; torch's own generator by default.
 
     Shape:
         - x: ``(n, ...)``, y: what ``loss`` takes. Returns the new ``state_dict`` and a :class:`RoundInfo`.
@@ -95,8 +95,8 @@ def federated_round(
             an update that isn't finite.
         TypeError: clients that aren't pairs of tensors, a part in the wrong role.
 
-    Use it to simulate clients on one machine, or as the arithmetic of a server that calls the clients itself. Many
-    local steps on rows of few classes drift apart: keep ``local_steps`` small there.
+    Use it to simulate clients on one machine, or as the arithmetic of a server that calls its clients itself. With many
+    local steps on rows of few classes the clients drift apart, so keep ``local_steps`` small there.
 
     Papers: li2022federated
 
@@ -123,7 +123,7 @@ def federated_round(
         if len(clients[c][0]) == 0:
             raise ValueError(f"clients must have rows where they take part, client {c} has none")
 
-    # Tied weights stand under each of their names.
+    # Tied weights are listed under each of their names.
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     losses = torch.full((len(clients), local_steps), torch.nan)
@@ -151,7 +151,7 @@ def federated_round(
 
 
 def check_parts(loss: Loss | BatchLoss, attack: Perturbation | None = None) -> None:
-    """Raise unless the two are parts in their roles."""
+    """Raise unless loss and attack are parts in their roles."""
     if not isinstance(loss, (Loss, BatchLoss)):
         raise TypeError(f"loss must be a lossworks loss part, got {type(loss).__name__}")
     if attack is not None and not isinstance(attack, Perturbation):
@@ -196,7 +196,7 @@ def _train(
     batch_size: int | None,
     generator: torch.Generator | None,
 ) -> Float[Tensor, " steps"]:
-    """Train in place; the loss before each step."""
+    """Train the model in place; return the loss before each step."""
     descent = torch.optim.SGD(model.parameters(), lr=lr)
     index = torch.arange(len(x), device=x.device)
     losses = []
@@ -229,11 +229,11 @@ def _buffer(values: Shaped[Tensor, "m *size"], shares: Float[Tensor, " m"]) -> T
 
 
 _USUAL: dict[str, Any] = federated_round.__kwdefaults__ or {}
-"""The options of a round and what they are by default."""
+"""The options of a round and their defaults."""
 
 
 class FederatedAdversarialTrainer:
-    r"""A model and its rounds: :func:`federated_round` after :func:`federated_round`, with what they remember.
+    r"""Federated adversarial training: a server's model and its rounds (:func:`federated_round`), with saved state.
 
     .. math::
         \min_\theta \frac1N \sum_c \frac1{n_c} \sum_j \max_{\|\delta_{cj}\| \le \varepsilon}
@@ -242,10 +242,10 @@ class FederatedAdversarialTrainer:
     Args:
         model: The server's model, trained in place.
         loss: :math:`\ell`.
-        attack: What looks for :math:`\delta`; none is federated averaging.
-        participation: Weights for clients that are not always there, by what was seen of them; without it the clients
-            of a round weigh by ``options``.
-        options: What :func:`federated_round` takes besides.
+        attack: The perturbation that looks for :math:`\delta`; without one it is federated averaging.
+        participation: Weights for clients that are not always present, from the rounds in which they were seen; without
+            it the clients of a round are weighted by the option ``weights``.
+        options: Further keyword arguments of :func:`federated_round`.
 
     Shape:
         - :meth:`round` takes the clients' ``(x, y)`` and returns a :class:`RoundInfo`.
@@ -253,9 +253,9 @@ class FederatedAdversarialTrainer:
     Raises:
         TypeError: a part in the wrong role, an option that :func:`federated_round` does not take.
 
-    Use it where a run of rounds is stopped and resumed: ``state_dict`` holds the model, the round's number, what
-    ``participation`` counted and the state of ``generator``; drawn starts of an attack go by the attack's own
-    generator, which its owner keeps.
+    Use it where a run of rounds is stopped and resumed. ``state_dict`` holds the model, the round's number, the counts
+    of ``participation`` and the state of ``generator``. If the attack draws its starting points from a generator of its
+    own, the caller must save that generator.
 
     Papers: li2022federated
 
@@ -293,7 +293,7 @@ class FederatedAdversarialTrainer:
         self.participation, self.options, self.rounds = participation, options, 0
 
     def round(self, clients: Sequence[Client], present: Iterable[bool] | Tensor | None = None) -> RoundInfo:
-        """One round; ``present`` says which clients take part, ``(N,)``, all by default."""
+        """Run one round; ``present`` says which clients take part, ``(N,)``, all by default."""
         options = dict(self.options)
         taking_part = torch.ones(len(clients), dtype=torch.bool) if present is None else torch.as_tensor(present)
         if taking_part.dtype != torch.bool or taking_part.shape != (len(clients),):
@@ -314,13 +314,13 @@ class FederatedAdversarialTrainer:
         return info
 
     def _of_those(self, clients: Sequence[Client], present: Tensor) -> Tensor:
-        """The weights of those who take part, with the sum that all have."""
+        """The weights of the present clients, scaled to the sum of all clients' weights."""
         shares = check_clients(clients, self.options.get("weights", "uniform"))
         kept = shares * present
         return kept * (shares.sum() / kept.sum()) if bool(kept.sum() > 0) else kept
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rounds to come depend on."""
+        """Everything on which the coming rounds depend."""
         generator = self.options.get("generator")
         return {
             "model": self.model.state_dict(),
@@ -330,7 +330,7 @@ class FederatedAdversarialTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Resume from what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
         if self.participation is not None:
             self.participation.load_state_dict(state["participation"])
