@@ -277,7 +277,7 @@ def test_a_second_value_of_a_batch_is_refused(tmp_path):
         def training_step(self, batch, batch_index):
             return super().training_step(batch, batch_index) + super().training_step(batch, batch_index)
 
-    with pytest.raises(ValueError, match="step_loss must be called once a batch"):
+    with pytest.raises(ValueError, match="step_loss must be called once per batch"):
         fit(Twice(OBJECTIVES["plain"]()), tmp_path)
 
 

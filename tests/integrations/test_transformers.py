@@ -335,7 +335,7 @@ def test_the_shift_must_be_said_and_be_so():
     from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, TokenClassifierOutput
 
     logits, labels = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
-    with pytest.raises(ValueError, match="say loss_for_trainer"):
+    with pytest.raises(ValueError, match="give loss_for_trainer"):
         loss_for_trainer(CrossEntropyLoss())(CausalLMOutputWithPast(logits=logits), labels, 2)
     with pytest.raises(ValueError, match="shift=False, but the model gives CausalLM"):
         loss_for_trainer(CrossEntropyLoss(), shift=False)(CausalLMOutputWithPast(logits=logits), labels, 2)
@@ -345,7 +345,7 @@ def test_the_shift_must_be_said_and_be_so():
         assert_close(
             loss_for_trainer(CrossEntropyLoss(), shift=False)(output(logits=logits), labels, 3), torch.tensor(4.0).log()
         )
-    with pytest.raises(ValueError, match="one row a token"):
+    with pytest.raises(ValueError, match="one row per token"):
         loss_for_trainer(CrossEntropyLoss(), shift=True)(logits[0], labels[0], 3)
 
 

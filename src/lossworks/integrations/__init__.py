@@ -1,1 +1,1 @@
-"""Objectives inside other libraries' trainers: one module a library, imported only when it is asked for."""
+"""Objectives inside other libraries' trainers: one module per library, imported only when it is used."""

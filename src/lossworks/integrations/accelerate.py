@@ -26,25 +26,25 @@ def backward(
     model: nn.Module,
     parts: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
 ) -> Tensor:
-    """Send the objective of one optimizer step backward, its batch given in parts; exact whatever their sizes.
+    """Call backward on the objective of one optimizer step, with its batch given in parts of any sizes; it is exact.
 
     The gradients are those of one process with the whole batch, for every objective: a weighting or a loss that couples
-    its rows is asked about all parts of all processes together, in a first pass without gradients. Processes exchange
-    gradients once, with the last part.
+    its rows sees all parts of all processes together, in a first pass without gradients. Processes exchange gradients
+    once, with the last part.
 
     Args:
-        accelerator: The ``Accelerator`` that prepared ``model``. What it divides by for
-            ``gradient_accumulation_steps`` is made up for, as the parts add up already.
+        accelerator: The ``Accelerator`` that prepared ``model``. It divides losses by ``gradient_accumulation_steps``;
+            this is undone here, as the parts already add up to the whole.
         objective: The :class:`~lossworks.Objective`.
         model: The prepared model, called on each part's ``x``.
         parts: As for :meth:`lossworks.Objective.micro_batches`: ``(x, target)``, or mappings with ``index``,
-            ``group`` and ``sample_weight`` as well. At least one; under DDP and FSDP as many on each process.
+            ``group`` and ``sample_weight`` as well. At least one; under DDP and FSDP the same number on each process.
 
     Returns:
-        The objective on the whole batch, detached, the same on each process.
+        The objective on the whole batch, detached and the same on each process.
 
     Raises:
-        TypeError: not an objective.
+        TypeError: ``objective`` is no :class:`~lossworks.Objective`.
         ValueError: no parts, an argument in them that isn't known, or ``reduction="none"``.
 
     A step of a loop is then::
@@ -57,12 +57,12 @@ def backward(
     check_objective(objective)
     parts = list(parts)
     if not parts:
-        raise ValueError("parts must hold at least one micro-batch, of no rows if need be, got none")
+        raise ValueError("parts must hold at least one micro-batch, which may have no rows, got none")
     world = dist.group.WORLD if accelerator.num_processes > 1 else None
     values = objective.micro_batches(model, parts, process_group=world)
     detached = []
     for number in range(1, len(parts) + 1):
-        # The forward pass, which `values` runs when it is asked, decides with the backward pass whether DDP syncs.
+        # `values` runs the forward pass when asked; forward and backward pass together decide whether DDP syncs.
         with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(model):
             value = next(values)
             accelerator.backward(value * accelerator.gradient_accumulation_steps)
@@ -71,7 +71,7 @@ def backward(
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of ``size`` batches in a row; the last may be shorter.
+    """Group batches into lists of ``size`` successive batches; the last list may be shorter.
 
     >>> list(windows("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]

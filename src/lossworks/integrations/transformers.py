@@ -15,50 +15,54 @@ from lossworks.roles import BatchLoss, Loss
 
 __all__ = ["loss_for_trainer"]
 
-IGNORED = -100  # the label that the Trainer leaves out when it counts
-RUNS_THE_MODEL = ("forward", "_perturbed", "_outputs")  # what of an Objective does
+IGNORED = -100  # the label that the Trainer leaves out of its count
+RUNS_THE_MODEL = ("forward", "_perturbed", "_outputs")  # the methods of an Objective that run the model
 
 
 def loss_for_trainer(
     objective: Objective | Loss, *, shift: bool | None = None, model: nn.Module | None = None
 ) -> "TrainerLoss":
-    r"""An objective for ``Trainer(compute_loss_func=...)``, exact over gradient accumulation and over processes.
+    r"""Make an objective a ``Trainer(compute_loss_func=...)`` that is exact over gradient accumulation and processes.
 
     .. math::
         \frac{\sum_{i} w_i\, \ell(f_\theta(x_i), y_i)}{N}, \qquad N = \text{the labels, not } -100,
         \text{ of all micro-batches of all processes of one step}
 
-    so each token counts the same however many others stand in its micro-batch. It holds with
-    ``average_tokens_across_devices`` on or off: processes agree on :math:`N` with one all-reduce a step.
+    so each token counts the same, however many others are in its micro-batch. This holds with
+    ``average_tokens_across_devices`` on or off: the processes agree on :math:`N` with one all-reduce per step.
 
     A loss that couples its batch (``couples_batch``, a ``BatchLoss``), or a weighting that does (any without
-    ``over_data_set``) or has a memory, sees a step's rows together only if they come in one micro-batch: it is exact
-    with ``gradient_accumulation_steps=1``, over the processes too, and refuses any other. With accumulation, use
-    :mod:`lossworks.integrations.accelerate`, which weighs in a first pass.
+    ``over_data_set``) or has a memory, sees a step's rows together only if they come in one micro-batch. Such an
+    objective is exact with ``gradient_accumulation_steps=1``, also over processes, and refuses any other number. With
+    accumulation, use :mod:`lossworks.integrations.accelerate`, which computes the weights in a first pass.
 
-    Penalties count by each micro-batch's share of :math:`N`, and in a step without any label with its first. Over
-    processes such a step needs ``average_tokens_across_devices`` (the default): off, they are divided by the number of
-    processes in it, as nothing tells the function that the Trainer will not multiply.
+    Penalties count by each micro-batch's share of :math:`N`; in a step without any label they count with its first
+    micro-batch. With several processes such a step needs ``average_tokens_across_devices`` (the default). With it off,
+    the penalties of such a step are divided by the number of processes, as the function cannot know that the Trainer
+    will not multiply.
 
     Args:
-        objective: An :class:`~lossworks.Objective`, or a loss alone. Its loss has ``reduction="mean"``.
-        shift: For outputs with one row a token, which must be said: True for causal language models (position t is
-            scored against label t + 1), False where label t belongs to position t (token classification, masked or
-            sequence-to-sequence models).
-        model: The model that the objective's penalties are a price on; needed if it has any.
+        objective: An :class:`~lossworks.Objective`, or a loss alone. The loss must have ``reduction="mean"``.
+        shift: How labels are aligned, needed for outputs with one row per token: True for causal language models
+            (position t is scored against label t + 1), False where label t belongs to position t (token classification,
+            masked or sequence-to-sequence models).
+        model: The model that the objective's penalties act on; needed if it has any.
 
     Shape:
-        - outputs: with ``logits`` ``(n, C)`` or ``(n, T, C)``, or the logits themselves; labels: ``(n,)`` or
-          ``(n, T)``, for real and binary targets the logits' shape. Returns ``()``.
+        - outputs: an object with ``logits`` ``(n, C)`` or ``(n, T, C)``, or the logits themselves; labels: ``(n,)`` or
+          ``(n, T)``; for real and binary targets they have the logits' shape. The function returns ``()``.
+
+    Returns:
+        A function of outputs, labels and the Trainer's count of labels, for ``compute_loss_func``.
 
     Raises:
-        TypeError: not an objective; outputs without logits; labels or a count of another type.
-        ValueError: the objective needs what the Trainer does not hand over (``index``, ``group``, the input, a run of
-            the model, as those of ``lossworks.objectives`` do); the loss has another ``reduction`` or ``ignore_index``;
-            ``shift`` is missing, or against what the outputs are; a step's rows are split under a part that couples
-            them; the Trainer counted other labels than the loss has rows, or no number >= 0.
+        TypeError: no objective or loss; outputs without logits; labels or a count of another type.
+        ValueError: the objective needs what the Trainer does not pass on (``index``, ``group``, the input, or a run of
+            the model, as the objectives in ``lossworks.objectives`` do); the loss has another ``reduction`` or
+            ``ignore_index``; ``shift`` is missing or contradicts the outputs; a step's rows are split under a part that
+            couples them; the Trainer counted other labels than the loss has rows; or its count is no number >= 0.
 
-    Use it with any model of the library whose labels stand under ``"labels"``.
+    Use it with any model of the library whose labels are under ``"labels"`` in the batch.
 
     >>> from lossworks.losses import CrossEntropyLoss
     >>> loss = loss_for_trainer(CrossEntropyLoss(), shift=True)
@@ -70,21 +74,21 @@ def loss_for_trainer(
 
 
 class TrainerLoss:
-    """What :func:`loss_for_trainer` gives: a function of outputs, labels and the step's number of labels."""
+    """The function that :func:`loss_for_trainer` returns, of outputs, labels and the step's number of labels."""
 
     def __init__(self, objective: Objective | Loss, shift: bool | None, model: nn.Module | None) -> None:
         self.objective = Objective(objective) if isinstance(objective, Loss | BatchLoss) else objective
         _check(self.objective, shift, model)
         self.shift = shift
         self.model = model
-        self._given: Tensor | None = None  # the Trainer's count, one and the same object for a step's micro-batches
+        self._given: Tensor | None = None  # the Trainer's count, the same object for all micro-batches of a step
         self._labels = torch.zeros((), dtype=torch.int64)  # that count, summed over the processes
-        self._seen = torch.zeros(2, dtype=torch.int64)  # the step's rows so far: the loss's own, and counted otherwise
+        self._seen = torch.zeros(2, dtype=torch.int64)  # the step's rows so far, by the loss's and by the other count
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of one micro-batch, as the Trainer asks for it."""
+        """The loss of one micro-batch, as the Trainer calls it."""
         if labels is None:
-            raise ValueError('the Trainer gave no labels: they must stand under "labels" in each batch')
+            raise ValueError('the Trainer gave no labels: they must be under "labels" in each batch')
         check_tensor("labels", labels)
         logits = _logits(outputs)
         output, target = self._rows(type(outputs).__name__, logits, labels)
@@ -110,7 +114,7 @@ class TrainerLoss:
         return self.objective.loss.kind.has_classes
 
     def _rows(self, name: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat rows of logits, and their targets."""
+        """The logits as flat rows, and their targets."""
         if not self._classes():
             if logits.ndim == labels.ndim + 1 and logits.shape[-1] == 1:
                 logits = logits.squeeze(-1)
@@ -120,16 +124,16 @@ class TrainerLoss:
         if logits.ndim > 2:
             _check_shift(self.shift, name)
         elif self.shift:
-            raise ValueError(f"shift=True needs logits (n, T, C), one row a token, got {tuple(logits.shape)}")
+            raise ValueError(f"shift=True needs logits (n, T, C), one row per token, got {tuple(logits.shape)}")
         if self.shift:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
 
     def _count(self, given: Tensor | int, kept: Tensor, labels: Tensor) -> bool:
-        """Take in the step's number of labels, once a step, over all processes; whether its first micro-batch is here.
+        """Take in the step's number of labels over all processes, once a step; whether this is its first micro-batch.
 
-        Whether the Trainer's count was summed over the processes already makes no difference: if it was, it multiplies
-        the loss by the processes, so that both ways the loss is divided by the mean count over the processes.
+        It makes no difference whether the Trainer's count is already summed over the processes: if it is, the Trainer
+        multiplies the loss by the number of processes, so in both cases the loss is divided by the mean count.
         """
         here = torch.stack([kept, self._otherwise(labels)])
         if given is self._given:
@@ -145,12 +149,12 @@ class TrainerLoss:
         return True
 
     def _otherwise(self, labels: Tensor) -> Tensor:
-        """How many labels the Trainer counts if it knows of no shift, or of one that is not there."""
+        """How many labels the Trainer counts if it applies no shift, or a shift that this loss does not have."""
         aligned = labels.ndim > 1 and not labels.is_floating_point() and not self.shift
         return (labels[..., 1:] if aligned else labels).ne(IGNORED).sum()
 
     def _check_counts(self, kept: int, otherwise: int) -> None:
-        """Of the step before: one that was cut short proves nothing, but the other way of counting does."""
+        """Check the previous step: one that was cut short proves nothing, unless the other way of counting fits it."""
         if self._given is not None and not self._is_step(kept) and self._is_step(otherwise):
             first = " (here the first of each sequence)" if self.shift else ""
             raise ValueError(
@@ -159,11 +163,11 @@ class TrainerLoss:
             )
 
     def _is_step(self, rows: int) -> bool:
-        """Whether these are as many as the step has, if each process counted all of them or only its own."""
+        """Whether the step has this many rows, whether each process counted all of them or only its own."""
         return int(self._labels) in (rows, rows * _processes())
 
     def _whole(self, output: Tensor, target: Tensor, kept: Tensor, first: bool) -> Tensor:
-        """This process's weighted sum of the step's only micro-batch, coupled over all processes."""
+        """This process's share of the weighted sum of the step's only micro-batch, coupled over all processes."""
         rows = kept.clone()
         if _processes() > 1:
             dist.all_reduce(rows)
@@ -178,17 +182,17 @@ class TrainerLoss:
 
 
 def _check_shift(shift: bool | None, name: str) -> None:
-    """Hold what was said against the name of the model's output, which says what the model is."""
+    """Check ``shift`` against the name of the model's output, which says what kind of model it is."""
     if shift is None:
         raise ValueError(
-            f"{name} has one row a token: say loss_for_trainer(..., shift=True) for a causal language model, whose "
+            f"{name} has one row per token: give loss_for_trainer(..., shift=True) for a causal language model, whose "
             "position t is scored against label t + 1, or shift=False"
         )
     if shift and re.search("Seq2Seq|MaskedLM|Classifier", name):
         raise ValueError(f"shift=True, but the model gives {name}: its label t belongs to position t")
     if not shift and "CausalLM" in name:
         raise ValueError(
-            f"shift=False, but the model gives {name}: leave labels unshifted, as the Trainer counts them, and say "
+            f"shift=False, but the model gives {name}: leave labels unshifted, as the Trainer counts them, and give "
             "shift=True"
         )
 
@@ -212,7 +216,7 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
     reduction = getattr(objective.loss, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(
-            f'the loss must have reduction="mean", as the Trainer says what to divide by, got {reduction!r}'
+            f'the loss must have reduction="mean", as the Trainer sets what to divide by, got {reduction!r}'
         )
     ignored = getattr(objective.loss, "ignore_index", IGNORED)
     if ignored != IGNORED:
@@ -223,7 +227,7 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
         )
     if bool(objective.penalties) != (model is not None):
         raise ValueError(
-            "model= is what an objective's penalties are a price on: give it if, and only if, there are any"
+            "model= is the model that the objective's penalties act on: give it if, and only if, there are penalties"
         )
 
 
@@ -235,13 +239,13 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _checked(count: Tensor | int) -> Tensor | int:
-    """The Trainer's count as it came, if it is one number >= 0."""
+    """The Trainer's count unchanged, or an error unless it is one number >= 0."""
     if isinstance(count, Tensor):
         check_real("num_items_in_batch", count)
         if count.numel() > 1:
             raise ValueError(
                 f"the Trainer runs {count.numel()} devices in one process (DataParallel), where it scales this loss "
-                "wrongly: start one process a device (torchrun, accelerate launch)"
+                "wrongly: start one process per device (torchrun, accelerate launch)"
             )
         if count.numel() == 0:
             raise ValueError(f"num_items_in_batch must be one number, got a tensor of shape {tuple(count.shape)}")
