@@ -1,4 +1,4 @@
-"""Units of work on a Ray cluster: many machines, any of which may go away."""
+"""Units of work on a Ray cluster: many machines, each of which may fail."""
 
 import contextlib
 import importlib.util
@@ -30,33 +30,34 @@ from lossworks.runs.units import Results, Workload
 __all__ = ["Ray"]
 
 ATTEMPTS = 4
-"""How often a group is begun at most: a group that takes its worker with it each time is not begun forever."""
+"""How often a group is started at most, so that a group that kills its worker each time is not started forever."""
 ANSWERS_WITHIN = 5.0
-"""Seconds in which an address must answer."""
+"""The seconds within which an address must answer."""
 JOINED_WITHIN = 30.0
-"""Seconds in which a cluster must be joined: Ray itself would try for minutes, and cannot be interrupted."""
+"""The seconds within which a cluster must be joined: Ray itself would try for minutes, and cannot be interrupted."""
 ASKED_EVERY = 0.2
-"""Seconds between looks at what the user wants: a stop is seen after so many."""
+"""The seconds between checks for a stop by the user, and so the time until a stop is noticed."""
 TOLD_EVERY = 0.5
-"""Seconds between two words of a group about how far it is."""
+"""The seconds between two progress reports of a group."""
 COUNTED_EVERY = 2.0
-"""Seconds between two counts of the cluster's processors."""
+"""The seconds between two counts of the cluster's processors."""
 STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 class Ray:
-    """On a Ray cluster, each group as a task that takes one processor, or one GPU where the device is one.
+    """Engine on a Ray cluster: each group is a task that takes one processor, or one GPU if the device is a GPU.
 
     The workload is put into the object store once; every worker process reads its arrays there, without a copy. A group
-    whose worker or node goes away is begun anew elsewhere, a few times at most; an error of the work itself is raised
-    as it is. A session of Ray that is there already is used and left as it is, and so is a cluster at an address.
+    whose worker or node is lost is started again elsewhere, a few times at most. An error of the work itself is raised
+    unchanged. An existing Ray session is used and left running, and so is a cluster at an address.
 
     Args:
-        address: Of the cluster's head, ``HOST:PORT``; ``"auto"`` for the one that runs on this machine. Without it
-            what ``RAY_ADDRESS`` says, or else a cluster on this machine alone that is begun and ended with the run.
+        address: The address of the cluster's head, ``HOST:PORT``, or ``"auto"`` for the one that runs on this machine.
+            By default it is taken from ``RAY_ADDRESS``; if that is not set, a cluster on this machine alone is started
+            and ended with the run.
 
     Raises:
-        InputError: Ray is not installed, or nobody answers at the address.
+        InputError: Ray is not installed, or nothing answers at the address.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -87,7 +88,7 @@ class Ray:
 
 
 class _Crew:
-    """The tasks of one run, in flight and to come; each is a stream of what its worker has to say."""
+    """The tasks of one run, both running and waiting; each task is a stream of messages from its worker."""
 
     def __init__(self, workload: Workload, numbers: Sequence[int]) -> None:
         self.workload, self.waiting = workload, deque(numbers)
@@ -110,7 +111,7 @@ class _Crew:
     def finished(
         self, tell: Callable[[int, float], None], begin: Callable[[], bool], stop: Callable[[], bool]
     ) -> Iterator[tuple[int, Results]]:
-        """See :class:`Ray`; ends with tasks in flight where it is stopped."""
+        """See :class:`Ray`; if the run is stopped, tasks may still be running when this ends."""
         import ray
 
         while (self.waiting or self.streams) and not stop():
@@ -126,7 +127,7 @@ class _Crew:
                     yield results
 
     def cancel(self, streams: Sequence[Any]) -> None:
-        """End these tasks, at the next evaluation where they are at work."""
+        """Cancel these tasks; those that are at work end at their next evaluation."""
         import ray
 
         for stream in streams:
@@ -135,7 +136,7 @@ class _Crew:
             self.streams.pop(stream)
 
     def _submit(self) -> None:
-        """Have two groups in flight for each processor, so that none of them waits for this process."""
+        """Keep two groups submitted for each processor, so that no processor waits for this process."""
         import ray
 
         if self.waiting and time.monotonic() - self.counted > COUNTED_EVERY:
@@ -146,7 +147,7 @@ class _Crew:
             self.streams[self.task.remote(self.shipped, number, _software())] = number
 
     def _heard(self, stream: Any, tell: Callable[[int, float], None]) -> tuple[int, Results] | None:
-        """Listen to one word of a stream; a group's results if it was the last one."""
+        """Read one message of a stream; return the group's results if it was the last message."""
         import ray
 
         number = self.streams[stream]
@@ -170,7 +171,7 @@ class _Crew:
         return None
 
     def _again(self, number: int, error: BaseException) -> None:
-        """Put a group that was lost first in the line, unless it was lost too often."""
+        """Put a lost group first in the queue, unless it was lost too often."""
         self.lost[number] += 1
         name, place = self.workload.units[number].name, self.places.pop(number, "its node")
         reason = type(error).__name__
@@ -189,11 +190,11 @@ class _Crew:
 # On the worker
 
 _received: dict[Any, Workload] = {}
-"""The workload that this worker process has from the object store."""
+"""The workload that this worker process has read from the object store."""
 
 
 def _stream(shipped: Sequence[Any], number: int, software: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """A task: where it runs, then now and then how far it is, and at last its results."""
+    """The task: it yields where it runs, then its progress from time to time, and finally its results."""
     import ray
 
     context = ray.get_runtime_context()
@@ -212,7 +213,7 @@ def _stream(shipped: Sequence[Any], number: int, software: dict[str, str]) -> It
 
 
 def _told(workload: Workload, number: int) -> Iterator[tuple[str, Any]]:
-    """The work in a thread of its own, and what it tells; it ends soon if nobody listens any more."""
+    """Do the work in a thread of its own and yield its messages; the work ends soon if nobody listens any more."""
     said: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     unheard = threading.Event()
 
@@ -260,7 +261,7 @@ def _software() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _session(address: str | None) -> Iterator[None]:
-    """A connection to the cluster: the one that is there, or a new one that ends here."""
+    """A connection to the cluster: the existing one, or a new one that is closed at the end."""
     import ray
 
     if ray.is_initialized():
@@ -284,10 +285,10 @@ def _session(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unprinted() -> Iterator[None]:
-    """Ray prints the log of a node that is lost to stdout, where scripts read our JSON; it has no option for that."""
+    """Keep Ray from printing a lost node's log to stdout, where scripts read our JSON; Ray has no option for it."""
     worker = sys.modules["ray._private.worker"]
     before = getattr(worker, "_worker_logs_enabled", True)
-    setattr(worker, "_worker_logs_enabled", False)  # noqa: B010  # the name may not be there in another version
+    setattr(worker, "_worker_logs_enabled", False)  # noqa: B010  # another version may not have the name
     try:
         yield
     finally:
@@ -318,7 +319,7 @@ def _begin(address: str | None) -> None:
 
 
 def _try(address: str) -> None:
-    """Raise unless a process that can be ended joins the cluster in time."""
+    """Raise unless a process that can be killed joins the cluster in time."""
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     try:
         tried = subprocess.run(
@@ -327,7 +328,7 @@ def _try(address: str) -> None:
             text=True,
             timeout=JOINED_WITHIN,
             check=False,
-            start_new_session=True,  # Ctrl-C is ours to hear
+            start_new_session=True,  # so that Ctrl-C reaches this process alone
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{_not_joined(address)} (nothing after {JOINED_WITHIN:g} s)") from error
@@ -342,9 +343,9 @@ def _not_joined(address: str) -> str:
 
 @contextlib.contextmanager
 def _quiet(*, own: bool) -> Iterator[None]:
-    """The environment and Ray's logger as they were, afterwards.
+    """Restore the environment and Ray's logger at the end.
 
-    Ray sends no usage statistics from a cluster that is begun here, unless the user has said that it may.
+    A cluster that is started here sends no usage statistics of Ray, unless the user has allowed them.
     """
     logger = logging.getLogger("ray")
     level, before = logger.level, {name: os.environ.get(name) for name in (STATISTICS, "RAY_AUTH_MODE")}
@@ -362,7 +363,7 @@ def _quiet(*, own: bool) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Raise unless somebody listens there; one that is found by Ray itself is asked later."""
+    """Raise unless something listens at the address; an address that Ray itself finds is tried later."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
@@ -379,11 +380,11 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-# What is sent
+# What is sent to the workers
 
 
 def _put(workload: Workload) -> Any:
-    """The workload in the object store; the user's own code goes with it, as workers may not have its files."""
+    """Put the workload into the object store, with the user's own code, as workers may not have its files."""
     import ray
 
     modules = _own_modules(workload)
@@ -400,7 +401,7 @@ def _put(workload: Workload) -> Any:
 
 
 def _own_modules(workload: Workload) -> list[ModuleType]:
-    """The modules in which the user's own code is, where they are not installed."""
+    """The modules that hold the user's own code and are not installed packages."""
     names = {str(getattr(thing, "__module__", "")) for thing in workload.own_code()} - {"__main__"}
     return [sys.modules[name] for name in sorted(names) if name in sys.modules and _is_own(sys.modules[name])]
 
@@ -413,7 +414,7 @@ def _is_own(module: ModuleType) -> bool:
 
 
 def _cause(error: Any) -> BaseException:
-    """What the work raised, as it would have been raised here."""
+    """The error that the work raised, as it would have been raised in this process."""
     cause = error.cause
     if isinstance(cause, ModuleNotFoundError):
         return InputError(f"engine: a node of the cluster has no module {cause.name!r}: install the same on all nodes")

@@ -1,4 +1,4 @@
-"""Where units of work are done; the numbers are the same everywhere."""
+"""Engines, which say where units of work are done; the numbers are the same everywhere."""
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ ENGINES = ("local", "ray")
 
 
 class Engine(Protocol):
-    """Does units of work, here or elsewhere."""
+    """An engine does units of work, here or elsewhere."""
 
     def run(
         self,
@@ -27,23 +27,24 @@ class Engine(Protocol):
         begin: Callable[[], bool],
         stop: Callable[[], bool],
     ) -> Generator[tuple[int, Results]]:
-        """Yield each unit's number and results as it ends; the caller commits them before it asks for the next.
+        """Yield each unit's number and results when it is finished; the caller commits them before asking for the next.
 
         Args:
-            workload: What the units are of.
-            numbers: The units to be done, in the order in which they are to be begun.
-            tell: To be called, from the caller's thread, with a unit's number and how much of it is done, in parts of
-                its size.
-            begin: Asked before each unit is begun; False begins no further one, those under way are finished.
-            stop: Asked often; True ends at once, without what is under way.
+            workload: The workload that the units belong to.
+            numbers: The numbers of the units to do, in the order in which to start them.
+            tell: A progress callback, called from the caller's thread with a unit's number and how much of the unit is
+                done, in parts of its size.
+            begin: Called before each unit is started; if it returns False, no further unit is started, and those at
+                work are finished.
+            stop: Called often; if it returns True, the run ends at once, without the units at work.
         """
 
 
 class Local:
-    """In this process, one unit after the other.
+    """Engine in this process: one unit after the other.
 
     Args:
-        memory: About how many bytes the work may take.
+        memory: About how many bytes the work may use.
     """
 
     def __init__(self, memory: int | None = None) -> None:
@@ -69,15 +70,15 @@ class Local:
 
 
 def find_engine(name: str, address: str | None, memory: int | str | None, device: torch.device) -> Engine:
-    """The engine of that name; ``address`` is where the Ray cluster is, ``memory`` what the local one may take."""
+    """The engine of that name; ``address`` is the Ray cluster's, ``memory`` what the local engine may use."""
     if name not in ENGINES:
         raise InputError(f"engine must be 'local' or 'ray', got {name!r}{nearest(str(name), ENGINES)}")
     if name == "ray":
         from lossworks.runs.cluster import Ray
 
         if memory is not None:
-            raise InputError(f"memory {memory!r} is of the local engine: on a Ray cluster each task takes its share")
+            raise InputError(f"memory {memory!r} is for the local engine: on a Ray cluster each task takes its share")
         return Ray(address)
     if address is not None:
-        raise InputError(f"address {address!r} is of a Ray cluster: it goes with engine 'ray' alone")
+        raise InputError(f"address {address!r} is for a Ray cluster: it goes with engine 'ray' alone")
     return Local(budget(memory, device))

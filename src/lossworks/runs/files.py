@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are on the disk when they do."""
+"""Files that are written as a whole or not at all, and are on the disk once they appear."""
 
 import contextlib
 import json
@@ -13,21 +13,21 @@ from lossworks.checks import InputError
 __all__ = ["check_own", "parse_json", "synced", "whole", "whole_folder"]
 
 LARGEST_JSON = 2**26
-"""Bytes, more than any description or result of ours has."""
+"""The number of characters that are read at most; no description or result of ours has as many."""
 
 
 def check_own(path: Path) -> Path:
-    """The path as it came, if it is not a link: what is in a run folder is in it, and leads nowhere else."""
+    """The path unchanged, or an error if it is a link: a run folder's files must be in it and lead nowhere else."""
     if path.is_symlink():
         raise InputError(f"{path}: is a link to another place, which is not followed; put the file itself there")
     return path
 
 
 def parse_json(text: str, *, nan: bool = False) -> Any:
-    """The JSON, if it is strict (no name twice, no NaN unless it is allowed) and neither huge nor deep.
+    """Parse JSON that is strict (no name twice, no NaN unless it is allowed) and neither huge nor deeply nested.
 
     Raises:
-        ValueError: in one line, what is wrong with it.
+        ValueError: the text is not such JSON; the message says what is wrong, in one line.
     """
     if len(text) > LARGEST_JSON:
         raise ValueError(f"{len(text):,} characters of JSON are more than the {LARGEST_JSON:,} that are read")
@@ -50,10 +50,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes ``path`` when all is written, and vanishes when it is not."""
+    """Yield a path to write to; it replaces ``path`` when all is written, and is removed when an error occurs."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.unlink(missing_ok=True)  # what a killed process left, or a link that someone laid there
+        unfinished.unlink(missing_ok=True)  # left by a killed process, or a link that someone put there
         yield unfinished
         synced(unfinished)
         unfinished.replace(path)
@@ -66,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write files to that move into ``folder`` when all are written, and vanish when one is not."""
+    """Yield a folder to write to; its files move to ``folder`` when all are written, and are removed after an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as staging:
@@ -82,7 +82,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def synced(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk, where the system knows how to."""
+    """Flush a file's content, or a folder's names, to the disk, where the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -93,5 +93,5 @@ def synced(path: Path) -> None:
 
 
 def _reason(error: OSError) -> str:
-    text = str(error).partition(" (os error")[0]  # as polars says it
+    text = str(error).partition(" (os error")[0]  # the form of polars's messages
     return error.strerror or text or type(error).__name__

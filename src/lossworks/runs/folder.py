@@ -1,7 +1,7 @@
-"""A run's folder: ``run.json`` says what the run was asked for, the journal has what it trained so far.
+"""A run's folder: ``run.json`` holds what was asked for, and the journal holds what has been trained so far.
 
-Both are all that it takes to go on. ``run.json`` holds plain values: the data by path and digest, every option that
-decides a number, and the software; never code, so what is the user's own is given again by the user.
+These two suffice to resume a run. ``run.json`` holds plain values only: the data's path and digest, every option that
+affects a number, and the software's versions. It never holds code, so the user must give code of their own again.
 """
 
 import contextlib
@@ -28,14 +28,16 @@ FIELDS: Mapping[str, type] = {"version": int, "software": dict, "data": dict, "o
 
 @dataclass(frozen=True)
 class Options:
-    """How the options of a job are kept in ``run.json``: as plain values, and nothing else is read.
+    """How the options of a job are kept in ``run.json``: as plain values; nothing else is read from it.
 
     Attributes:
-        kinds: Each option, and what ``run.json`` may hold for it.
-        plain: Of an option's name and value, the value as JSON has it; the user's own code goes by its name alone.
-        is_plain: Of an option's name and what ``run.json`` holds for it, whether :attr:`plain` makes such a value.
-        again: Of the folder, an option's name, what is kept, what the user gave again and its default, the option's
-            value in the run that goes on.
+        kinds: The types that ``run.json`` may hold for each option.
+        plain: A function from an option's name and value to the value as JSON; the user's own code is kept by name
+            only.
+        is_plain: A function from an option's name and its value in ``run.json`` to whether :attr:`plain` could have
+            made that value.
+        again: A function from the folder, an option's name, its kept value, the value that the user gave again and the
+            option's default to the option's value in the resumed run.
     """
 
     kinds: Mapping[str, tuple[type, ...]]
@@ -51,11 +53,11 @@ DATA: Mapping[str, dict[str, type]] = {
 }
 
 
-# What it was asked for
+# The description of a run
 
 
 def described(data: Any, given: Mapping[str, Any], device: str, options: Options) -> dict[str, Any]:
-    """A run's data and options as ``run.json`` has them; ``device`` is the one that was found."""
+    """A run's data and options as ``run.json`` holds them; ``device`` is the device that was found."""
     return {
         "version": VERSION,
         "software": _software(),
@@ -66,7 +68,7 @@ def described(data: Any, given: Mapping[str, Any], device: str, options: Options
 
 
 def _software() -> dict[str, str]:
-    """What the numbers depend on."""
+    """The versions of the software that the numbers depend on."""
     return {name: version for name, version in versions().items() if name != "python"}
 
 
@@ -87,23 +89,23 @@ def _digest(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-# Going on
+# Resuming a run
 
 
 def continued(
     folder: Path, data: Any, given: Mapping[str, Any], defaults: Mapping[str, Any], options: Options
 ) -> tuple[Any, dict[str, Any]]:
-    """The data and the options of a run that is to go on.
+    """The data and the options of a run that is to be resumed.
 
     Args:
-        folder: The run's.
-        data: What the user gave again: needed where the run's data was no file.
-        given: The options as the user gave them: what is the user's own must be among them, others may be.
-        defaults: What options are that were not given.
-        options: How they are kept.
+        folder: The run's folder.
+        data: The data as the user gave it again; needed if the run's data was no file.
+        given: The options as the user gave them; they must include the user's own code and may include others.
+        defaults: The values of options that were not given.
+        options: How the options are kept in ``run.json``.
 
     Raises:
-        InputError: there is no run to go on with, the data is not what it was, or an option contradicts the run's.
+        InputError: there is no run to resume, the data has changed, or an option contradicts the run's.
     """
     run = _read(folder, options)
     if run is None:
@@ -133,7 +135,7 @@ def _same_data(folder: Path, kept: Mapping[str, str], given: Any) -> Any:
     try:
         path = path.expanduser()
         there = path.is_file()
-    except (OSError, RuntimeError):  # a name that is too long, a user who is not there
+    except (OSError, RuntimeError):  # a name that is too long, or the home of an unknown user
         there = False
     if not there:
         raise InputError(f"{path} is no file, but the run in {folder} needs it: name it again if it has moved")
@@ -143,7 +145,7 @@ def _same_data(folder: Path, kept: Mapping[str, str], given: Any) -> Any:
 
 
 def _read(folder: Path, options: Options) -> dict[str, Any] | None:
-    """What ``run.json`` says, if it is there, of this version and this software."""
+    """The content of ``run.json``, checked, or None if there is none; raise for another version or other software."""
     path = folder / RUN
     try:
         run = parse_json(check_own(path).read_text(encoding="utf-8"))
@@ -173,7 +175,7 @@ def _read(folder: Path, options: Options) -> dict[str, Any] | None:
 
 
 def _check(path: Path, where: str, found: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
-    """Raise unless there are exactly the known fields, each of its kind."""
+    """Raise unless there are exactly the known fields, each of its type."""
     if strange := sorted(set(found) ^ set(known)):
         lacks = "lacks" if strange[0] in known else "has the unknown"
         raise InputError(f"{path}: {where}{lacks} {strange[0]!r}")
@@ -186,24 +188,24 @@ def _is_finished(folder: Path, run: Mapping[str, Any] | None) -> bool:
     return run is not None and run["finished"] and (folder / MODEL).exists()
 
 
-# The folder while a run is at work in it
+# The folder while a run works in it
 
 
 @contextlib.contextmanager
 def opened(
     folder: Path | None, fingerprint: str, describe: Callable[[], dict[str, Any]], options: Options
 ) -> Iterator[Journal]:
-    """The journal of the run folder, which is made; what was made goes again if nothing came to be in it.
+    """Open the journal of the run folder, which is made if needed; if nothing was done, what was made is removed again.
 
     Args:
-        folder: The run's; without one the journal is in memory.
-        fingerprint: The plan's.
-        describe: Says what ``run.json`` is to hold.
-        options: How the job's options are kept in it.
+        folder: The run's folder; without one the journal is kept in memory.
+        fingerprint: The plan's fingerprint.
+        describe: A function that returns what ``run.json`` is to hold.
+        options: How the job's options are kept in ``run.json``.
 
     Raises:
-        InputError: it cannot be written, holds a finished run, one of another plan, version or software, a damaged
-            journal, or another process is at work in it.
+        InputError: the folder cannot be written, holds a finished run, a run of another plan, version or software, or a
+            damaged journal, or another process works in it.
     """
     if folder is None:
         with contextlib.closing(Journal(None, fingerprint)) as journal:
@@ -226,7 +228,7 @@ def opened(
                         (folder / leftover).unlink(missing_ok=True)
                 raise
     except BaseException:
-        with contextlib.suppress(OSError):  # one that is not empty stays, with all above it
+        with contextlib.suppress(OSError):  # a folder that is not empty stays, with all folders above it
             for empty in made:
                 empty.rmdir()
         raise
@@ -242,7 +244,7 @@ def _make(folder: Path) -> None:
 
 
 def _begin(folder: Path, run: dict[str, Any]) -> None:
-    """Write what the run is, and remove what a process that was killed left half done."""
+    """Write ``run.json``, and remove what a killed process left unfinished."""
     for leftover in folder.glob(".unfinished-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     _write(folder, run)
@@ -255,7 +257,7 @@ def _write(folder: Path, run: dict[str, Any]) -> None:
 
 
 def finish(folder: Path, options: Options) -> None:
-    """Say that all is handed over."""
+    """Record in ``run.json`` that the run is finished and all its results are written."""
     run = _read(folder, options)
     if run is None:
         raise InputError(f"{folder / RUN} is gone: was the folder moved while the run was at work?")

@@ -1,4 +1,4 @@
-"""What has been done, committed unit by unit to SQLite: a run that stops keeps what it finished."""
+"""The journal: finished units are committed one by one to SQLite, so a run that stops keeps what it finished."""
 
 import hashlib
 import json
@@ -16,26 +16,26 @@ MADE = {
     "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "groups": "CREATE TABLE groups (number INTEGER PRIMARY KEY, result TEXT, digest TEXT)",
 }
-"""The tables, and how each is made; a journal has nothing else, such as a trigger that runs when it is written to."""
+"""The tables and the statements that make them; a journal may have nothing else, such as a trigger."""
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 
 class Journal:
-    """The results of a run's units, by their numbers; in memory without a path.
+    """The results of a run's units, by the units' numbers; kept in memory if there is no path.
 
-    The file is locked by the operating system as long as it is open, by this process alone: a lock that ends with the
-    process, however it ends. A commit is in the write-ahead log and flushed to the disk (``synchronous = FULL``) when
-    :meth:`add` returns, so it outlasts a killed process, and a loss of power where the disk keeps what it has flushed.
-    Each row has a digest, by which damage is found that SQLite does not see.
+    While the file is open, the operating system locks it for this process alone; the lock ends with the process,
+    however that ends. When :meth:`add` returns, a commit is in the write-ahead log and flushed to the disk
+    (``synchronous = FULL``), so it survives a killed process, and also a loss of power if the disk keeps what it has
+    flushed. Each row has a digest, which finds damage that SQLite does not see.
 
     Args:
-        path: The SQLite file, made if it is not there.
-        fingerprint: The plan's; a journal of another plan is refused.
-        begun: Whether it must be there already, and not be empty.
+        path: The SQLite file, made if it does not exist.
+        fingerprint: The plan's fingerprint; a journal of another plan is refused.
+        begun: Whether the file must exist already and not be empty.
 
     Attributes:
-        kept: Whether there is something to go on with: it was here before, or a unit has been committed.
+        kept: Whether there is something to resume: the file existed before, or a unit has been committed.
 
     Raises:
         InputError: the file is not a journal, is damaged, in use, or of another version or plan, or cannot be written.
@@ -136,7 +136,7 @@ class Journal:
             yield
         except sqlite3.Error as error:
             raise self._error(error) from error
-        except UnicodeDecodeError as error:  # SQLite's own message quotes what is damaged
+        except UnicodeDecodeError as error:  # SQLite's own message quotes the damaged text
             raise self._damaged("a name in it is no text") from error
 
     def _error(self, error: sqlite3.Error) -> InputError:
@@ -167,10 +167,10 @@ class Journal:
 
 
 def read_results(text: str) -> Results:
-    """The results of one unit.
+    """Parse the results of one unit.
 
     Raises:
-        ValueError: in one line, why the text is no list of results.
+        ValueError: the text is no list of results; the message says why, in one line.
     """
     found = parse_json(text, nan=True)
     if not isinstance(found, list) or not all(isinstance(result, dict) for result in found):

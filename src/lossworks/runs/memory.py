@@ -1,4 +1,4 @@
-"""How much memory there is, how much may be used, and whether it was too little."""
+"""How much memory there is, how much of it may be used, and whether an error means that it was too little."""
 
 import math
 import os
@@ -13,13 +13,13 @@ from lossworks.checks import InputError, shown
 __all__ = ["available", "budget", "is_out_of_memory", "size"]
 
 SHARE = 0.5
-"""Of what is free when a comparison begins, this much may be used by the models in training."""
+"""The share of the memory free at the start of a comparison that the models in training may use."""
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 SAID = ("not enough memory", "can't allocate memory", "out of memory", "bad alloc", "alloc_failed")
 
 
 def size(given: int | str) -> int:
-    """Bytes of ``"4GB"`` (10⁹), ``"512 MiB"`` (2²⁰), or of a number of bytes."""
+    """The number of bytes in ``"4GB"`` (10⁹ each), ``"512 MiB"`` (2²⁰ each), or a plain number of bytes."""
     text = given if isinstance(given, str) else shown(given)
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     amount = float(found[1]) * (1024 if found[3] else 1000) ** UNITS[found[2].lower()] if found else 0.0
@@ -29,7 +29,7 @@ def size(given: int | str) -> int:
 
 
 def budget(given: int | str | None, device: torch.device) -> int | None:
-    """The bytes that models in training may take: as given, or a share of what is free; None if that is not known."""
+    """The bytes that models in training may use: as given, or a share of the free memory; None if that is unknown."""
     if given is not None:
         return size(given)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
@@ -37,7 +37,7 @@ def budget(given: int | str | None, device: torch.device) -> int | None:
 
 
 def available(root: Path = Path("/")) -> int | None:
-    """The bytes that this process may still take: of the machine's, its control group's and its own limit the least."""
+    """The bytes that this process may still use: the least that its machine, control group and own limit allow."""
     found = list(_free(root))
     return max(min(found), 0) if found else None
 
@@ -77,7 +77,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory was too little, as torch, numpy and Python say it."""
+    """Whether the error says that there was too little memory, in the words of torch, numpy or Python."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAID)
