@@ -1,4 +1,4 @@
-"""The loss that couples its batch."""
+"""The role of a loss that couples its whole batch."""
 
 from typing import Any, ClassVar
 
@@ -13,12 +13,12 @@ __all__ = ["BatchLoss"]
 
 
 class BatchLoss(Part):
-    """A loss that couples the whole batch and has no per-sample form; a ``Weighting`` refuses it.
+    """A loss that couples the whole batch and has no value per row, so that it refuses a ``Weighting``.
 
-    Split over ranks it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
+    When the batch is split over ranks, it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
 
     Attributes:
-        kind: Its :class:`Kind` of target, or the name of one, as a :class:`Loss` has it.
+        kind: The :class:`Kind` of target that it takes, or the kind's name, as in :class:`Loss`.
     """
 
     kind: ClassVar[Kind] = REAL
@@ -33,16 +33,16 @@ class BatchLoss(Part):
         return self.kind.outputs(num_classes)
 
     def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """One number for the batch."""
+        """The loss of the batch, one number."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(...) -> scalar")
 
     def over_ranks(
         self, *inputs: Tensor, sample_weight: Tensor | None = None, process_group: ProcessGroup
     ) -> Float[Tensor, ""]:
-        """The loss of all ranks' rows, computed by each of them from what was gathered with its gradients.
+        """The loss of all ranks' rows: each rank gathers them, with their gradients, and computes the whole loss.
 
-        The mean over ranks of the gradients is the whole batch's. A loss that draws needs the ranks' generators in one
-        state.
+        The mean of the gradients over ranks is the whole batch's gradient. If the loss draws random numbers, the ranks'
+        generators must be in the same state.
         """
         gathered = [gather_rows(rows, process_group) for rows in inputs]
         weight = None if sample_weight is None else gather_rows(sample_weight, process_group)

@@ -1,4 +1,4 @@
-"""The role of a calibrator: outputs in, outputs out, after training."""
+"""The role of a calibrator, which corrects a trained model's outputs."""
 
 from typing import Self
 
@@ -13,14 +13,14 @@ __all__ = ["Calibrator"]
 
 
 class Calibrator(Part):
-    """A map from a trained model's logits to logits whose softmax (or sigmoid) can be believed.
+    """A map from a trained model's logits to logits whose softmax (or sigmoid) gives calibrated probabilities.
 
-    Logits are ``(n, C)`` with classes ``(n,)``, or ``(n,)`` of class 1 with a target of 0 and 1. What is fitted is a
-    buffer.
+    Logits are ``(n, C)`` with classes ``(n,)``, or ``(n,)``, the logit of class 1, with targets 0 and 1. The fitted
+    values are buffers.
     """
 
     def fit(self, logits: Float[Tensor, "n *classes"], target: Int[Tensor, " n"]) -> Self:
-        """Fit on rows that the model was not trained on; returns itself."""
+        """Fit the calibrator on rows that the model was not trained on; return the calibrator itself."""
         raise NotImplementedError(f"{type(self).__name__} must define fit(logits, target) -> itself")
 
     def forward(self, logits: Float[Tensor, "n *classes"]) -> Float[Tensor, "n *classes"]:
@@ -29,7 +29,7 @@ class Calibrator(Part):
 
 
 def class_logits(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """Checked logits ``(n, C)`` in float64, one logit as the two of which it is the difference, and int64 classes."""
+    """Checked logits ``(n, C)`` in float64 and int64 classes; one logit becomes two that differ by it."""
     check_floating("logits", logits)
     check_real("target", target)
     if logits.ndim not in (1, 2) or not len(logits):

@@ -1,4 +1,4 @@
-"""How a loss offers its gradient in the logits in closed form."""
+"""Closed forms: how a loss gives its value and its gradient in the logits without autograd."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,13 +12,14 @@ __all__ = ["ClosedForm", "RowForm", "SoftmaxForm"]
 
 
 class ClosedForm(ABC):
-    """The value and the gradient of a loss in a row's logits, written out for a class as target.
+    """A loss's value and its gradient in a row's logits as formulas, for targets that are classes.
 
-    A loss gives one by :meth:`Loss.closed_form`: a :class:`SoftmaxForm` where it reads a row through its softmax alone,
-    otherwise a :class:`RowForm`. The fused losses and the engine of :func:`lossworks.compare` ask for it.
+    A loss returns one from :meth:`Loss.closed_form`: a :class:`SoftmaxForm` if it depends on a row only through its
+    softmax, otherwise a :class:`RowForm`. The fused losses and the engine of :func:`lossworks.compare` use it.
 
     Attributes:
-        gradient: The gradient ``(n, C)`` by logits and classes, where it alone costs less than by autograd, or None.
+        gradient: A function from logits and classes to the gradient ``(n, C)``, if this is cheaper than autograd where
+            only the gradient is needed; otherwise None.
     """
 
     gradient: Callable[[Tensor, Tensor], Tensor] | None
@@ -26,7 +27,7 @@ class ClosedForm(ABC):
     @property
     @abstractmethod
     def follows_learning(self) -> bool:
-        """Whether gradients in hyperparameters that learn can be had beside that in the logits."""
+        """Whether gradients in learned hyperparameters can be computed together with the gradient in the logits."""
 
     @abstractmethod
     def value_and_gradient(
@@ -38,27 +39,28 @@ class ClosedForm(ABC):
         """Each row's loss and its gradient in the row's logits; neither is recorded by autograd.
 
         Args:
-            output: The logits, which stay as they are.
+            output: The logits, which are not changed.
             target: The classes.
-            memory: What :meth:`Loss.recall` gave for these rows, where the loss has a memory.
+            memory: The result of :meth:`Loss.recall` for these rows, if the loss has a memory.
         """
 
 
 @dataclass(frozen=True)
 class SoftmaxForm(ClosedForm):
-    r"""A loss as a function of one or two numbers of a row, through which its gradient has a closed form.
+    r"""Closed form of the softmax family: the loss is a function of one or two numbers of a row's softmax.
 
     .. math::
         \ell(z, y) = g\Big({-\log p_y},\; {-\sum_k \log p_k}\Big), \qquad
         p = \mathrm{softmax}\big(a z + b + c_y [k = y]\big)
 
     Args:
-        value: :math:`g`, of the first number ``(n,)``, and of the second too where ``reads_total``; differentiable.
+        value: :math:`g`, a differentiable function of the first number ``(n,)`` and, with ``reads_total``, of the
+            second.
         scale: :math:`a`, a number or a 0-d tensor.
         shift: :math:`b`, ``(C,)``.
         handicap: :math:`c`, a number or a 0-d tensor, or ``(C,)`` by the target's class.
-        reads_total: Whether :math:`g` takes the second number.
-        gradient: The gradient alone, where it costs less than by autograd.
+        reads_total: Whether :math:`g` takes the second number too.
+        gradient: A function from logits and classes to the gradient alone, if this is cheaper than autograd.
     """
 
     value: Callable[..., Tensor]
@@ -70,12 +72,12 @@ class SoftmaxForm(ClosedForm):
 
     @property
     def follows_learning(self) -> bool:
-        """Where what learns is in :math:`g` alone."""
+        """True if all learned hyperparameters are inside :math:`g`."""
         held = (self.scale, self.shift, self.handicap)
         return not any(isinstance(number, Tensor) and number.requires_grad for number in held)
 
     def handicaps(self, target: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"] | None:
-        """What is added to each row's label, if anything."""
+        """The number that is added to each row's label score, or None."""
         if self.handicap is None:
             return None
         if not isinstance(self.handicap, Tensor):
@@ -105,13 +107,13 @@ class SoftmaxForm(ClosedForm):
 
 @dataclass(frozen=True)
 class RowForm(ClosedForm):
-    """Value and gradient by a function of the rows.
+    """Closed form by a function of the rows that gives both value and gradient.
 
     Args:
-        function: Gives the losses ``(n,)`` and the gradient ``(n, C)`` for logits and classes, which it leaves as they
-            are, and for the rows' memory where ``remembers``. It is called without autograd.
-        remembers: Whether it needs the rows' memory.
-        gradient: The gradient alone, where it costs less than by autograd.
+        function: A function of logits and classes, and with ``remembers`` of the rows' memory, to the losses ``(n,)``
+            and the gradient ``(n, C)``. It must not change its arguments, and is called without autograd.
+        remembers: Whether the function needs the rows' memory.
+        gradient: A function from logits and classes to the gradient alone, if this is cheaper than autograd.
     """
 
     function: Callable[..., tuple[Tensor, Tensor]]
@@ -120,7 +122,7 @@ class RowForm(ClosedForm):
 
     @property
     def follows_learning(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     @torch.no_grad()
@@ -133,7 +135,7 @@ class RowForm(ClosedForm):
         """See :class:`ClosedForm`.
 
         Raises:
-            ValueError: the loss has a memory and is not given it.
+            ValueError: the loss has a memory but ``memory`` is not given.
         """
         if not self.remembers:
             return self.function(output, target)

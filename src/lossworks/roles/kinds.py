@@ -1,6 +1,6 @@
 """The kinds of target that a loss takes, one class each.
 
-Whoever needs to know something of a kind asks the object; nothing outside this file compares the name of one.
+Code that needs to know something about a kind asks the object; no other file compares kinds by name.
 """
 
 import math
@@ -46,11 +46,10 @@ class Rows(NamedTuple):
     """Outputs and targets as flat rows.
 
     Attributes:
-        output: One output a row ``(rows,)``, or one for each class ``(rows, C)``.
-        target: One target a row ``(rows,)``, or one probability for each class ``(rows, C)``. A row that is ignored
-            has class 0.
-        kept: Which rows are not ignored ``(rows,)``, or None where all are kept.
-        shape: The shape that the rows came in, which is that of their losses.
+        output: One output per row ``(rows,)``, or one per class ``(rows, C)``.
+        target: One target per row ``(rows,)``, or one probability per class ``(rows, C)``. An ignored row has class 0.
+        kept: Which rows are not ignored ``(rows,)``, or None if all are kept.
+        shape: The original shape of the rows, which is also the shape of their losses.
     """
 
     output: Tensor
@@ -60,16 +59,16 @@ class Rows(NamedTuple):
 
 
 class Kind(ABC):
-    """What a loss takes, in tensors: how output and target fit together and what they mean.
+    """A kind of target: how a loss's output and target fit together as tensors, and what they mean.
 
     A kind has no state, so all objects of one class are equal. For code of a user's own a kind also equals its name.
 
     Class attributes:
-        name: What a class body and a saved model call it.
-        title: What an error message calls it, after "takes".
-        flat: Whether an output is one number a row, so that output and target have one shape. Otherwise an output is
-            one number for each class, ``(n, C)`` or ``(n, C, d1, ...)``.
-        has_classes: Whether a target is a class as an int64 number, with a value that marks ignored rows.
+        name: The kind's name in class bodies and saved models.
+        title: The kind's name in error messages, after "takes".
+        flat: Whether an output is one number per row, so that output and target have the same shape. Otherwise an
+            output is one number per class, ``(n, C)`` or ``(n, C, d1, ...)``.
+        has_classes: Whether a target is a class, as an int64 number, with one value that marks ignored rows.
         scalable: Whether a target is a quantity with a unit, which may be shifted and scaled before training.
     """
 
@@ -80,11 +79,11 @@ class Kind(ABC):
     scalable: ClassVar[bool] = False
 
     def outputs(self, num_classes: int) -> int:
-        """How many outputs a model needs for a target of so many classes."""
+        """How many outputs a model needs for a target with this number of classes."""
         return 1
 
     def levels(self, num_classes: int) -> int | None:
-        """How many values a target can have, which are then 0, 1, ...; None where they can't be counted."""
+        """How many values a target can have, which are 0, 1, ...; None if they can't be counted."""
         return None
 
     @abstractmethod
@@ -112,15 +111,15 @@ class Kind(ABC):
         return Rows(output.flatten(), flat, None, target.shape)
 
     def row_shape(self, target: Tensor) -> torch.Size:
-        """The shape that the rows of this target come in."""
+        """The shape of the rows of this target."""
         return target.shape
 
     def kept(self, target: Tensor, ignore_index: int) -> Bool[Tensor, "*rows"] | None:
-        """Which rows are not ignored, in the target's shape; None where a target can't mark any."""
+        """Which rows are not ignored, in the target's shape; None if a target of this kind can't mark ignored rows."""
         return None
 
     def filled(self, target: Tensor, ignore_index: int) -> Tensor:
-        """The target with class 0 in the place of ``ignore_index``."""
+        """The target with class 0 in place of ``ignore_index``."""
         kept = self.kept(target, ignore_index)
         return target if kept is None else torch.where(kept, target, 0)
 
@@ -133,14 +132,14 @@ class Kind(ABC):
         *,
         outputs: int | None = None,
     ) -> tuple[Float[Tensor, "rows *outputs"], Shaped[Tensor, " rows"]]:
-        """Random outputs and targets, as the tests of a part draw them.
+        """Random outputs and targets, for the tests of a part.
 
         Args:
             rows: How many rows.
-            classes: How many classes a target has, where it has classes.
+            classes: How many classes a target has, if it has classes.
             dtype: The dtype of the outputs, and of targets that are not classes.
-            generator: Where the numbers come from.
-            outputs: How many outputs a row has, where a loss needs another number than its kind.
+            generator: Where the numbers are drawn from.
+            outputs: How many outputs a row has, if a loss needs another number than its kind.
         """
         outputs = self.outputs(classes) if outputs is None else outputs
         shape = (rows,) if self.flat and outputs == 1 else (rows, outputs)
@@ -155,7 +154,7 @@ class Kind(ABC):
 
     @abstractmethod
     def refused(self, target: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """Targets in the place of this one that the kind refuses, as the tests of a part try them."""
+        """Variants of this target that the kind refuses, for the tests of a part."""
 
     def __eq__(self, other: object) -> bool:
         return other == self.name if isinstance(other, str) else type(self) is type(other)
@@ -168,7 +167,7 @@ class Kind(ABC):
 
 
 class Classes(Kind):
-    """One of C classes.
+    """Classification: the target is one of C classes.
 
     The output is ``(n, C)`` or ``(n, C, d1, ...)``. The target is int64 classes ``(n,)`` or ``(n, d1, ...)``, in which
     ``ignore_index`` marks ignored rows, or class probabilities in the output's shape.
@@ -220,7 +219,7 @@ class Classes(Kind):
         return target.shape[:1] + target.shape[2:]
 
     def kept(self, target: Tensor, ignore_index: int) -> Bool[Tensor, "*rows"] | None:
-        """See :class:`Kind`; class probabilities mark no row."""
+        """See :class:`Kind`; class probabilities mark no row as ignored."""
         return None if target.is_floating_point() else target != ignore_index
 
     def example_target(
@@ -230,12 +229,12 @@ class Classes(Kind):
         return torch.randint(classes, (rows,), generator=generator)
 
     def refused(self, target: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """A class that is not there, and another integer dtype."""
+        """A class out of range, and another integer dtype."""
         return target + classes, target.int()
 
 
 class Binary(Kind):
-    """One of two classes by a score whose sign is the answer.
+    """Binary classification: the output is a score whose sign is the answer.
 
     The target is 0 or 1, floating-point, int64 or bool, in the output's shape.
     """
@@ -262,12 +261,12 @@ class Binary(Kind):
         return torch.randint(2, (rows,), generator=generator).to(dtype)
 
     def refused(self, target: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """Neither 0 nor 1."""
+        """Values that are neither 0 nor 1."""
         return (target + 2,)
 
 
 class _Numbers(Kind):
-    """A floating-point target in the output's shape, of which the output is an estimate as it is."""
+    """A floating-point target in the output's shape; the output itself is its estimate."""
 
     def predict(self, output: Tensor) -> Tensor:
         """The output itself."""
@@ -284,12 +283,12 @@ class _Numbers(Kind):
         return torch.randn(rows, dtype=dtype, generator=generator)
 
     def refused(self, target: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """Integers."""
+        """An integer dtype."""
         return (target.long(),)
 
 
 class Real(_Numbers):
-    """A real value, floating-point, in the output's shape and of which the output is an estimate."""
+    """Regression: the target is a real value, floating-point, in the output's shape, and the output its estimate."""
 
     name = "real"
     title = "real values"
@@ -297,9 +296,9 @@ class Real(_Numbers):
 
 
 class Pairs(_Numbers):
-    """Two scores of the model, in one shape, with gradients in both.
+    """Ranking: output and target are two scores of the model, in one shape, with gradients in both.
 
-    Of a pair the output is the score that should be the higher one. No table has such a target.
+    The output is the score that should be the higher one of the pair. No table has such a target.
     """
 
     name = "pairs"
@@ -307,7 +306,7 @@ class Pairs(_Numbers):
 
 
 class Counts(Kind):
-    """How often something happened, of which the output is the logarithm of the expected number.
+    """Counts: the target says how often something happened, the output is the logarithm of the expected number.
 
     The target is >= 0, in the output's shape, of any real dtype; it need not be whole.
     """
@@ -333,7 +332,7 @@ class Counts(Kind):
         return torch.randint(6, (rows,), generator=generator).to(dtype)
 
     def refused(self, target: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """Fewer than none."""
+        """Negative counts."""
         return (-1 - target,)
 
 
@@ -343,10 +342,10 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (CLASSES, BINARY, REAL,
 
 
 def find_kind(name: str) -> Kind:
-    """The kind of this name.
+    """Find the kind with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such kind.
 
     >>> find_kind("binary").title
     'two classes'
@@ -355,11 +354,11 @@ def find_kind(name: str) -> Kind:
 
 
 def declare_kind(part: type[Any]) -> None:
-    """Turn the name of a kind that this class body has as ``kind`` into the kind.
+    """If this class body gives ``kind`` as a name, replace the name by the kind.
 
     Raises:
-        ValueError: it is the name of no kind.
-        TypeError: it is neither a kind nor a name.
+        ValueError: ``kind`` is the name of no kind.
+        TypeError: ``kind`` is neither a kind nor a name.
     """
     given = part.__dict__.get("kind")
     if isinstance(given, str):

@@ -1,4 +1,4 @@
-"""The loss with one value a row."""
+"""The role of a loss with one value per row."""
 
 import functools
 from typing import Any, ClassVar, cast
@@ -27,7 +27,7 @@ __all__ = ["Loss"]
 
 
 def _of_floats(predict: AnyFunction) -> AnyFunction:
-    """The same method, which checks what it is given first."""
+    """The same method, which first checks its argument."""
 
     @functools.wraps(predict)
     def checked(self: Any, output: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _of_floats(predict: AnyFunction) -> AnyFunction:
 
 
 class Loss(Part):
-    """A loss with one value a row: subclasses give :meth:`per_sample`, the base gives torch's conventions.
+    """A loss with one value per row: subclasses define :meth:`per_sample`, this class adds torch's conventions.
 
     The class attribute ``kind`` says which kind of target it takes:
 
@@ -48,17 +48,18 @@ class Loss(Part):
       whose sign is the answer.
     - ``"real"``: output and target of one shape, both floating-point.
     - ``"counts"``: output and target of one shape; the target is >= 0, the output the logarithm of the expected count.
-    - ``"pairs"``: output and target of one shape, both scores of the model, with gradients in both; of the pair the
-      output is the one that should be higher. No table has such a target.
+    - ``"pairs"``: output and target of one shape, both scores of the model, with gradients in both; the output should
+      be the higher one of the pair. No table has such a target.
 
     Half-precision outputs are computed and returned in float32.
 
     Class attributes:
         kind: A :class:`Kind`; a class body may give its name, see above.
-        rowwise: Whether a row's value reads that row's logits alone, so that the fused path may take it in chunks.
+        rowwise: Whether a row's value depends on that row's logits alone, so that the fused path may compute it in
+            chunks of rows.
         soft_targets: Whether class-probability targets are allowed.
-        probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss), or needs calibration first.
-        surrogate_gradient: Whether its gradient is by definition not the derivative of its value.
+        probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss); otherwise they need calibration.
+        surrogate_gradient: Whether the loss's gradient is by definition not the derivative of its value.
     """
 
     kind: ClassVar[Kind] = CLASSES
@@ -71,7 +72,7 @@ class Loss(Part):
         super().__init_subclass__(**options)
         declare_kind(cls)
         if "per_sample" in cls.__dict__ and "closed_form" not in cls.__dict__:
-            cls.closed_form = Loss.closed_form  # type: ignore[method-assign]  # what was inherited is of another loss
+            cls.closed_form = Loss.closed_form  # type: ignore[method-assign]  # the inherited one is another loss's
         if "predict" in cls.__dict__:
             cls.predict = _of_floats(cls.predict)  # type: ignore[method-assign]  # checked wherever it is overridden
 
@@ -81,26 +82,26 @@ class Loss(Part):
         self.ignore_index = check_ignore_index(ignore_index)
 
     def per_sample(self, output: Tensor, target: Tensor) -> Float[Tensor, " n"]:
-        """One value a row, from flat rows whose shapes the base has checked."""
+        """One value per row, from flat rows whose shapes this class has already checked."""
         raise NotImplementedError(f"{type(self).__name__} must define per_sample(output, target) -> (n,)")
 
     def closed_form(self, num_classes: int) -> ClosedForm | None:
-        """The value and the gradient in a row of so many logits, written out for a class as target, if they are.
+        """The loss's value and gradient as formulas, for class targets and this number of logits; None if it has none.
 
-        This is the one way in which a loss offers its gradient. A subclass that gives another :meth:`per_sample` must
-        give its own, and has none otherwise.
+        This is the only way in which a loss offers its gradient. A subclass that overrides :meth:`per_sample` has no
+        closed form unless it overrides this method too.
         """
         return None
 
     def recall(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """For a loss with a memory: what it reads of it for these rows, and would remember.
+        """For a loss with a memory: what the loss reads of its memory for these rows, and will store for them.
 
-        Nothing that is read changes before :meth:`keep`.
+        The memory that is read does not change before :meth:`keep` is called.
         """
         raise NotImplementedError(f"{type(self).__name__} must define recall(output, target, index) -> (n, ...)")
 
     def keep(self, index: Tensor, memory: Tensor) -> None:
-        """Have the loss's memory be what :meth:`recall` gave for these rows."""
+        """Store in the loss's memory what :meth:`recall` gave for these rows."""
         (name,) = self.memories
         self.remember(name, index, memory)
 
@@ -125,19 +126,23 @@ class Loss(Part):
     ) -> Tensor:
         """The reduced loss.
 
-        In data-parallel training ``process_group=torch.distributed.group.WORLD`` makes the gradient that it averages
-        over ranks that of the whole batch, however many rows each rank has: a rank returns its own sum times the number
-        of ranks over the sum of all ranks' weights. A loss that couples the batch is computed by every rank from all
-        ranks' outputs, gathered with their gradients; if it draws, the ranks' generators must be in one state.
+        In data-parallel training give ``process_group=torch.distributed.group.WORLD``. The gradient averaged over ranks
+        is then that of the whole batch, however many rows each rank has: each rank returns its own sum, times the
+        number of ranks, divided by the sum of all ranks' weights. A loss that couples the batch is computed by every
+        rank from all ranks' outputs, gathered with their gradients; if it draws random numbers, the ranks' generators
+        must be in the same state.
 
         Args:
             output: The model's outputs, see the class.
             target: The targets, see the class.
-            sample_weight: One weight a row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
+            sample_weight: One weight per row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
             index: The rows' numbers in the training data, for losses with a memory per row.
-            total: What ``mean`` divides by instead, when this batch is a part of a larger one: the sum of
-                :meth:`total_of` over its parts on all ranks.
-            process_group: The ranks that hold the other rows of one batch; all of them call this.
+            total: The number that ``mean`` divides by when this batch is a part of a larger one: the sum of
+                :meth:`total_of` over all its parts on all ranks.
+            process_group: The ranks that hold the other rows of the same batch; all of them must call this.
+
+        Returns:
+            ``()``, or one loss per row with ``reduction="none"``.
         """
         if process_group is not None and self.couples_batch:
             counts = row_counts(len(output), process_group, output.device)
@@ -163,9 +168,9 @@ class Loss(Part):
         return weighted_reduction(losses, weights, self.reduction, total, process_group)
 
     def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """What ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights.
+        """The number that ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights.
 
-        A loss whose rows aren't its targets' entries says so here.
+        A loss whose rows are not the entries of its target overrides this.
         """
         check_tensor("target", target)
         shape, kept = self.kind.row_shape(target), self.kind.kept(target, self.ignore_index)
@@ -184,7 +189,7 @@ class Loss(Part):
         index: Tensor | None = None,
         process_group: ProcessGroup | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Per-row losses and what they weigh in the mean; a memory per row is then the same on all ranks."""
+        """Per-row losses and their weights in the mean; a memory per row is afterwards the same on all ranks."""
         with remembering(self, process_group):
             losses, kept = self.rows(output, target, index)
             if sample_weight is not None:
@@ -197,7 +202,7 @@ class Loss(Part):
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Per-row losses in the target's shape, and which rows are kept (None where all are).
 
-        A row that isn't kept has index -1 for the loss, so that it isn't remembered.
+        A row that is not kept gets the index -1 in the loss, so that it is not remembered.
         """
         check_floating("output", output)
         check_tensor("target", target)
@@ -227,6 +232,6 @@ class Loss(Part):
         return {"index": index.flatten()}
 
     def check_soft(self, target: Tensor) -> None:
-        """Raise if these are class probabilities and the loss takes classes alone."""
+        """Raise if these are class probabilities and the loss takes only classes."""
         if self.kind.has_classes and target.is_floating_point() and not self.soft_targets:
             raise TypeError(f"{type(self).__name__} takes int64 classes as target, got {target.dtype}")

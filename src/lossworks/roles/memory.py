@@ -1,4 +1,4 @@
-"""Memories with one value a training row: how several values for one row in one batch become one."""
+"""Memories with one value per training row, and how several values for one row in the same batch are merged."""
 
 import torch
 from jaxtyping import Int, Shaped
@@ -9,19 +9,19 @@ from lossworks.checks import readable
 __all__ = ["MERGES", "each_once", "merge_rows"]
 
 MERGES = ("amin", "amax", "mean", "sum")
-"""The least, the largest or the mean of the values replaces what was held; their sum is added to it."""
+"""The least, the largest or the mean of the values replaces the stored one; with "sum" their sum is added to it."""
 
 
 def merge_rows(
     memory: Shaped[Tensor, "N *rest"], index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"], merge: str
 ) -> None:
-    """Write values into the rows of a memory, in place; a row that comes several times is merged in any order.
+    """Write values into the rows of a memory, in place; if a row comes several times, the order makes no difference.
 
-    An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
+    An index below 0 marks a row that is not remembered. A value that is not finite is not remembered either.
 
     Raises:
-        TypeError: a memory that can't hold what comes of its values: of booleans or complex numbers, or of integers
-            with ``"mean"``.
+        TypeError: the memory's dtype cannot hold the merged values: it is boolean or complex, or an integer dtype with
+            ``"mean"``.
 
     >>> memory = torch.zeros(3)
     >>> merge_rows(memory, torch.tensor([2, 2, 0, -1]), torch.tensor([3.0, 5.0, 1.0, 9.0]), "mean")
@@ -45,7 +45,7 @@ def merge_rows(
         memory.index_add_(0, rows, torch.where(wanted, values, 0))
         return
     before = memory[rows]
-    # The memory itself is the scratch space, so that the cost is the batch's and not the data set's.
+    # The memory itself is the scratch space, so that the cost depends on the batch and not on the data set.
     counted = "sum" if merge == "mean" else "amax"
     memory.scatter_reduce_(0, places, wanted.to(memory.dtype), counted, include_self=False)
     times = memory[rows]
@@ -59,7 +59,7 @@ def merge_rows(
 
 
 def each_once(index: Int[Tensor, " n"]) -> bool:
-    """Whether no row that is remembered comes twice, as far as that may be looked at."""
+    """Whether no remembered row comes twice; False where the values may not be read."""
     if not readable(index):
         return False
     remembered = [row for row in index.tolist() if row >= 0]

@@ -1,4 +1,4 @@
-"""What every part is: a module whose tensors are buffers, and which says where it comes from."""
+"""The base of every part: a module whose tensors are buffers, and which names its papers."""
 
 import contextlib
 import inspect
@@ -20,7 +20,7 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], AnyFunction]:
-    """Mark a public function as a part of the catalog: the papers it carries, and what it helps with."""
+    """Decorator that makes a public function a part of the catalog, with its papers and what it helps with."""
 
     def mark(function: AnyFunction) -> AnyFunction:
         function.papers, function.helps = papers, helps  # type: ignore[attr-defined]
@@ -32,24 +32,24 @@ def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], A
 class Part(nn.Module):
     """A piece of an objective: it names its papers, and every tensor that it holds is a parameter or a buffer.
 
-    Its ``state_dict()`` also has the state of a ``generator`` that it was given.
+    Its ``state_dict()`` includes the state of a ``generator`` that it was given.
 
     Class attributes:
         papers: Keys into ``catalog/papers.toml``.
-        helps: What it helps with, in the catalog's vocabulary.
+        helps: What the part helps with, in the catalog's vocabulary.
         settings: One to four settings worth trying, as keyword arguments; the first is the default.
-        needs: Constructor arguments that come from the training data, of ``class_counts``, ``num_classes``,
+        needs: The constructor arguments that come from the training data, among ``class_counts``, ``num_classes``,
             ``num_groups``, ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``.
             :func:`lossworks.compare` fills them in.
-        needs_index: Whether it has a memory per training row and so must be given ``index=``.
-        memories: The buffers with one value a training row, ``(N, ...)``, and how several values for one row in one
-            batch become one: ``"amin"``, ``"amax"`` or ``"mean"`` replaces what was held, ``"sum"`` is added to it.
-            ``"mean"`` is for floating-point buffers, the others for integers too. They are written by :meth:`remember`
-            and by nothing else, which keeps them the same on all ranks and however a batch is split, and a call that
-            is refused leaves them as they were.
-        couples_batch: Whether a row's value depends on the other rows of its batch by definition. Any other buffer
-            that changes in training makes it so too: the part is then asked once about the whole batch.
-        stochastic: Whether it draws random numbers.
+        needs_index: Whether the part has a memory per training row and so must be given ``index=``.
+        memories: The buffers with one value per training row, ``(N, ...)``, and how several values for one row in the
+            same batch are merged: ``"amin"``, ``"amax"`` or ``"mean"`` replaces the stored value, ``"sum"`` is added to
+            it. ``"mean"`` is for floating-point buffers, the others work for integers too. Only :meth:`remember` writes
+            these buffers, which keeps them the same on all ranks and however a batch is split; a call that raises an
+            error leaves them unchanged.
+        couples_batch: Whether a row's value depends on the other rows of its batch by definition. A buffer that changes
+            in training and is no memory couples the batch too. Such a part is called once with the whole batch.
+        stochastic: Whether the part draws random numbers.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
@@ -77,7 +77,7 @@ class Part(nn.Module):
     def remember(self, name: str, index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"]) -> None:
         """Write these rows' values into the memory ``name``, merged as :attr:`memories` says.
 
-        An index below 0 is a row that isn't remembered, and neither is a value that isn't finite.
+        An index below 0 marks a row that is not remembered. A value that is not finite is not remembered either.
         """
         if self._held_back is None:
             merge_rows(self.get_buffer(name), index, values.detach(), self.memories[name])
@@ -85,7 +85,7 @@ class Part(nn.Module):
             self._held_back.append((name, index, values.detach()))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """A generator's state goes with the buffers, as a uint8 tensor, so that a resumed training draws on."""
+        """Save a generator's state with the buffers, as a uint8 tensor, so that a resumed training draws on."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: generator.get_state() for name, generator in self._generators()})
 
@@ -99,7 +99,7 @@ class Part(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """A state that was saved without a generator leaves it as it is."""
+        """Load a generator's state; a state saved without a generator leaves the present generator unchanged."""
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -118,7 +118,7 @@ class Part(nn.Module):
         return [(name, held) for name, held in vars(self).items() if isinstance(held, torch.Generator)]
 
     def set_progress(self, fraction: float) -> None:
-        """Tell a part with a schedule how far the training is, in [0, 1]; the others ignore it."""
+        """Tell a part with a schedule the fraction of the training that is done, in [0, 1]; other parts ignore it."""
 
     def extra_repr(self) -> str:
         """The hyperparameters, as the constructor takes them."""
@@ -135,7 +135,7 @@ class Part(nn.Module):
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Everything in ``modules`` in evaluation mode, and afterwards each in the mode that it was in."""
+    """Put all modules in evaluation mode; at the end restore the mode that each one was in."""
     modes = [(member, member.training) for module in modules for member in module.modules()]
     try:
         for member, _ in modes:

@@ -1,4 +1,4 @@
-"""The price on the model."""
+"""The role of a penalty on the model."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ __all__ = ["Penalty"]
 
 
 class Penalty(Part):
-    """A price on the model itself."""
+    """A penalty on the model itself or on its features, added to the risk."""
 
     def forward(self, model: nn.Module, *, features: Tensor | None = None) -> Float[Tensor, ""]:
-        """The penalty, one number, to be added to the risk."""
+        """The penalty, one number that is added to the risk."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(model) -> scalar")

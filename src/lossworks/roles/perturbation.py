@@ -1,4 +1,4 @@
-"""The change of the input."""
+"""The role of a perturbation of the input."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ __all__ = ["Consistency", "Perturbation"]
 
 
 class Perturbation(Part):
-    """A change of the input: ``risk(x) -> (n,)`` is what it makes worse."""
+    """A change of the input that makes ``risk(x) -> (n,)`` worse."""
 
     def forward(
         self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]
@@ -24,12 +24,12 @@ class Perturbation(Part):
 
 
 class Consistency(Perturbation):
-    """A perturbation that is paid for and not trained on: each row's loss is the clean one plus a price.
+    """A perturbation whose effect is priced and not trained on: each row's loss is its clean loss plus a price.
 
     The price is ``strength`` times :meth:`per_sample`, how far the worst perturbed output is from the clean one.
 
     Args:
-        attack: What looks for the perturbed input that is furthest.
+        attack: The perturbation that looks for the input whose output is furthest from the clean one.
         strength: The price of the distance, >= 0, in loss units.
     """
 
@@ -47,5 +47,5 @@ class Consistency(Perturbation):
     def forward(
         self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]
     ) -> Float[Tensor, "n *features"]:
-        """What the attack finds."""
+        """The input that the attack finds."""
         return self.attack(risk, x)

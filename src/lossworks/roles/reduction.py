@@ -1,4 +1,4 @@
-"""Sums and means over rows, as torch has them."""
+"""Sums and means over rows, by torch's conventions."""
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ def weighted_reduction(
 ) -> Tensor:
     """Reduce per-row losses as torch does: ``mean`` divides by the sum of the weights (rows kept), or by ``total``.
 
-    An empty or wholly ignored batch has mean 0, with zero gradients. ``total`` is what the whole batch sums to when
-    ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly; where it is 0 no row
-    counts, and the mean is 0 too. With a ``process_group`` whose ranks hold the other rows, the mean over ranks of what
-    each returns is the whole's value.
+    A batch that is empty or ignored entirely has mean 0, with zero gradients. ``total`` is the whole batch's sum of
+    weights when ``losses`` is one of its micro-batches, so that the means over micro-batches add up exactly; where it
+    is 0, no row counts and the mean is 0 too. With a ``process_group`` whose ranks hold the other rows, the mean of the
+    ranks' return values is the value of the whole batch.
     """
     weighted = losses if weights is None else losses * weights
     if reduction == "none":
@@ -36,7 +36,7 @@ def weighted_reduction(
     if reduction == "sum":
         return summed
     if total is not None:
-        # A number of any dtype leaves the value in the losses' own.
+        # A total of any dtype leaves the value in the losses' own dtype.
         total = total.to(summed.dtype) if isinstance(total, Tensor) else total
         return summed / (total + (total == 0))
     if weights is None and process_group is None:
@@ -47,8 +47,8 @@ def weighted_reduction(
 
 
 def check_no_nan(output: Tensor, losses: Tensor) -> None:
-    """Name the rows whose outputs are NaN; looked for only where a loss shows it, so it costs one number a row."""
-    # A sum is a tenth of the price of looking at each, and can only be finite if all are.
+    """Raise an error that names the rows whose outputs are NaN; it looks at them only if a loss is not finite."""
+    # A sum costs a tenth of looking at each loss, and can only be finite if all are.
     if readable(losses) and not bool(losses.detach().sum().isfinite()):
         rows = output.detach().isnan().reshape(output.shape[0], -1).any(dim=1).nonzero().flatten()
         if rows.numel():

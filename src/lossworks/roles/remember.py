@@ -1,4 +1,4 @@
-"""When memories are written: once a batch, the same on all ranks, and not at all where a call fails."""
+"""The time when memories are written: once per batch, the same on all ranks, and not at all if a call fails."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Offers = list[tuple[Part, str, Tensor, Tensor]]
 
 @contextlib.contextmanager
 def held_back(module: nn.Module, offers: Offers | None = None) -> Iterator[None]:
-    """Keep what the parts in ``module`` would remember in ``offers`` (or drop it) and leave their memories alone."""
+    """Collect in ``offers`` (or drop) what the parts in ``module`` would remember, and leave their memories alone."""
     parts = [(part, part._held_back) for part in module.modules() if isinstance(part, Part) and part.memories]
     for part, _ in parts:
         part._held_back = []
@@ -31,16 +31,16 @@ def held_back(module: nn.Module, offers: Offers | None = None) -> Iterator[None]
 
 @contextlib.contextmanager
 def remembering(module: nn.Module, process_group: ProcessGroup | None = None) -> Iterator[None]:
-    """Have the parts in ``module`` remember when all is done, as one batch on all ranks; where it fails, nothing."""
+    """Let the parts in ``module`` remember at the end, as one batch on all ranks; after an error they keep nothing."""
     offers: Offers = []
     with held_back(module, offers):
         yield
-    if offers or process_group is not None:  # whose other ranks may have some
+    if offers or process_group is not None:  # the other ranks may have offers even if this one has none
         remember_over_ranks(module, offers, process_group)
 
 
 def remember_over_ranks(module: nn.Module, offers: Offers, process_group: ProcessGroup | None) -> None:
-    """Write what was held back on all ranks into the memories of each, as one batch."""
+    """Write what was held back on all ranks into every rank's memories, as one batch."""
     for part in module.modules():
         if not (isinstance(part, Part) and part.training):
             continue

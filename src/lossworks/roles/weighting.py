@@ -1,4 +1,4 @@
-"""The weights on the rows."""
+"""The role of a weighting of the rows."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -18,12 +18,12 @@ __all__ = ["Weighting", "about_kept", "asked_once"]
 
 
 class Weighting(Part):
-    """Weights on the rows: non-negative, with mean 1 over the batch, or over the data set where ``over_data_set``.
+    """Weights of the rows: non-negative, with mean 1 over the batch, or over the data set with ``over_data_set``.
 
     Class attributes:
-        over_data_set: Whether the mean of 1 is over the data set (so a batch's own mean differs), which keeps fixed
+        over_data_set: Whether the mean of 1 is over the data set, so that a batch's own mean may differ. It keeps fixed
             weights exact when a batch is split.
-        reads_losses: Whether the weights depend on the losses. Where they don't, they are known before the losses are,
+        reads_losses: Whether the weights depend on the losses. If they don't, they are known before the losses are,
             which saves the fused form a pass.
         needs_target: Whether it must be given ``target=``.
         needs_group: Whether it must be given ``group=``.
@@ -46,10 +46,10 @@ class Weighting(Part):
         raise NotImplementedError(f"{type(self).__name__} must define forward(losses, ...) -> (n,)")
 
     def _required(self, name: str, value: Tensor | None, losses: Tensor) -> Tensor:
-        """The argument, if it was given as one int64 number a row."""
+        """The argument, or an error unless it was given as one int64 number per row."""
         check_floating("losses", losses)
         if value is None:
-            raise ValueError(f"{type(self).__name__} needs {name}=, one int64 number a row")
+            raise ValueError(f"{type(self).__name__} needs {name}=, one int64 number per row")
         check_tensor(name, value)
         if value.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {value.dtype}")
@@ -58,7 +58,7 @@ class Weighting(Part):
 
 
 def asked_once(weights: Weighting) -> bool:
-    """Whether the weighting must see the whole batch at once, or remembers what it saw."""
+    """Whether the weighting must see the whole batch at once, or has a memory."""
     inside = [part for part in weights.modules() if isinstance(part, Part)]
     return not weights.over_data_set or any(part.couples_batch or part.memories for part in inside)
 
@@ -69,9 +69,9 @@ def about_kept(
     columns: dict[str, Tensor],
     kept: Tensor,
 ) -> Float[Tensor, " n"]:
-    """The weights that are found for the rows kept, of which alone is asked, and 0 for the others.
+    """The weights of the rows kept, for which alone ``ask`` is called, and 0 for the other rows.
 
-    Under ``vmap`` and ``torch.compile`` rows can't be left out by their values: there all are asked about.
+    Under ``vmap`` and ``torch.compile`` rows can't be left out by their values, so ``ask`` is called for all rows.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(losses):
         return ask(losses, columns)

@@ -1,4 +1,4 @@
-"""An optimizer around any of torch's: its groups and state are the inner one's own."""
+"""The role of a wrapper around any torch optimizer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ Closure = Callable[[], Any]
 
 
 class Wrapper(Optimizer):
-    """Groups, learning rates and state are those of the optimizer inside, which schedulers may be given instead.
+    """An optimizer around another one, whose groups, learning rates and state it shares; schedulers may take either.
 
     Args:
         optimizer: Any torch optimizer, or another wrapper.
@@ -23,9 +23,9 @@ class Wrapper(Optimizer):
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     """One to four settings worth trying, as keyword arguments; the first is the default."""
     own: ClassVar[tuple[str, ...]] = ()
-    """The attributes that are part of its state."""
+    """The attributes that the wrapper adds to the inner optimizer's state."""
     asks_rows: ClassVar[bool] = False
-    """Whether it asks the model about rows itself, so that it must be given whole batches."""
+    """Whether it evaluates the model on rows itself, so that it must be given whole batches."""
     stochastic: ClassVar[bool] = False
     """Whether it draws random numbers."""
 
@@ -40,7 +40,7 @@ class Wrapper(Optimizer):
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Give the inner optimizer another group."""
+        """Add a parameter group to the inner optimizer."""
         if "inner" not in self.__dict__:  # while it is built
             super().add_param_group(param_group)
             return
@@ -48,26 +48,26 @@ class Wrapper(Optimizer):
         self._follow()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the inner optimizer does."""
+        """Clear the gradients, as the inner optimizer does."""
         self.inner.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's, and what this one remembers."""
+        """The inner optimizer's state and the wrapper's own."""
         return {**self.inner.state_dict(), "wrapper": {name: getattr(self, name) for name in self.own}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Resume from what :meth:`state_dict` returned."""
         if "wrapper" not in state_dict or set(state_dict["wrapper"]) != set(self.own):
-            raise ValueError(f"state_dict must be one of {type(self).__name__}, this is not")
+            raise ValueError(f"state_dict must come from {type(self).__name__}.state_dict(), this one does not")
         self.inner.load_state_dict({name: value for name, value in state_dict.items() if name != "wrapper"})
         for name, value in state_dict["wrapper"].items():
             setattr(self, name, value)
         self._follow()
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those of all groups that have a gradient."""
+        """The parameters of all groups that have a gradient."""
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def __repr__(self) -> str:
-        """The wrapper and what it wraps."""
+        """The wrapper and the optimizer inside."""
         return f"{type(self).__name__}({self.inner!r})"
