@@ -194,7 +194,7 @@ def test_a_price_is_that_of_all_ranks_rows_where_the_loss_couples_them(two_ranks
 
 
 def test_a_price_without_rows_is_refused():
-    with pytest.raises(ValueError, match="price is one number a row, and Spread has no rows to price"):
+    with pytest.raises(ValueError, match="price must be None: Spread couples its batch and has no rows to price"):
         lw.Objective(Spread()).risk(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), price=torch.ones(4))
 
 

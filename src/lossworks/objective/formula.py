@@ -1,4 +1,4 @@
-"""The formula, composed: a loss, the weights on it, the worst case it guards against, the penalty on the model."""
+"""The whole objective: a loss, weights of the rows, a perturbation of the input, penalties on the model."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ __all__ = ["Formula"]
 class Formula(nn.Module):
     r"""The formula on one batch: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
 
-    It is the base of :class:`lossworks.Objective`, which says what its arguments are and takes a batch in parts too.
+    It is the base of :class:`lossworks.Objective`, which documents the arguments and also takes a batch in parts.
     """
 
     def __init__(
@@ -90,24 +90,24 @@ class Formula(nn.Module):
         row_weights: Float[Tensor, " n"] | None = None,
         process_group: ProcessGroup | None = None,
     ) -> Tensor:
-        """The objective on this batch, or this batch's share of it.
+        """The objective on this batch, or on this rank's or micro-batch's share of it.
 
         Args:
-            model: Called on ``x``.
+            model: The module that is called on ``x``.
             x: The inputs.
-            target: The targets, see the loss.
+            target: The targets, as the loss takes them.
             index: The rows' numbers in the training data.
             group: The rows' groups.
-            sample_weight: One weight a row, >= 0.
-            total: What ``mean`` divides by when the batch is a micro-batch (``loss.total_of`` summed over all of them,
-                and over all ranks); penalties then count by this batch's share of it, so that the parts add up. Where
-                it is 0, as all rows are ignored, they count whole, in each part anew; ``Objective.micro_batches`` knows
-                how many parts there are, and splits them.
-            row_weights: The weights of these rows as :meth:`weigh` found them on the whole batch; ``weights`` is then
-                not asked again.
-            process_group: The ranks that hold the other rows of the batch; all of them call this. The mean over ranks
-                of the values, and of their gradients, is that of the whole batch. With ``reduction="none"`` a rank
-                gets its own rows' weighted losses as they are.
+            sample_weight: One weight per row, >= 0.
+            total: The number that ``mean`` divides by when the batch is a micro-batch: ``loss.total_of`` summed over
+                all micro-batches and ranks. Penalties then count by this batch's share of it, so that the parts add up.
+                If the total is 0, as all rows are ignored, penalties count in full in each part;
+                ``Objective.micro_batches`` knows how many parts there are, and divides them.
+            row_weights: The weights of these rows as :meth:`weigh` found them for the whole batch; ``weights`` is then
+                not called again.
+            process_group: The ranks that hold the other rows of the batch; all of them must call this. The means of the
+                values and of their gradients over ranks are those of the whole batch. With ``reduction="none"`` each
+                rank gets its own rows' weighted losses unchanged.
         """
         if row_weights is not None:
             check_sample_weight(row_weights, None, name="row_weights")
@@ -127,13 +127,13 @@ class Formula(nn.Module):
 
     @property
     def scheduled(self) -> bool:
-        """Whether anything in it goes by how far the training is."""
+        """Whether any part of it has a schedule."""
         ignored = (Part.set_progress, Formula.set_progress)
         parts = (module for module in self.modules() if isinstance(module, (Part, Formula)))
         return any(type(part).set_progress not in ignored for part in parts)
 
     def set_progress(self, fraction: float) -> None:
-        """Tell the parts that have a schedule how far the training is, in [0, 1]."""
+        """Tell the parts that have a schedule the fraction of the training that is done, in [0, 1]."""
         for part in self.modules():
             if isinstance(part, Part):
                 part.set_progress(fraction)
@@ -151,14 +151,16 @@ class Formula(nn.Module):
         process_group: ProcessGroup | None = None,
         price: Float[Tensor, " n"] | None = None,
     ) -> Tensor:
-        """The weighted loss of given outputs: the formula without its perturbation and penalties.
+        """The weighted loss of given outputs: the objective without its perturbation and penalties.
 
-        ``price`` is what comes on top of each row's loss, in the losses' shape.
+        ``price`` is added to each row's loss and has the losses' shape.
         """
         if isinstance(self.loss, BatchLoss):
             self._refuse_rows(total, row_weights)
             if price is not None:
-                raise ValueError(f"price is one number a row, and {type(self.loss).__name__} has no rows to price")
+                raise ValueError(
+                    f"price must be None: {type(self.loss).__name__} couples its batch and has no rows to price"
+                )
             if process_group is None:
                 return self.loss(output, target, sample_weight=sample_weight)
             return self.loss.over_ranks(output, target, sample_weight=sample_weight, process_group=process_group)
@@ -186,7 +188,7 @@ class Formula(nn.Module):
             check_tensor("row_weights", row_weights)
             if row_weights.numel() != losses.numel():
                 raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
-        # Weights are relative to the rows' own: the mean still divides by the rows, or fixed weights would cancel.
+        # Weights are relative to the rows' own: the mean still divides by the rows, or fixed weights would cancel out.
         weighted = losses * row_weights.detach().reshape(losses.shape).to(losses.dtype)
         return weighted_reduction(weighted, rows, self.loss.reduction, total, process_group)
 
@@ -199,12 +201,13 @@ class Formula(nn.Module):
         target: Tensor | None = None,
         process_group: ProcessGroup | None = None,
     ) -> Float[Tensor, " n"]:
-        """The weights of the whole batch's rows, found once so that its micro-batches can be given theirs.
+        """The weights of the whole batch's rows, computed once so that each micro-batch can be given its own.
 
-        With a ``process_group`` the weighting is asked on all ranks' rows, in the order of the ranks, by each of them,
-        and each gets its own rows' weights; a weighting that draws needs the ranks' generators in one state. A row
-        whose target is the loss's ``ignore_index`` has weight 0, and a weighting that couples the batch does not see it
-        (except under ``vmap`` and ``torch.compile``, where rows can't be left out: there it is a row of loss 0).
+        With a ``process_group`` every rank calls the weighting on all ranks' rows, in the order of the ranks, and gets
+        the weights of its own rows. If the weighting draws random numbers, the ranks' generators must be in the same
+        state. A row whose target is the loss's ``ignore_index`` has weight 0, and a weighting that couples the batch
+        does not see it (except under ``vmap`` and ``torch.compile``, where rows can't be left out: there it is a row of
+        loss 0).
 
         Args:
             losses: The rows' losses; their gradient is not used.
@@ -214,7 +217,7 @@ class Formula(nn.Module):
             process_group: The ranks that hold the other rows of the batch.
 
         Returns:
-            One weight a row, in the losses' shape.
+            One weight per row, in the losses' shape.
         """
         flat = losses.detach().flatten()
         if self.weights is None:
@@ -232,7 +235,7 @@ class Formula(nn.Module):
         return found.reshape(losses.shape)
 
     def _flat_columns(self, columns: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
-        """What a weighting may ask for, one entry a loss; class probabilities and vectors keep their own dimension."""
+        """A weighting's columns, with one entry per loss; class probabilities and vectors keep their dimension."""
         flat = {}
         for name in ("index", "group", "target"):
             if name in columns:
@@ -271,7 +274,7 @@ class Formula(nn.Module):
     def _outputs(
         self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor
     ) -> tuple[Tensor, Float[Tensor, " n"] | None]:
-        """What the loss is taken of, and what comes on top of it."""
+        """The outputs for the loss, and the price that is added to it."""
         if not isinstance(self.perturb, Consistency):
             return model(changed), None
         clean = model(x)
@@ -279,7 +282,7 @@ class Formula(nn.Module):
         return clean, self.perturb.strength * distance
 
     def _classes(self, target: Tensor) -> Tensor:
-        """The targets with a class in place of ``ignore_index``; rows that it marks count nowhere."""
+        """The targets with a class in place of ``ignore_index``; the rows that it marks count nowhere."""
         return self.loss.kind.filled(target, self.loss.ignore_index) if isinstance(self.loss, Loss) else target
 
     def _share(
@@ -289,7 +292,7 @@ class Formula(nn.Module):
         total: float | Tensor | None,
         process_group: ProcessGroup | None,
     ) -> tuple[float | Tensor, float | Tensor]:
-        """How much of the penalties is this batch's, of how much; one on all ranks, as FSDP averages no shards."""
+        """This batch's share of the penalties, as a quotient; equal on all ranks, as FSDP averages no shards."""
         if total is None or not self.penalties or isinstance(self.loss, BatchLoss):
             return 1, 1
         own = sum_over_ranks(self.loss.total_of(target, sample_weight), process_group)
@@ -313,16 +316,16 @@ class Formula(nn.Module):
                 )
 
     def _seen(self, output: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
-        """The losses as an attack sees them."""
+        """The losses that an attack sees."""
         with self._unmoved(output):
             return self._losses(output, target, index)
 
     @contextlib.contextmanager
     def _unmoved(self, output: Tensor) -> Iterator[None]:
-        """Whatever a loss would change by being asked is afterwards as it was: memories, buffers, random generators."""
+        """Restore at the end all that a loss changes when it is called: memories, buffers, random generators."""
         losses = [part for part in self.modules() if isinstance(part, (Loss, BatchLoss))]
         draws = any(getattr(part, "stochastic", False) for loss in losses for part in loss.modules())
-        draws = draws and not torch.compiler.is_compiling()  # which can't be told a generator's state
+        draws = draws and not torch.compiler.is_compiling()  # a compiler can't restore a generator's state
         with held_back(self), on_copies(*losses), drawing(Draws(output, self) if draws else None):
             yield
 

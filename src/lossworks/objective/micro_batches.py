@@ -1,4 +1,4 @@
-"""The formula on a batch that comes in parts, so that only one part's graph is alive at a time."""
+"""The objective on a batch that comes in parts (micro-batches), with only one part's graph alive at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -19,24 +19,24 @@ Taken = TypeVar("Taken")
 
 
 class Objective(Formula):
-    r"""What training minimises: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
+    r"""The objective that training minimises: :math:`\sum_i w_i\, \ell(f_\theta(x_i + \delta_i), y_i) + R(\theta)`.
 
-    The value and the gradient are those of the whole batch however it is split, where the method allows it at all.
+    Value and gradient are those of the whole batch however the batch is split, wherever the method allows it.
 
-    Under ``DistributedDataParallel`` or FSDP, which average gradients over ranks, name the group (uneven and empty
-    shares are right)::
+    Under ``DistributedDataParallel`` or FSDP, which average gradients over ranks, give the process group; ranks may
+    have different numbers of rows, or none::
 
         group = torch.distributed.group.WORLD
         objective(model, x, target, index=index, process_group=group).backward()
         optimizer.step()
 
-    Over micro-batches (gradient accumulation), on one process or with the group as well::
+    For micro-batches (gradient accumulation), on one process or with a group as well::
 
         for value in objective.micro_batches(model, parts, process_group=group):
             value.backward()
         optimizer.step()
 
-    or, where the weights don't look at the whole batch, with its total::
+    or, if the weights do not depend on the whole batch, with the batch's total::
 
         total = sum(objective.loss.total_of(target) for _, target in parts)
         for x, target in parts:
@@ -44,24 +44,24 @@ class Objective(Formula):
 
     Args:
         loss: :math:`\ell`. Its ``reduction`` says whether the weighted losses are averaged or summed.
-        weights: :math:`w`, given the losses and whatever it needs of ``index``, ``group``, ``target``. The losses are
+        weights: :math:`w`, called with the losses and what it needs of ``index``, ``group``, ``target``. The losses are
             detached: weights are the adversary's or the user's choice, and by the envelope theorem their own gradient
             does not count.
-        perturb: :math:`\delta`, given the risk as a function of the input. It sees the rows of its own rank and
-            micro-batch only. While it looks, the model is in evaluation mode, so that rows don't depend on each other
-            (batch normalisation takes its running statistics, dropout rests) and buffers stay as they are; so do the
-            loss's memories and buffers and (but under ``torch.compile``) the random generators that it draws from.
-            What the perturbation itself draws moves torch's generator, and further where a rank has more rows: a loss
-            that draws then needs a generator of its own. A :class:`~lossworks.roles.Consistency` adds a price to each
-            row's clean loss.
-        penalties: The terms of :math:`R`, summed.
+        perturb: :math:`\delta`, called with the risk as a function of the input. It sees only the rows of its own rank
+            and micro-batch. During its search the model is in evaluation mode, so that rows do not depend on each other
+            (batch normalisation uses its running statistics, dropout is off) and buffers do not change. Neither do the
+            loss's memories and buffers, nor (except under ``torch.compile``) the random generators that the loss draws
+            from. What the perturbation itself draws advances torch's generator, and by more on a rank with more rows,
+            so a loss that draws too needs a generator of its own. A :class:`~lossworks.roles.Consistency` adds a price
+            to each row's clean loss.
+        penalties: The terms of :math:`R`, which are added up.
 
     Shape:
-        - model: called on ``x``, gives what ``loss`` takes. Returns ``()``, or the rows' shape with
+        - model: a module from ``x`` to what ``loss`` takes. Returns ``()``, or the rows' shape with
           ``reduction="none"``, which leaves the penalties out, as they belong to no row.
 
     Raises:
-        TypeError: a part stands in the wrong role; a ``Weighting`` is combined with a ``BatchLoss``.
+        TypeError: a part in the wrong role; a ``Weighting`` together with a ``BatchLoss``.
         ValueError: an argument that a part needs is missing.
 
     >>> from lossworks.losses import CrossEntropyLoss
@@ -70,7 +70,7 @@ class Objective(Formula):
     tensor(True)
     """
 
-    papers: ClassVar[tuple[str, ...]]  # of the objectives that come ready made
+    papers: ClassVar[tuple[str, ...]]  # set by the ready-made objectives
     helps: ClassVar[tuple[str, ...]]
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -81,21 +81,21 @@ class Objective(Formula):
         parts: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
         process_group: ProcessGroup | None = None,
     ) -> Iterator[Tensor]:
-        """The objective on a batch that comes in parts: a value for each, to be sent backward before the next is taken.
+        """Yield the objective on each part of a batch; call ``backward`` on each value before taking the next.
 
-        The values add up to the whole batch's (in the mean over ranks, with a ``process_group``), and so do the
-        gradients. Only one part's graph is alive at a time. Where the weights or the loss look at the whole batch, all
-        parts are first run without gradients, and run again with the same random draws and from the same buffers
-        (dropout is right, its generator being torch's or an attribute of a module; batch normalisation is another model
-        on each part whatever an objective does). What a part remembers per training row is written once, as if the
+        The values add up to the whole batch's value (in the mean over ranks, with a ``process_group``), and so do the
+        gradients. Only one part's graph is alive at a time. If the weights or the loss depend on the whole batch, all
+        parts first run without gradients, and then run again with the same random draws and from the same buffers.
+        Dropout is therefore exact, if its generator is torch's or an attribute of a module. Batch normalisation is
+        another model on each part, whatever an objective does. Memories per training row are written once, as if the
         batch had come whole. ::
 
             for value in objective.micro_batches(model, parts):
                 value.backward()
             optimizer.step()
 
-        Under ``DistributedDataParallel`` all parts but the last belong under ``model.no_sync()``, the taking of a value
-        as well as its ``backward``: the wrapper decides in the forward pass whether gradients will be averaged. ::
+        Under ``DistributedDataParallel`` all parts except the last belong under ``model.no_sync()``, both taking the
+        value and its ``backward``: the wrapper decides in the forward pass whether gradients will be averaged. ::
 
             values = objective.micro_batches(model, parts, process_group=group)
             with model.no_sync():
@@ -105,20 +105,23 @@ class Objective(Formula):
                 value.backward()
 
         Args:
-            model: Called on each part's ``x``.
-            parts: ``(x, target)``, or a mapping with ``x``, ``target`` and what is needed of ``index``, ``group`` and
-                ``sample_weight``. At least one on each rank; ranks may have different numbers of them.
+            model: The module that is called on each part's ``x``.
+            parts: Pairs ``(x, target)``, or mappings with ``x``, ``target`` and what is needed of ``index``, ``group``
+                and ``sample_weight``. At least one on each rank; ranks may have different numbers of parts.
             process_group: The ranks that hold the other rows of the batch.
 
+        Yields:
+            One value per part.
+
         Raises:
-            ValueError: no parts, an argument that isn't known, ``reduction="none"``, sample weights that require grad,
-                or targets that do where the loss couples its batch.
+            ValueError: no parts, an argument that is not known, ``reduction="none"``, sample weights that require grad,
+                or targets that require grad where the loss couples its batch.
         """
         if isinstance(parts, (str, Mapping)) or not isinstance(parts, Iterable):
             raise TypeError(f"parts must be a sequence of micro-batches, got {shown(parts)}")
         batches = [arguments_of(part) for part in parts]
         if not batches:
-            raise ValueError("parts must hold at least one micro-batch, of no rows if need be")
+            raise ValueError("parts must hold at least one micro-batch, which may have no rows")
         if any(batch.keys() != batches[0].keys() for batch in batches):
             raise ValueError(f"parts must all have {', '.join(batches[0])}, got others in some of them")
         for batch in batches:
@@ -130,8 +133,8 @@ class Objective(Formula):
         for name in ("sample_weight", "target") if self.loss.couples_batch else ("sample_weight",):
             if name in batches[0] and any(batch[name].requires_grad for batch in batches):
                 raise ValueError(
-                    f"{name} must not require grad in micro-batches, as its gradient is of the whole batch: "
-                    "call the objective on that, or detach it"
+                    f"{name} must not require grad in micro-batches, as its gradient belongs to the whole "
+                    "batch: call the objective on the whole batch, or detach it"
                 )
         if self.loss.couples_batch:
             yield from self._of_outputs(model, batches, process_group)
@@ -141,7 +144,7 @@ class Objective(Formula):
     def _of_rows(
         self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
     ) -> Iterator[Tensor]:
-        """Micro-batches of a loss with rows: a part needs the total and its rows' weights of the others, no more."""
+        """Micro-batches of a loss with rows: a part needs only the total and its rows' weights from the others."""
         assert isinstance(self.loss, Loss)
         own = torch.stack([self.loss.total_of(b["target"], b.get("sample_weight")).detach() for b in batches]).sum()
         total = sum_over_ranks(own, process_group)
@@ -175,7 +178,7 @@ class Objective(Formula):
     def _of_outputs(
         self, model: nn.Module, batches: list[dict[str, Tensor]], process_group: ProcessGroup | None
     ) -> Iterator[Tensor]:
-        """Micro-batches of a loss that couples its batch: the gradient in all outputs, then each part's own of it."""
+        """Micro-batches of a loss that couples its batch: the gradient in all outputs is divided among the parts."""
         taken, draws = self._first_pass(model, batches, lambda output, price, _: _known(output, price))
         joined = [torch.cat(each).requires_grad_() for each in zip(*taken, strict=True)]
         whole = dict(zip(("output", "price"), joined, strict=False))
@@ -194,7 +197,7 @@ class Objective(Formula):
             with drawing(draw):
                 found = _known(*self._outputs(model, batch["x"], batch["changed"], batch["target"]))
             own = [(part * slope).sum() for part, slope in zip(found, slopes, strict=True)]
-            # What the loss itself learns goes with the first part.
+            # The gradient of the loss's own parameters goes with the first part.
             linear, through = torch.stack([*own, *through]).sum(), []
             share = value.detach() / len(batches) + (linear - linear.detach())
             yield self._with_penalties(share, model, 1, len(batches))
@@ -205,7 +208,7 @@ class Objective(Formula):
         batches: list[dict[str, Tensor]],
         take: Callable[[Tensor, Tensor | None, dict[str, Tensor]], Taken],
     ) -> tuple[list[Taken], list["Draws | None"]]:
-        """What is taken of each part's outputs, and how its draws are repeated; each part gets its perturbed input."""
+        """What ``take`` reads of each part's outputs, and each part's random draws; adds the perturbed inputs."""
         for batch in batches:
             batch["changed"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
         taken, draws = [], list[Draws | None]()
@@ -222,7 +225,7 @@ class Objective(Formula):
 
 
 def arguments_of(part: object) -> dict[str, Tensor]:
-    """A micro-batch by the names of the arguments."""
+    """A micro-batch as a mapping from the names of the arguments."""
     if isinstance(part, Mapping):
         named = dict(part)
     elif isinstance(part, Sequence) and not isinstance(part, str) and len(part) == 2:

@@ -1,4 +1,4 @@
-"""What a pass leaves as it was: modes, buffers, and what random generators draw next."""
+"""States that a pass must leave unchanged: modes, buffers and random generators."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ __all__ = ["Draws", "drawing", "on_copies", "resting"]
 
 @contextlib.contextmanager
 def resting(*models: object) -> Iterator[None]:
-    """Those that are modules in evaluation mode, and afterwards every module in the mode that it was in."""
+    """Put those that are modules in evaluation mode; at the end restore every module's mode."""
     modules = [model for model in models if isinstance(model, nn.Module)]
     for model in modules:
         for name, module in model.named_modules():
@@ -32,7 +32,7 @@ def resting(*models: object) -> Iterator[None]:
 
 
 class Draws:
-    """The state of torch's random generators, and of those that modules have, before something was run."""
+    """A snapshot of the states of torch's random generators, and of those that modules hold."""
 
     def __init__(self, x: Tensor, *modules: nn.Module) -> None:
         from torch.utils.checkpoint import get_device_states
@@ -45,7 +45,7 @@ class Draws:
 
 @contextlib.contextmanager
 def drawing(draws: Draws | None) -> Iterator[None]:
-    """Draw as from that state, and leave the generators as they were."""
+    """Draw from the states in the snapshot; at the end restore the generators."""
     if draws is None:
         yield
         return
@@ -66,7 +66,7 @@ def drawing(draws: Draws | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_copies(*modules: nn.Module) -> Iterator[None]:
-    """Copies in the place of all buffers but the memories, which can be held back; what changes them is lost."""
+    """Replace all buffers but memories (:func:`held_back` holds those) by copies; changes to the copies are lost."""
     held: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
     for member in (member for module in modules for member in module.modules()):
         memories = member.memories if isinstance(member, Part) else ()
