@@ -1,4 +1,4 @@
-"""The same objectives on a linear output layer, without the matrix of its logits."""
+"""Fused losses on a linear output layer: the same values and gradients without the matrix of logits."""
 
 from lossworks.fused.divergence import linear_kl
 from lossworks.fused.linear import linear_log_probs, linear_loss

@@ -1,4 +1,4 @@
-"""How the rows are cut: chunks that fit a memory budget, and within them blocks that fit the processor's cache."""
+"""How rows are divided: into chunks that fit a memory budget, and these into blocks that fit the processor's cache."""
 
 import functools
 from collections.abc import Iterator
@@ -9,28 +9,29 @@ from torch import Tensor
 from lossworks.checks import check_int
 
 _SHARE = 10
-"""A chunk is at most this part of the logit matrix: less than an eighth with what stands beside it."""
+"""A chunk is at most this fraction of the logit matrix; with its temporary results it stays below an eighth."""
 _SMALLEST, _LARGEST = 2**22, 2**28
-"""Bytes of a chunk, whatever its share: below, the matrix products lose more time than there is memory to save."""
+"""The bytes of the smallest and largest chunk: below the smallest, products lose more time than memory is saved."""
 _MULTIPLE = 16
-"""Rows of a chunk come in multiples of this, which the matrix products like."""
+"""The number of rows in a chunk is a multiple of this, which is faster in matrix products."""
 _BLOCK = 2**16
-"""Numbers of a block, for each thread: a quarter of a megabyte in float32, with a few results of steps beside it."""
+"""The numbers in a block, per thread: a quarter of a megabyte in float32, so that a few results fit beside it."""
 _RESULTS = 8
-"""As many results of steps, of a block's size, can be there at once."""
+"""How many results of a block's size may exist at once."""
 _LARGEST_MAPPED = 2**25 - 2**13
-"""Bytes: the GNU allocator learns from pieces up to 32 MB, with their own bookkeeping."""
+"""Bytes. The GNU allocator adapts to pieces of up to 32 MB, including its own bookkeeping."""
 _TILE = 2**22
-"""Bytes of a tile of the weight: a product with few rows is bound by how often it is read and packed."""
+"""The bytes of a tile of the weight: the time of a product with few rows depends on how often the weight is read."""
 
 
 @functools.cache
 def keep_freed_pages() -> None:
-    """Have blocks' results made in pages that are at hand, once in a process.
+    """Make the allocator reuse freed memory pages for the results of blocks; this is done once per process.
 
-    A block's results are some megabytes, made and freed again and again. The GNU allocator gives more than twice the
-    largest piece that was ever mapped and freed back to the system, and fresh pages for each block would cost more
-    than what is computed in them. Freeing the largest piece that it goes by, without a touch, raises that.
+    A block's results are some megabytes, which are allocated and freed again and again. The GNU allocator returns freed
+    memory to the system above twice the largest piece that was ever mapped and freed; fresh pages for each block would
+    then cost more than the computation in them. Allocating and freeing the largest piece that it adapts to, without
+    touching it, raises that limit.
     """
     torch.empty(_LARGEST_MAPPED, dtype=torch.uint8)
 
@@ -38,10 +39,10 @@ def keep_freed_pages() -> None:
 def chunk_size(
     rows: int, classes: int, itemsize: int, chunk: int | None = None, *, copies: int = 1, in_blocks: bool = False
 ) -> int:
-    """Rows of a chunk: as asked for, or as many as the budget allows.
+    """The number of rows in a chunk: the number asked for, or as many as the budget allows.
 
-    ``copies`` is how many matrices of the chunk's size are held at once; ``in_blocks``, whether it is read in blocks
-    whose steps have results.
+    ``copies`` is how many matrices of the chunk's size are held at once. ``in_blocks`` says whether the chunk is read
+    in blocks whose steps have results.
     """
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
@@ -55,13 +56,13 @@ def chunk_size(
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
-    """The chunks; none of no rows."""
+    """The chunks; none if there are no rows."""
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
 def blocks(matrix: Tensor) -> Iterator[slice]:
-    """Rows of a chunk that fit the processor's cache, one for each thread at least; on other devices all at once."""
+    """Rows of a chunk that fit the processor's cache, at least one per thread; on other devices all rows at once."""
     rows, classes = matrix.shape
     if matrix.device.type != "cpu":
         return slices(rows, max(rows, 1))
@@ -75,7 +76,7 @@ def _block_rows(classes: int) -> int:
 def tiles(weight: Tensor) -> Iterator[slice]:
     """Classes whose weights fit the processor's cache, for a product with few rows; on other devices all at once.
 
-    A layer without classes, as a rank may hold of a sharded one, is one tile, so that its product is written.
+    A layer without classes, as a rank of a sharded layer may hold, is one tile, so that its product is still written.
     """
     classes, d = weight.shape
     size = max(_TILE // max(d * weight.element_size(), 1), 1) if weight.device.type == "cpu" else max(classes, 1)

@@ -1,4 +1,4 @@
-"""The divergence of a linear output layer from a teacher's, without either matrix of logits."""
+"""The KL divergence of a linear output layer from a teacher's, without either matrix of logits."""
 
 from dataclasses import dataclass
 
@@ -29,37 +29,37 @@ def linear_kl(
     reduction: str = "mean",
     chunk: int | None = None,
 ) -> Tensor:
-    r"""Kullback-Leibler divergence between a teacher's and a student's predictions, without either matrix of logits.
+    r"""Fused distillation loss: the KL divergence of a student from a teacher, without either matrix of logits.
 
     .. math::
         \ell_i = \mathrm{KL}(t_i \,\|\, s_i) \;\text{(forward)}, \qquad
         \ell_i = \mathrm{KL}(s_i \,\|\, t_i) \;\text{(reverse)}, \qquad
         s_i = \mathrm{softmax}(W h_i / T), \; t_i = \mathrm{softmax}(W' h'_i / T)
 
-    The gradient goes to the student alone; what the teacher is given may require one and gets none. It is taken as it
-    is: multiply by :math:`T^2` to keep the gradient's size when T is changed.
+    Only the student gets a gradient; the teacher's tensors may require one but get none. The gradient is not rescaled:
+    multiply the loss by :math:`T^2` to keep the gradient's size when T is changed.
 
     Args:
-        student_hidden: What the student's output layer is given, ``(n, d)`` or ``(n, t, d)``.
-        student_weight: Its weight.
-        teacher_hidden: The same of the teacher; its d may be another.
-        teacher_weight: The same of the teacher, with as many classes.
+        student_hidden: The input of the student's output layer, ``(n, d)`` or ``(n, t, d)``.
+        student_weight: The weight of the student's output layer.
+        teacher_hidden: The input of the teacher's output layer, for the same rows; its d may differ.
+        teacher_weight: The weight of the teacher's output layer, with as many classes.
         student_bias: The student's bias, if it has one.
-        teacher_bias: The teacher's.
+        teacher_bias: The teacher's bias, if it has one.
         temperature: T, > 0.
-        direction: ``"forward"`` makes the student cover all that the teacher thinks likely, ``"reverse"`` keeps it to
-            what the teacher does.
-        sample_weight: One weight a row, >= 0, 0 for a row that is padding; ``mean`` divides by their sum.
-        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+        direction: ``"forward"`` makes the student cover all that the teacher finds likely; ``"reverse"`` keeps the
+            student within what the teacher finds likely.
+        sample_weight: One weight per row, >= 0, 0 for a padding row; ``mean`` divides by their sum.
+        total: The number that ``mean`` divides by when this batch is a part of a larger one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: Rows at a time; by default as many as a tenth of the logit matrix holds, for both models together.
+        chunk: The number of rows computed at a time; by default a tenth of the logit matrix, for both models together.
 
     Returns:
-        ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0 but for rounding.
+        ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0, except for rounding.
 
     Raises:
         ValueError: ``temperature <= 0``, an unknown direction, shapes that don't match.
-        TypeError: a tensor that isn't floating-point, or not of its layer's dtype.
+        TypeError: a tensor that is not floating-point, or not of its layer's dtype.
 
     Papers: hinton2015distilling
 
@@ -99,7 +99,7 @@ def linear_kl(
 
 @dataclass
 class TeacherReader(Reader):
-    """Rows compared with a teacher's, whose logits are computed a chunk at a time as well."""
+    """A reader of rows that are compared with a teacher's, whose logits are also computed one chunk at a time."""
 
     teacher: Layer
     temperature: float | Tensor
@@ -141,5 +141,5 @@ class TeacherReader(Reader):
 
 
 def _weighed(p: Tensor, gap: Tensor) -> Tensor:
-    """The gaps by their probabilities; a class of probability 0 adds nothing, however far its other logarithm is."""
+    """The gaps times their probabilities; a class of probability 0 adds nothing, whatever its other logarithm is."""
     return p * torch.where(p > 0, gap, 0)

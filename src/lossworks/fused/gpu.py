@@ -1,4 +1,4 @@
-"""The chunk loop where the Triton kernels apply: half precision stays half, and a chunk is changed in place."""
+"""The chunk loop with Triton kernels: half precision is kept, and a chunk is changed in place."""
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ _PRODUCT_NUMBERS = 2**26
 def run_with_kernels(
     plan: Plan, reader: LossReader, form: SoftmaxForm, layer: Layer, coefficient: Tensor | None
 ) -> Run:
-    """As :func:`lossworks.fused.rows.run`, for a reader of the softmax family."""
+    """The same as :func:`lossworks.fused.rows.run`, for a reader of the softmax family."""
     every, matrix, bias = layer
     n, classes = len(every), len(matrix)
     weight, buffer = matrix.to(plan.compute), every.new_empty((min(plan.chunk, n), classes), dtype=plan.compute)
     scale, offset = _scale_and_offset(form, bias, plan, every)
     lift = None
     if coefficient is not None and plan.compute == torch.float16 and n:
-        # A gradient that a loss scaler lifts only later must not be lost before.
+        # A small float16 gradient must not be lost before a loss scaler scales it up.
         lift = coefficient.abs().amax()
         coefficient = coefficient / torch.where(lift > 0, lift, 1)
     losses = every.new_empty(n, dtype=plan.dtype)
@@ -77,7 +77,7 @@ def run_with_kernels(
 def _scale_and_offset(
     form: SoftmaxForm, bias: Tensor | None, plan: Plan, like: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the logits are multiplied with and what is added to them then, in float32; None for nothing."""
+    """The factor of the logits and the number added to them afterwards, in float32; None where there is none."""
     scale: Tensor | None = None
     if isinstance(form.scale, Tensor):
         scale = form.scale.float()
@@ -90,13 +90,13 @@ def _scale_and_offset(
 
 
 def _sum_dtype(leaf: Tensor) -> torch.dtype:
-    """Float32 at least; on a GPU bfloat16 too, where each product is summed in float32 and each chunk rounded once."""
+    """At least float32; on a GPU also bfloat16, as each product is summed in float32 and rounded once per chunk."""
     compact = leaf.is_cuda and leaf.dtype == torch.bfloat16
     return leaf.dtype if compact else torch.promote_types(leaf.dtype, torch.float32)
 
 
 def _add_product_(summed: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
-    """Add a matrix product, to nothing if ``fresh``; where it has another precision than the sum, block by block."""
+    """Add a matrix product to the sum, or write it if ``fresh``; block by block where the precisions differ."""
     if summed.dtype == left.dtype:
         summed.addmm_(left, right, beta=0 if fresh else 1)
         return

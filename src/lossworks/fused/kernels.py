@@ -1,21 +1,23 @@
 """Triton kernels of the softmax family: a row's statistics and its gradient, in place on a chunk of logits.
 
-Why a chunk of logits, and not a kernel that fuses the matrix product. Forward and backward need three products of ``2
-n C d`` operations; all else is ``O(n C)``. Never to write a logit costs a fourth, as the backward pass must compute it
-again, and all four then run in a kernel of our own and not in the library's: a third more of the only cost that
-counts, to save a buffer whose size is free to choose. So the products are the library's, ``chunk`` rows at a time, and
-one program a row does the rest in place: a pass that reads the row for its maximum, its mass and its label, and one
-that reads it again and leaves the gradient there, ``6 r C`` bytes of traffic for ``r`` rows in half precision.
+Why they work on a chunk of logits, and the matrix product is not fused: forward and backward need three products of
+``2 n C d`` operations, and everything else is ``O(n C)``. A kernel that never writes a logit needs a fourth product, as
+the backward pass must compute the logits again, and all four products then run in a kernel of our own and not in the
+library's. That adds a third to the only cost that counts, and saves only a buffer whose size can be chosen freely. So
+the library computes the products, ``chunk`` rows at a time, and one program per row does the rest in place: one pass
+reads the row for its maximum, its mass and its label, and another reads it again and writes the gradient there. For
+``r`` rows in half precision this is ``6 r C`` bytes of traffic.
 
-How large a chunk. It costs ``2 r C`` bytes in half precision, and each reads and writes the weight's gradient once,
-``4 C d`` bytes beside the ``2 r C d`` operations of its product. A device that does b operations in the time of a byte
-hides that traffic from ``r = 2 b`` rows, some four to six hundred on today's; a thousand should be near the three
-products alone, and fewer trade time for memory, of which a form without logits has less by this chunk. Where a row's
-upstream gradient is known only later (``reduction="none"``, a weighting) the fourth product is paid, and only there.
+How large a chunk should be: it takes ``2 r C`` bytes in half precision, and each chunk reads and writes the weight's
+gradient once, ``4 C d`` bytes beside the ``2 r C d`` operations of its product. A device that does b operations in the
+time of one byte hides that traffic from ``r = 2 b`` rows on, some four to six hundred on today's devices. A thousand
+rows should be close to the time of the three products alone. Fewer rows trade time for memory; a form that never holds
+logits would need less memory by one chunk. Where a row's upstream gradient is known only later (``reduction="none"``,
+a weighting) the fourth product is computed, and only there.
 
-Imported only for tensors on a GPU, or with ``TRITON_INTERPRET=1``, which runs the kernels on the CPU, slowly, as the
-tests do, where they agree with the forms in torch. They compile for GPUs, but have not yet been run or measured on
-one.
+The module is imported only for tensors on a GPU, or with ``TRITON_INTERPRET=1``, which runs the kernels slowly on the
+CPU. The tests do so, and there the kernels agree with the forms in torch. They compile for GPUs, but have not yet been
+run or measured on one.
 """
 
 import torch
@@ -115,7 +117,7 @@ def _gradient(
     own = tl.load(on_own + row)
     rest = tl.load(on_total + row) if TOTAL else 0.0
     begin = logits + row * stride
-    # A row that does not count is not read, so that what it holds cannot become NaN.
+    # A row that does not count is not read, so that its content cannot become NaN.
     if tl.abs(rate) + tl.abs(own) + tl.abs(rest) != 0.0:
         for start in range(0, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
@@ -144,7 +146,7 @@ def row_statistics(
     scale: Float[Tensor, ""] | None = None,
     total: bool = False,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """As :func:`lossworks.fused.softmax.row_statistics`, in float32, of ``scale * logits + offset``."""
+    """The same as :func:`lossworks.fused.softmax.row_statistics`, in float32, for ``scale * logits + offset``."""
     rows, classes = logits.shape
     maximum, mass, own, below = torch.zeros(4, rows, dtype=torch.float32, device=logits.device)
     if rows:
@@ -168,7 +170,7 @@ def row_gradient_(
     offset: Float[Tensor, " classes"] | None = None,
     scale: Float[Tensor, ""] | None = None,
 ) -> None:
-    """As :func:`lossworks.fused.softmax.row_gradient_`, the gradient in ``scale * logits + offset``."""
+    """The same as :func:`lossworks.fused.softmax.row_gradient_`, for the gradient in ``scale * logits + offset``."""
     rows, classes = logits.shape
     if rows:
         _gradient[(rows,)](
@@ -180,7 +182,7 @@ def row_gradient_(
 
 
 def _scores(logits: Tensor, target: Tensor, *extras: Tensor | None) -> tuple[Tensor | int, ...]:
-    """The kernels' first arguments; what is not there is any pointer, which they leave alone."""
+    """The kernels' first arguments; a missing tensor is replaced by any pointer, which the kernels do not read."""
     given = (target if extra is None else extra.float().contiguous() for extra in extras)
     return logits, logits.stride(0), logits.shape[1], target.contiguous(), *given
 

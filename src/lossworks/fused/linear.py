@@ -35,7 +35,7 @@ from lossworks.roles import (
 )
 
 _LOOKED_AT = 64
-"""So many rows with a loss that is NaN are looked at for logits that are."""
+"""At most this many rows with a NaN loss are checked for NaN logits."""
 
 
 @cite("wijmans2024cutyourlosses", "hsu2024liger")
@@ -55,47 +55,48 @@ def linear_loss(
     reduction: str = "mean",
     chunk: int | None = None,
 ) -> Tensor:
-    r"""A loss on a linear output layer, value and gradients, without the matrix of its logits.
+    r"""Fused linear loss: a loss on a linear output layer, value and gradients, without the matrix of its logits.
 
     .. math:: \operatorname{loss}(H W^\top + b,\; y)
 
-    Equal to ``loss(hidden @ weight.T + bias, target)``, for every loss that reads logits row by row (``rowwise``). The
+    It equals ``loss(hidden @ weight.T + bias, target)`` for every loss that reads logits row by row (``rowwise``). The
     logits exist for one chunk of rows at a time. A loss whose closed form is a :class:`lossworks.roles.SoftmaxForm` is
-    read a chunk at a time; the others are read in blocks of rows that fit the processor's cache, by their
-    :class:`lossworks.roles.RowForm` or by autograd. The mean and the sum
-    have their gradients computed beside their values, where one is asked for; ``"none"`` computes each chunk's logits
-    again in the backward pass, since only that knows what each row's loss is worth.
+    read a chunk at a time. Other losses are read in blocks of rows that fit the processor's cache, by their
+    :class:`lossworks.roles.RowForm` or by autograd. For the mean and the sum, gradients are computed together with the
+    value if one is needed. ``"none"`` computes each chunk's logits again in the backward pass, as only that pass knows
+    the upstream gradient of each row's loss.
 
     Args:
-        hidden: What the output layer is given, ``(n, d)``, or ``(n, t, d)`` and so on.
-        weight: W, the layer's.
-        target: As the loss takes it, with classes last: int64 ``(n,)`` or ``(n, t)``, class probabilities
-            ``(n, C)`` or ``(n, t, C)``; of a loss on numbers what it compares with the layer's ``C`` outputs.
+        hidden: The input of the output layer, ``(n, d)``, or ``(n, t, d)`` and so on.
+        weight: W, the layer's weight.
+        target: The target as the loss takes it, but with classes last: int64 ``(n,)`` or ``(n, t)``, or class
+            probabilities ``(n, C)`` or ``(n, t, C)``; for a loss on numbers, what it compares with the layer's ``C``
+            outputs.
         loss: A loss with ``rowwise = True``. Its own ``reduction`` and ``ignore_index`` are not read: the arguments
-            here decide. Its parameters and tensor hyperparameters get their gradients, its memory of rows is updated.
+            here decide. Its parameters and tensor hyperparameters get gradients, and its memory of rows is updated.
         bias: b, if the layer has one.
-        sample_weight: One weight a row, in the shape of ``reduction="none"``, >= 0; ``mean`` divides by their sum. It
-            gets its gradient.
+        sample_weight: One weight per row, in the shape of ``reduction="none"``, >= 0; ``mean`` divides by their sum. It
+            gets a gradient.
         weights: A weighting of the rows, as in :class:`lossworks.Objective`. One that reads the losses costs a pass
-            over the chunks before the gradients', another (``reads_losses = False``) none.
+            over the chunks before that of the gradients; one with ``reads_losses = False`` costs none.
         index: The rows' numbers in the training data, for a loss or a weighting with a memory per row.
         group: The rows' groups, for a weighting that needs them.
-        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
-        ignore_index: The class whose rows don't count.
+        total: The number that ``mean`` divides by when this batch is a part of a larger one.
+        ignore_index: The target of rows that are left out.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: Rows at a time; by default as many as a tenth of the logit matrix holds, of 4 to 256 MB.
+        chunk: The number of rows computed at a time; by default a tenth of the logit matrix, but 4 to 256 MB.
 
     Returns:
-        ``()``, or with ``reduction="none"`` the rows' shape.
+        ``()``, or the rows' shape with ``reduction="none"``.
 
     Raises:
         TypeError: a loss that does not read each row alone; a weight of another dtype than ``hidden`` (without
             autocast); a target of the wrong dtype.
         ValueError: shapes that don't match, a class outside ``[0, C)``, an ``index`` that is missing.
 
-    Under autocast the products are taken in its dtype and everything else, sums of gradients too, in float32. Under
-    ``torch.compile`` and the transforms of ``torch.func`` the chunks are plain operations with the same numbers; a
-    ``torch.func`` transform that differentiates keeps all chunks, and so does differentiating twice.
+    Under autocast the products use its dtype, and everything else, including sums of gradients, float32. Under
+    ``torch.compile`` and the transforms of ``torch.func`` the chunks are plain operations with the same numbers. A
+    ``torch.func`` transform that differentiates keeps all chunks in memory, and so does differentiating twice.
 
     Papers: wijmans2024cutyourlosses, hsu2024liger
 
@@ -126,24 +127,24 @@ def linear_log_probs(
     sequence: str | None = None,
     chunk: int | None = None,
 ) -> Float[Tensor, "*rows"]:
-    r"""Log-probabilities of given classes under a linear output layer, without the matrix of its logits.
+    r"""Fused log-probabilities of given classes under a linear output layer, without the matrix of its logits.
 
     .. math:: \log \mathrm{softmax}\big((W h_i + b) / T\big)_{y_i}
 
-    What preference losses and distillation on samples read of a language model.
+    Preference losses, and distillation on samples, read these numbers of a language model.
 
     Args:
-        hidden: What the output layer is given, ``(n, d)`` or ``(n, t, d)``.
-        weight: W, the layer's.
+        hidden: The input of the output layer, ``(n, d)`` or ``(n, t, d)``.
+        weight: W, the layer's weight.
         target: Classes, int64 ``(n,)`` or ``(n, t)``.
         bias: b, if the layer has one.
         temperature: T, > 0.
-        ignore_index: The class whose rows have log-probability 0 and no gradient.
-        sequence: ``"sum"`` or ``"mean"`` over the last axis of ``target``, rows that are not ignored; None for each.
-        chunk: Rows at a time, see :func:`linear_loss`.
+        ignore_index: The target of rows that get log-probability 0 and no gradient.
+        sequence: ``"sum"`` or ``"mean"`` over the last axis of ``target``, without ignored rows; None for one per row.
+        chunk: The number of rows computed at a time, see :func:`linear_loss`.
 
     Returns:
-        In the target's shape, or without its last axis where ``sequence`` is given. A sequence of ignored rows has 0.
+        The target's shape, without its last axis where ``sequence`` is given. A sequence of ignored rows has 0.
 
     Raises:
         ValueError: shapes that don't match, a class outside ``[0, C)``, ``temperature <= 0``, another ``sequence``.
@@ -191,7 +192,7 @@ def reduced_rows(
     total: float | Tensor | None,
     reduction: str,
 ) -> Tensor:
-    """The losses of the rows, weighted and reduced as :func:`linear_loss` says."""
+    """The losses of the rows, weighted and reduced as :func:`linear_loss` documents."""
     rows = None if reader.kept is None else reader.kept.to(plan.dtype)
     if sample_weight is not None:
         check_sample_weight(sample_weight, shape)
@@ -234,7 +235,7 @@ def reduced(
 
 
 def each(plan: Plan, reader: Reader, layer: Layer) -> Tensor:
-    """Each row's losses."""
+    """The losses of each row."""
     if not traced():
         losses: Tensor = _Each.apply(plan, reader, *layer, *reader.hyper)
         return losses
@@ -244,7 +245,7 @@ def each(plan: Plan, reader: Reader, layer: Layer) -> Tensor:
 
 
 def traced() -> bool:
-    """Whether the steps are to be plain ones, for a compiler or a transform of ``torch.func`` to see."""
+    """Whether a compiler or a transform of ``torch.func`` is at work, so that the steps must be plain operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -262,7 +263,7 @@ def _chunk(reader: Reader, rows: slice, hidden: Tensor, weight: Tensor, bias: Te
 
 
 class _Each(torch.autograd.Function):
-    """The losses of rows; their gradients are computed in the backward pass, where the upstream one is known."""
+    """The losses of rows; their gradients are computed in the backward pass, where the upstream gradient is known."""
 
     @staticmethod
     def forward(plan: Plan, reader: Reader, hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Tensor) -> Tensor:
@@ -287,9 +288,9 @@ class _Each(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum of rows' losses by given coefficients, its gradients computed beside it where they will be asked for.
+    """The sum of the rows' losses times given coefficients; gradients are computed with it if they will be needed.
 
-    The first backward pass hands them over; another one (``retain_graph``) computes them anew.
+    The first backward pass hands these gradients over; another one (``retain_graph``) computes them again.
     """
 
     @staticmethod
@@ -339,7 +340,7 @@ class _Summed(torch.autograd.Function):
 
 
 def is_batched(upstream: Tensor) -> bool:
-    """Whether several upstream gradients come as one, as ``is_grads_batched`` and ``jacobian(vectorize=True)`` do."""
+    """Whether several upstream gradients come at once, as with ``is_grads_batched`` or ``jacobian(vectorize=True)``."""
     return torch._C._functorch.is_functorch_wrapped_tensor(upstream) or torch._C._functorch.is_legacy_batchedtensor(
         upstream
     )
@@ -348,10 +349,10 @@ def is_batched(upstream: Tensor) -> bool:
 def _in_plain_gradients(
     plan: Plan, reader: Reader, layer: Layer, upstream: Tensor, coefficient: Tensor | None = None
 ) -> list[Tensor | None]:
-    """The gradients in those of layer, coefficient and ``hyper`` that have one, to be differentiated again.
+    """The gradients of layer, coefficient and ``hyper``, where they have one, in a form that can be differentiated.
 
-    They are taken in aliases: where one of these was computed from another, each would go on to the other here, and
-    then once more where it is handed to.
+    They are taken in aliases. If one of these tensors was computed from another, its gradient would flow on to that
+    other here, and then a second time where this function's results are used.
     """
     summed = () if coefficient is None else (coefficient,)
     with torch.enable_grad():
@@ -373,7 +374,7 @@ def _in_plain_gradients(
 
 
 def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "", suffix: str = "") -> Layer:
-    """The layer with its rows flat, if its shapes and dtypes match."""
+    """The layer with its rows flat; raise unless its shapes and dtypes match."""
     check_floating(f"{prefix}hidden", hidden)
     check_floating(f"{prefix}weight{suffix}", weight)
     if bias is not None:
@@ -400,16 +401,16 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
-    """What the layer's products are taken in: autocast's dtype under it, else their own."""
+    """The dtype of the layer's products: autocast's dtype if it is on, otherwise that of ``hidden``."""
     device = hidden.device.type
     half = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(device) if half else hidden.dtype
 
 
 def plan_for(layer: Layer, chunk: int | None, *, copies: int = 1, in_blocks: bool = False) -> Plan:
-    """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by who asks for one.
+    """How to run this layer: the dtype by autocast, the chunk by its budget, the gradients by what requires one.
 
-    A chunk that is read ``in_blocks`` is one block on a GPU, with a copy as its result.
+    On a GPU a chunk that is read ``in_blocks`` is a single block, with a copy as its result.
     """
     hidden, weight, bias = layer
     compute = product_dtype(hidden)
@@ -423,7 +424,7 @@ def plan_for(layer: Layer, chunk: int | None, *, copies: int = 1, in_blocks: boo
 
 
 def checked(losses: Tensor, reader: Reader, layer: Layer) -> Tensor:
-    """The losses, if no logit is NaN; the sum of all losses is a cheaper question than each."""
+    """The losses, or an error if a logit is NaN; testing the sum of all losses is cheaper than testing each."""
     if readable(losses) and not bool(losses.sum().isfinite()):
         rows = losses.isnan().reshape(len(losses), -1).any(dim=1).nonzero().flatten()
         if rows.numel() and reader.is_nan(layer, rows[:_LOOKED_AT]):
@@ -433,7 +434,7 @@ def checked(losses: Tensor, reader: Reader, layer: Layer) -> Tensor:
 
 
 def sum_of(rows: Tensor) -> Tensor:
-    """What a mean over these rows divides by: 1 where none counts."""
+    """The number that a mean over these rows divides by: their sum, or 1 where none counts."""
     total = rows.sum()
     return torch.where(total > 0, total, torch.ones_like(total))
 
@@ -441,14 +442,14 @@ def sum_of(rows: Tensor) -> Tensor:
 def loss_reader(
     layer: Layer, target: Tensor, loss: Loss, index: Tensor | None, ignore_index: int, lead: torch.Size
 ) -> tuple[LossReader, torch.Size]:
-    """How this loss reads the rows, and the shape of their losses."""
+    """A reader of the rows for this loss, and the shape of the rows' losses."""
     if not isinstance(loss, Loss):
         raise TypeError(f"loss must be a lossworks Loss, got {type(loss).__name__}")
     if not loss.rowwise or loss.stochastic or loss.couples_batch:
         raise TypeError(f"{type(loss).__name__} does not read each row of logits alone, so it can't be taken in chunks")
     check_tensor("target", target)
     if target.requires_grad and torch.is_grad_enabled():
-        raise ValueError("target must not require a gradient, which the fused form doesn't give it: detach it")
+        raise ValueError("target must not require a gradient, as the fused form doesn't compute it: detach it")
     hidden, weight, _ = layer
     classes = len(weight)
     if not classes:
@@ -479,7 +480,7 @@ def loss_reader(
         numbers = loss._extra(index, shape)["index"]
         numbers = numbers if kept is None else torch.where(kept, numbers, -1)
     if loss.kind.has_classes and not traced():
-        # So many classes, and no row, as the loss itself sees them.
+        # The loss checks an empty batch of so many classes, with its own error messages.
         with torch.no_grad(), held_back(loss):
             loss.rows(weight.detach().new_zeros((0, classes)), flat[:0], None if numbers is None else numbers[:0])
     reader = LossReader(loss, flat, kept, numbers, hyper, form, tuple(tail))
@@ -489,7 +490,7 @@ def loss_reader(
 def _other_target(
     loss: Loss, target: Tensor, lead: torch.Size, classes: int, weight: Tensor
 ) -> tuple[Tensor, torch.Size]:
-    """The target of a loss on numbers, and the shape of a row's losses."""
+    """The flat target of a loss on numbers, and the shape of one row's losses."""
     whole = target.shape == (*lead, classes)
     by_number = type(loss).rows is Loss.rows
     if not whole and (by_number or target.shape != lead):
@@ -497,8 +498,8 @@ def _other_target(
         raise ValueError(f"target must have shape {wanted}, got {tuple(target.shape)}")
     if whole and not by_number and len(lead) > 1:
         raise ValueError(
-            f"hidden must have shape (n, d) for {type(loss).__name__}, to which all that follows the first axis is one "
-            f"row, got ({', '.join(map(str, lead))}, d)"
+            f"hidden must have shape (n, d) for {type(loss).__name__}, which takes all after the first axis as "
+            f"one row, got ({', '.join(map(str, lead))}, d)"
         )
     loss.kind.check_values(target)
     flat = target.reshape(-1, classes) if whole else target.flatten()
@@ -514,7 +515,7 @@ def _weigh(
     index: Tensor | None,
     group: Tensor | None,
 ) -> Tensor:
-    """The weighting's weights of the rows; the losses are computed only if it reads them."""
+    """The weighting's weights of the rows; losses are computed only if the weighting reads them."""
     if weights.reads_losses:
         with torch.no_grad():
             losses = each(plan, reader, layer)

@@ -1,4 +1,4 @@
-"""A linear layer and its loss, its classes sharded over the ranks of a process group."""
+"""A linear output layer and its loss, with the classes sharded over the ranks of a process group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ __all__ = ["parallel_linear_loss"]
 
 @dataclass(frozen=True)
 class _Shards:
-    """Which rank holds which classes: consecutive ones, in the order of the ranks."""
+    """Which rank holds which classes: each rank holds consecutive classes, in the order of the ranks."""
 
     group: "dist.ProcessGroup | None"
     sizes: tuple[int, ...]
@@ -42,7 +42,7 @@ class _Shards:
             each = [torch.empty_like(mine) for _ in range(ranks)]
             dist.all_gather(each, mine, group=group)
             shapes = torch.cat(each).tolist()
-            # A rank that found its own shapes wrong alone would leave the others waiting.
+            # If only the rank with wrong shapes raised an error, the others would wait forever.
             n, features = shapes[0][2:]
             if any(others != [features, n, features] for _, *others in shapes):
                 held = "; ".join(f"{(rows, d)} and {(own, width)}" for own, width, rows, d in shapes)
@@ -64,7 +64,7 @@ class _Shards:
         return _Shards(group, tuple(sizes))
 
     def gather_columns(self, scores: Float[Tensor, "n own"]) -> Float[Tensor, "n classes"]:
-        """The scores of all classes, from every rank's."""
+        """The scores of all classes, gathered from all ranks."""
         padded = scores.new_zeros(len(scores), max(self.sizes))
         padded[:, : scores.shape[1]] = scores
         every = [torch.empty_like(padded) for _ in self.sizes]
@@ -83,7 +83,7 @@ class _Shards:
 
 
 class _ShardReader(LossReader):
-    """The rows of a loss, read from this rank's classes and what the others say of theirs."""
+    """A reader of a loss's rows from this rank's classes and from what the other ranks send about theirs."""
 
     def __init__(self, whole: LossReader, shards: _Shards) -> None:
         super().__init__(**{entry.name: getattr(whole, entry.name) for entry in fields(whole) if entry.init})
@@ -103,7 +103,7 @@ class _ShardReader(LossReader):
         return reading
 
     def trace(self, logits: Tensor, rows: slice) -> Tensor:
-        """Not possible: what the ranks say to each other is no step that a compiler or a gradient could follow."""
+        """Raise an error: a compiler or a second gradient cannot follow the communication between the ranks."""
         raise RuntimeError(
             "parallel_linear_loss runs eagerly: keep it out of torch.compile and torch.func"
             if traced()
@@ -112,15 +112,15 @@ class _ShardReader(LossReader):
         )
 
     def is_nan(self, layer: Layer, rows: Tensor) -> bool:
-        """Taken as such: a rank that looked at its own classes alone would leave the others waiting."""
+        """Assume NaN logits: a rank that looked at its own classes alone would leave the others waiting."""
         return True
 
     def sum_hidden(self, gradient: Tensor) -> None:
-        """The shards' parts of the gradient in hidden add up."""
+        """Add up the shards' parts of the gradient in hidden."""
         self.shards.sum_(gradient)
 
     def _merged(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
-        """The softmax family: the ranks exchange four numbers a row."""
+        """Read a loss of the softmax family: the ranks exchange four numbers per row."""
         label, classes = self.label[rows], self.shards.classes
         handicap = form.handicaps(self.target[rows], logits.dtype)
         part = row_statistics(logits, label, handicap, total=form.reads_total)
@@ -165,58 +165,60 @@ def parallel_linear_loss(
     chunk: int | None = None,
     shard_sizes: Sequence[int] | None = None,
 ) -> Tensor:
-    r"""The loss of a linear layer whose classes are sharded over the ranks, equal to the layer on one process.
+    r"""Vocabulary-parallel loss: a linear layer whose classes are sharded over ranks, equal to that of one process.
 
     .. math::
         \ell\big(h\, [W_0; W_1; \dots]^\top + [b_0; b_1; \dots],\; y\big), \qquad W_r \text{ on rank } r
 
-    Each rank holds the weights of some consecutive classes, rank 0 the first; how many may differ, and be none.
-    Hidden, target and all else are the same on every rank of the group. For losses of the softmax family the ranks
-    exchange four numbers a row, first the maximum. For every other row-wise loss they gather the logits of a chunk of
-    rows, so that the memory is that of one chunk with all classes, and each rank computes the loss in full.
+    Each rank holds the weights of some consecutive classes, rank 0 the first ones; ranks may hold different numbers of
+    classes, or none. Hidden, target and all other arguments are the same on every rank of the group. For losses of the
+    softmax family the ranks exchange four numbers per row, the maximum first. For every other row-wise loss they gather
+    the logits of one chunk of rows, so that the memory is that of one chunk with all classes, and each rank computes
+    the whole loss.
 
-    Which gradient is reduced by whom:
+    Which gradients are reduced, and by whom:
 
-    - ``hidden``: the shards' parts are summed over the group here, where the gradient is computed (beside the value, or
-      with ``"none"`` in the backward pass). Every rank gets the whole gradient; nothing before ``hidden`` may sum it
-      over the group again.
-    - ``weight_shard``, ``bias_shard``: each rank gets that of its own classes, whole. It must not be reduced over the
-      group.
-    - ``sample_weight`` and what is learned of the loss: every rank finds the whole gradient from the same numbers. It
-      must not be summed over the group.
+    - ``hidden``: the shards' parts are summed over the group here, where the gradient is computed (together with the
+      value, or in the backward pass with ``"none"``). Every rank gets the whole gradient; nothing before ``hidden`` may
+      sum it over the group again.
+    - ``weight_shard``, ``bias_shard``: each rank gets the whole gradient of its own classes. It must not be reduced
+      over the group.
+    - ``sample_weight`` and the loss's parameters: every rank computes the whole gradient from the same numbers. It must
+      not be summed over the group.
 
-    So nothing is left to reduce over this group; over another, whose ranks hold other rows, all are reduced as ever.
-    Every rank must make the call, and its backward pass, in the same order and with the same arguments needing
-    gradients.
+    So nothing is left to reduce over this group. Over another group, whose ranks hold other rows, all gradients are
+    reduced as usual. Every rank must make the call, and its backward pass, in the same order and with the same
+    arguments requiring gradients.
 
     Args:
-        hidden: What the output layer is given, ``(n, d)``, or ``(n, t, d)`` and so on; the same on every rank.
+        hidden: The input of the output layer, ``(n, d)``, or ``(n, t, d)`` and so on; the same on every rank.
         weight_shard: This rank's rows of the layer's weight, ``(C_r, d)``.
-        target: As :func:`linear_loss` takes it, with classes counted over all ranks.
+        target: The target as :func:`linear_loss` takes it, with classes numbered over all ranks.
         loss: A loss with ``rowwise = True``; its own ``reduction`` and ``ignore_index`` are not read.
-        process_group: The ranks that hold the shards; None for all.
+        process_group: The ranks that hold the shards; None for all ranks.
         bias_shard: This rank's part of the layer's bias, ``(C_r,)``.
-        sample_weight: One weight a row, >= 0; ``mean`` divides by their sum.
-        weights: A weighting of the rows; every rank asks it for all rows.
+        sample_weight: One weight per row, >= 0; ``mean`` divides by their sum.
+        weights: A weighting of the rows; every rank calls it for all rows.
         index: The rows' numbers in the training data, for a loss or a weighting with a memory per row.
         group: The rows' groups, for a weighting that needs them.
-        total: What ``mean`` divides by instead, when this batch is a part of a larger one.
-        ignore_index: The class whose rows don't count.
+        total: The number that ``mean`` divides by when this batch is a part of a larger one.
+        ignore_index: The target of rows that are left out.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: Rows at a time, the same on every rank; by default as :func:`linear_loss` chooses for all classes.
-        shard_sizes: The number of classes of each rank, in a list or tuple. Without it the ranks ask each other in
-            every call, for which a GPU must be waited for.
+        chunk: The number of rows computed at a time, the same on every rank; by default as in :func:`linear_loss` for
+            all classes.
+        shard_sizes: The number of classes of each rank, in a list or tuple. Without it the ranks exchange these numbers
+            in every call, and a GPU must be waited for.
 
     Returns:
-        ``()``, or with ``reduction="none"`` the rows' shape; the same numbers on every rank.
+        ``()``, or the rows' shape with ``reduction="none"``; the same numbers on every rank.
 
     Raises:
-        RuntimeError: under ``torch.compile`` or a transform of ``torch.func``; where its backward pass is to be
+        RuntimeError: under ``torch.compile`` or a transform of ``torch.func``; if the backward pass is to be
             differentiated itself (``create_graph=True``) or is given several gradients (``is_grads_batched=True``).
-        TypeError: as :func:`linear_loss`.
-        ValueError: as :func:`linear_loss`; shapes that don't match between the ranks.
+        TypeError: as in :func:`linear_loss`.
+        ValueError: as in :func:`linear_loss`; shapes that don't match between the ranks.
 
-    Use it when the output layer is too large for one device, or sharded already.
+    Use it when the output layer is too large for one device, or is sharded already.
 
     Papers: shoeybi2019megatron
 
@@ -237,7 +239,7 @@ def parallel_linear_loss(
         )
     shards = _Shards.of(process_group, hidden, weight_shard, shard_sizes)
     layer = check_layer(hidden, weight_shard, bias_shard, suffix="_shard")
-    # What is asked of the whole layer reads its shape alone.
+    # Functions that are called with the whole layer read only its shape.
     whole = (layer[0], weight_shard.detach().new_empty(()).expand(shards.classes, weight_shard.shape[1]), None)
     reader, shape = loss_reader(whole, target, loss, index, ignore_index, hidden.shape[:-1])
     plan = plan_for(whole, chunk, copies=1 if reader.form is not None else 3)

@@ -1,4 +1,4 @@
-"""How the rows of a chunk of logits are read."""
+"""Readers, which turn a chunk of logits into losses and gradients."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass
 class Reading:
-    """What was read of a chunk whose logits have become their gradient, less a factor for each row.
+    """The result of reading a chunk, whose logits have been replaced by their gradient up to a factor per row.
 
-    ``losses`` are the rows' values, ``factor`` what each row of the chunk must yet be multiplied with (None for 1) and
-    ``hyper`` the gradients in the tensors that the reader learns.
+    ``losses`` are the rows' values. ``factor`` is what each row of the chunk must still be multiplied by (None for 1).
+    ``hyper`` holds the gradients of the tensors that the reader learns.
     """
 
     losses: Tensor
@@ -33,42 +33,42 @@ class Reading:
 
 
 class Reader:
-    """How the rows of a chunk are read; the loop below knows no more of a loss than this."""
+    """The interface between a loss and the chunk loop, which knows nothing else about the loss."""
 
     hyper: tuple[Tensor, ...] = ()
-    """The tensors beside the layer that are to have a gradient."""
+    """The tensors, besides the layer's, that get a gradient."""
     tail: tuple[int, ...] = ()
-    """The shape of one row's losses: () where it has one."""
+    """The shape of one row's losses: () where a row has one loss."""
     remembers_nothing: bool = True
-    """Whether reading a row twice is reading the same."""
+    """Whether reading a row twice gives the same result."""
 
     scale: float | Tensor = 1.0
-    """What the logits are multiplied with before they are read."""
+    """The factor by which the logits are multiplied before they are read."""
     shift: Tensor | None = None
-    """What is added to each class's logit then."""
+    """The number that is then added to each class's logit."""
     logits: str = "hidden @ weight.T"
-    """What they are by the names of the caller's arguments."""
+    """The expression for the logits in the names of the caller's arguments, for error messages."""
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
-        """The losses of these rows; with a coefficient for each, their sum's gradient in place of the logits too."""
+        """The losses of these rows; with one coefficient per row, also replace the logits by their sum's gradient."""
         raise NotImplementedError
 
     def trace(self, logits: Tensor, rows: slice) -> Tensor:
-        """The losses of these rows in plain operations."""
+        """The losses of these rows, computed in plain operations."""
         raise NotImplementedError
 
     @property
     def read_again(self) -> tuple[Tensor, ...]:
-        """What a second reading needs as it was, beside the layer and ``hyper``: not to be changed in place before."""
+        """The tensors, besides the layer and ``hyper``, that a second reading needs unchanged."""
         return ()
 
     @contextlib.contextmanager
     def standing(self, hyper: Sequence[Tensor] | None = None) -> Iterator[None]:
-        """Read as when the reader was made, with these in place of its own ``hyper`` if given."""
+        """Read with the tensors that the loss held when the reader was made; ``hyper``, if given, replaces its own."""
         yield
 
     def is_nan(self, layer: "Layer", rows: Tensor) -> bool:
-        """Whether the logits of some of these rows are NaN, and not the losses alone."""
+        """Whether the logits of some of these rows are NaN, and not only their losses."""
         hidden, weight, bias = (None if given is None else given.detach() for given in layer)
         assert hidden is not None
         assert weight is not None
@@ -76,15 +76,15 @@ class Reader:
         return bool((logits if bias is None else logits + bias).isnan().any())
 
     def finish(self) -> None:
-        """Called when all rows have been read and found to be numbers."""
+        """Called when all rows have been read without NaN."""
 
     def sum_hidden(self, gradient: Tensor) -> None:
-        """Called with the gradient in hidden, to add in place what others hold of it where the classes are sharded."""
+        """Called with the gradient in hidden; where classes are sharded, it adds the other ranks' parts in place."""
 
 
 @dataclass
 class LossReader(Reader):
-    """The rows of a loss: by its closed form where it has one, else by autograd on blocks that fit the cache."""
+    """A reader of a loss's rows: by the loss's closed form if it has one, otherwise by autograd on blocks."""
 
     loss: Loss
     target: Tensor
@@ -109,12 +109,12 @@ class LossReader(Reader):
         ]
         self.each_once = False
         if self.index is not None and not torch.compiler.is_compiling():
-            with checks():  # a question worth waiting for on any device: where a row comes twice, all are held
+            with checks():  # worth waiting for on any device: if a row comes twice, all rows must be held
                 self.each_once = each_once(self.index)
 
     @property
     def softmax(self) -> SoftmaxForm | None:
-        """The loss's closed form, if it is of the softmax family."""
+        """The loss's closed form if it is of the softmax family, otherwise None."""
         return self.form if isinstance(self.form, SoftmaxForm) else None
 
     @property
@@ -145,7 +145,7 @@ class LossReader(Reader):
             part = slice(rows.start + block.start, rows.start + block.stop)
             extra = self._extra(logits[block], part)
             if coefficient is None:
-                with checks(False):  # the caller has looked at the targets, and looks at the losses
+                with checks(False):  # the caller has checked the targets, and checks the losses
                     losses[block] = self._losses(logits[block], part, extra)
                 continue
             if self.form is not None:
@@ -168,7 +168,7 @@ class LossReader(Reader):
         return self._losses(logits, rows, self._extra(logits.detach(), rows))
 
     def finish(self) -> None:
-        """The rows' memory is updated once, when every row has been read from what was remembered before."""
+        """Update the rows' memory once, when every row has been read with the memory as it was before."""
         if self.index is not None and self.memory is not None and self.unfinished and self.loss.training:
             remember_over_ranks(self.loss, self.offers, None)
             self.loss.keep(self.index, self.memory)
@@ -176,7 +176,7 @@ class LossReader(Reader):
         self.unfinished = False
 
     def _extra(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
-        """The rows' numbers and what is remembered of them, which all rows read as it was before the first."""
+        """The rows' numbers and their memory, which all rows read in its state before the first row."""
         if self.index is None:
             return {}
         index = self.index[rows]
@@ -222,15 +222,15 @@ class LossReader(Reader):
         return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
 
     def where_kept(self, numbers: Tensor, rows: slice) -> Tensor:
-        """The rows' numbers, 0 where a row is ignored."""
+        """The rows' numbers, with 0 for an ignored row."""
         return numbers if self.kept is None else torch.where(self.kept[rows], numbers, 0)
 
 
 def _softmax(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:
-    """Turn the logits into probabilities, in place; the label's cross-entropy, and the sum of it over all labels."""
+    """Turn the logits into probabilities, in place; return the label's cross-entropy, and its sum over all labels."""
     own = logits.new_empty(len(logits))
     total = own.new_empty(own.shape if reads_total else 0)
-    scratch = logits.new_empty(0)  # made once: fresh pages for each block would cost as much as the softmax
+    scratch = logits.new_empty(0)  # made once, as fresh pages for each block would cost as much as the softmax
     for block in blocks(logits):
         z = logits[block]
         scratch = scratch if scratch.numel() >= z.numel() else torch.empty_like(z)
@@ -254,9 +254,9 @@ def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a linear layer and its reader are run: rows of a chunk, the products' dtype, and what is asked for.
+    """How a linear layer and its reader are run: the rows of a chunk, the products' dtype, the gradients wanted.
 
-    ``wanted`` says of hidden, weight and bias in turn whether a gradient is.
+    ``wanted`` says for hidden, weight and bias, in this order, whether a gradient is needed.
     """
 
     chunk: int
@@ -265,7 +265,7 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the logits are read in, and gradients summed in."""
+        """The dtype in which logits are read and gradients summed."""
         return torch.float32 if self.compute in HALF else self.compute
 
 

@@ -15,10 +15,11 @@ __all__ = ["run"]
 def run(
     plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None = None, *, unscaled: bool = False
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Each row's losses; with a coefficient for each also the gradients of their sum.
+    """Each row's losses; with one coefficient per row, also the gradients of their weighted sum.
 
-    The gradients are those in hidden, weight, bias and the reader's ``hyper``, None where not asked for. Those of
-    float16 tensors stay in ``plan.dtype`` where they are ``unscaled``: what a loss scaler would lift could be lost.
+    The gradients are those of hidden, weight, bias and the reader's ``hyper``, with None where none is needed. With
+    ``unscaled`` the gradients of float16 tensors stay in ``plan.dtype``, as float16 could lose small numbers that a
+    loss scaler would scale up.
     """
     keep_freed_pages()
     with torch.autocast(layer[0].device.type, enabled=False):
@@ -59,7 +60,7 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
     for rows in slices(n, plan.chunk):
         hidden = every[rows].to(plan.compute)
         logits = buffer[: len(hidden)]
-        # A half-precision number may have no room for the scale, and rounds once more.
+        # Half precision may have no room for the scale, and would round once more.
         entering = hidden if unscaled or half else hidden * reader.scale
         for some in tiles(weight):
             _product(entering, weight[some].T, logits[:, some])
@@ -100,7 +101,7 @@ def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:
 
 
 def _lift(gradient: Float[Tensor, "n classes"]) -> Float[Tensor, "n 1"]:
-    """What each row is divided by before float16 holds it: it could be lost below, and what lifts it comes later."""
+    """The number that each row is divided by before it is stored in float16, which could lose small numbers."""
     largest = gradient.abs().amax(dim=1, keepdim=True)
     return torch.where(largest > 0, largest, 1)
 

@@ -1,4 +1,4 @@
-r"""What the softmax family reads of a row of logits, and how its gradient is written in their place.
+r"""The numbers that the softmax family reads of a row of logits, and the gradient that is written in their place.
 
 A loss of the family is a function of the row's *surprise* :math:`s = -\log p_y` and, for some, of the *total*
 :math:`t = -\sum_k \log p_k`. Both follow from four numbers, which merge over parts of a row: with the maximum m,
@@ -10,8 +10,8 @@ A loss of the family is a function of the row's *surprise* :math:`s = -\log p_y`
 and with :math:`a = \partial\ell / \partial s, b = \partial\ell / \partial t` the gradient in the logits is
 :math:`(a + C b)\, p_k - b - a\,[k = y]`. Differences to the maximum keep their digits where logits are large.
 
-The part of the row may be a shard of its classes: a label that lies elsewhere is -1 and has own 0. On a GPU, in float32
-and half precisions, the Triton kernels do the same.
+The logits may also be a shard of the classes: a label that lies in another shard is -1 and has own = 0. On a GPU, in
+float32 and half precisions, the Triton kernels compute the same.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class RowStatistics(NamedTuple):
-    """The maximum, and relative to it the mass, the label's gap and the sum of all gaps; one number a row each."""
+    """A row's maximum and, relative to it, its mass, the label's gap and the sum of all gaps; one number per row."""
 
     maximum: Float[Tensor, " n"]
     mass: Float[Tensor, " n"]
@@ -44,7 +44,7 @@ def _has_triton() -> bool:
 
 
 def kernels_apply(like: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels take logits of this dtype, on a GPU or anywhere when Triton is told to interpret."""
+    """Whether the Triton kernels can be used for logits of this dtype: on a GPU, or with Triton's interpreter."""
     if dtype not in _KERNEL_DTYPES or torch.compiler.is_compiling():
         return False
     return (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _has_triton()
@@ -57,13 +57,13 @@ def row_statistics(
     *,
     total: bool = False,
 ) -> RowStatistics:
-    """The statistics of each row, in float32 or better.
+    """The statistics of each row, in float32 or wider.
 
     Args:
         logits: The rows' scores of these classes; rows contiguous.
-        target: The label's column, or -1 where it is not among them.
-        handicap: What is added to the label's score.
-        total: Whether the sum of gaps is wanted; else it is 0.
+        target: The label's column, or -1 where the label is not among these classes.
+        handicap: The number that is added to the label's score.
+        total: Whether the sum of gaps is needed; otherwise it is 0.
     """
     if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
@@ -96,17 +96,17 @@ def row_gradient_(
     on_total: Float[Tensor, " n"] | None = None,
     handicap: Float[Tensor, " n"] | None = None,
 ) -> None:
-    r"""Write :math:`\text{slope} \cdot p_k - b - a\,[k = y]` over the logits.
+    r"""Overwrite the logits with the gradient :math:`\text{slope} \cdot p_k - b - a\,[k = y]`.
 
     Args:
-        logits: The rows' scores of these classes; they become the gradient. Rows contiguous.
-        target: The label's column, or -1 where it is not among them.
-        maximum: Over all classes.
-        log_mass: Over all classes, relative to the maximum.
+        logits: The rows' scores of these classes, which are replaced by the gradient. Rows must be contiguous.
+        target: The label's column, or -1 where the label is not among these classes.
+        maximum: The maximum over all classes.
+        log_mass: The logarithm of the mass over all classes, relative to the maximum.
         slope: :math:`a + C b`.
         on_own: a, the gradient in the surprise.
-        on_total: b, the gradient in the total. A row where all three are 0 has gradient 0 whatever it holds.
-        handicap: What is added to the label's score.
+        on_total: b, the gradient in the total. A row where all three are 0 gets gradient 0, whatever it contains.
+        handicap: The number that is added to the label's score.
     """
     if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
@@ -131,7 +131,7 @@ def row_gradient_(
 def _scores(
     logits: Tensor, target: Tensor, handicap: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores that count, the label's column (0 where it is elsewhere), and whether it is here."""
+    """The scores with handicap, the label's column (0 if it lies elsewhere), and whether the label is here."""
     here, label = target >= 0, target.clamp(min=0)[:, None]
     score = logits.to(dtype)
     if handicap is not None:
@@ -140,6 +140,6 @@ def _scores(
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    """The rows, as many at a time as a processor's cache holds; on a GPU all at once."""
+    """The rows in groups that fit a processor's cache; on a GPU all at once."""
     step = max(1, _BLOCK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     return [slice(start, start + step) for start in range(0, len(logits), step)]

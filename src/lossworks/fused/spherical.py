@@ -26,22 +26,22 @@ __all__ = ["FactoredSphericalHead"]
 
 REDUCTIONS = ("mean", "sum", "none")
 FromStatistics = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""From each row's target score, sum of scores and sum of squared scores, and how many classes: its loss."""
+"""A function from each row's target score, sum of scores, sum of squared scores, and number of classes to its loss."""
 _AT_ONCE = 2**24
-"""How many numbers of V are worked on at once where all of it must be."""
+"""How many numbers of V are processed at once where all of V is needed."""
 _DTYPES = (torch.float32, torch.float64)
 _INVERTED_EVERY = 64
-"""Steps between two inversions of U from scratch, which end what Woodbury's formula has drifted by."""
+"""The number of steps between two inversions of U from scratch, which remove the drift of Woodbury's formula."""
 
 
 class _Pending(NamedTuple):
-    """What one backward pass leaves for the step, for each row.
+    """What one backward pass stores for the step, for each row.
 
     Attributes:
-        hidden: h.
-        target: Its class, and ``weights`` that class's row of W.
+        hidden: The row's input h.
+        target: The row's class; ``weights`` is that class's row of W.
         through: Q h.
-        slopes: The loss's slopes in the three statistics.
+        slopes: The gradient of the loss in the three statistics.
     """
 
     hidden: Float[Tensor, "n features"]
@@ -52,51 +52,52 @@ class _Pending(NamedTuple):
 
 
 class FactoredSphericalHead(Part):
-    r"""A linear output layer over very many classes, trained exactly at a cost that does not grow with their number.
+    r"""Factored output layer (Vincent et al.): exact SGD over very many classes at a cost independent of their number.
 
-    It is :math:`z = W h`, for losses that read :math:`z_y`, :math:`\sum_k z_k` and :math:`\sum_k z_k^2` alone. The
-    weights are held as :math:`W = V U + \mathbf{1} \omega^\top` beside :math:`Q = W^\top W` and
-    :math:`\bar w = W^\top \mathbf 1`, so that a step of stochastic gradient descent,
+    The layer is :math:`z = W h`, for losses that depend only on :math:`z_y`, :math:`\sum_k z_k` and
+    :math:`\sum_k z_k^2`. The weights are stored as :math:`W = V U + \mathbf{1} \omega^\top`, together with
+    :math:`Q = W^\top W` and :math:`\bar w = W^\top \mathbf 1`, so that a step of stochastic gradient descent,
 
     .. math::
         W \leftarrow W \big((1 - \eta \lambda) I - 2 \eta H^\top D_q H\big) - \eta\, \mathbf 1\, (d_s^\top H)
         - \eta \sum_i d_{y_i}\, e_{y_i} h_i^\top,
 
-    with d the loss's slopes in the three statistics, changes U, :math:`\omega` and the batch's own rows of V alone:
-    :math:`O(n d^2)` for n rows, whatever C is. It is that step exactly, not an approximation of it.
+    with d the gradient of the loss in the three statistics, changes only U, :math:`\omega` and the rows of V for the
+    batch's own classes: :math:`O(n d^2)` for n rows, whatever C is. It is exactly that step, not an approximation.
 
-    There are no parameters but what the loss learns: after ``backward()``, :meth:`step` takes the place of an
-    optimiser's step for this layer. Several backward passes before a step add up. Plain SGD (with weight decay) is the
-    only rule for which W has this form.
+    The only parameters are those of the loss: after ``backward()``, :meth:`step` takes the place of an optimiser's step
+    for this layer. Several backward passes before a step add up. Plain SGD (with weight decay) is the only rule for
+    which W keeps this form.
 
     Args:
-        in_features: d, at most 32,768.
-        num_classes: C, at least 2.
+        in_features: The number of features d, at most 32,768.
+        num_classes: The number of classes C, at least 2.
         loss: A :class:`~lossworks.losses.ZLoss`; ``"squared"``, which is
-            :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C. One
-            that is a module is a part of the head. A Z-loss's own ``reduction`` is not read: :meth:`loss` is given one.
+            :math:`\|z - e_y\|^2 = \sum_k z_k^2 - 2 z_y + 1`; or a function of the three statistics ``(n,)`` and C. A
+            loss that is a module becomes a part of the head. A Z-loss's own ``reduction`` is not read: :meth:`loss`
+            takes one.
         weight_decay: :math:`\lambda`, >= 0.
-        largest_condition: From this ratio of U's largest to its smallest singular value on (bounded by norms), U is
-            multiplied into V, which costs :math:`O(C d^2)` once; > 1. The rounding of V is enlarged by as much.
-        ignore_index: The class whose rows are left out; a Z-loss may not name another.
-        dtype: Of V and of what comes out, whatever ``hidden`` has, float32 or float64. All else is float64. Moved to
-            another dtype (``half()``) V keeps its own.
+        largest_condition: The ratio of U's largest to its smallest singular value (bounded by norms) from which U is
+            multiplied into V, which costs :math:`O(C d^2)` once; > 1. Rounding errors of V grow by up to this factor.
+        ignore_index: The target of rows that are left out; a Z-loss must not name another.
+        dtype: The dtype of V and of the outputs, whatever the dtype of ``hidden``: float32 or float64. All else is
+            float64. If the head is moved to another dtype (``half()``), V keeps its own.
 
     Buffers:
         V: ``(C, d)``. U, U_inverse: ``(d, d)``, and omega: ``(d,)``.
         gram, weight_sum: ``(d, d)`` and ``(d,)``, Q and :math:`\bar w`.
-        drift: ``()``, the largest entry of :math:`U U^{-1} - I` when it was last looked at, every 64 steps.
-        steps, folds: ``()``, how many steps were made, and how often U was multiplied into V.
+        drift: ``()``, the largest entry of :math:`U U^{-1} - I` when it was last checked, every 64 steps.
+        steps, folds: ``()``, how many steps were taken, and how often U was multiplied into V.
 
     Shape:
         - hidden: ``(n, d)``; target: classes ``(n,)``, int64.
 
     Raises:
-        ValueError: sizes below their least, shapes that don't match, a class outside ``[0, C)``, a Z-loss with another
-            ``ignore_index``.
+        ValueError: sizes below their minimum, shapes that don't match, a class outside ``[0, C)``, a Z-loss with
+            another ``ignore_index``.
 
-    Use it when there are hundreds of thousands of classes and a Z-loss or squared loss will do; with few thousand a
-    plain layer is as fast. It trains with SGD only, on one process.
+    Use it when there are hundreds of thousands of classes and a Z-loss or squared loss is good enough; with a few
+    thousand classes a plain layer is as fast. It trains with SGD only, on one process.
 
     Papers: debrebisson2016zloss, vincent2015sparse
 
@@ -170,7 +171,7 @@ class FactoredSphericalHead(Part):
         largest_condition: float = 100.0,
         ignore_index: int = -100,
     ) -> "FactoredSphericalHead":
-        """The same layer as this linear one, whose weights are copied; it must have no bias."""
+        """Make a head equal to this linear layer, whose weights are copied; the layer must have no bias."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         if "bias" in dict(linear.named_parameters()):
@@ -189,7 +190,7 @@ class FactoredSphericalHead(Part):
         return head
 
     def to_linear(self) -> nn.Linear:
-        """A linear layer with these weights."""
+        """A linear layer with the same weights."""
         linear = nn.Linear(self.in_features, self.num_classes, bias=False, device=self.V.device, dtype=self.V.dtype)
         with torch.no_grad():
             for rows in self._pieces():
@@ -197,13 +198,13 @@ class FactoredSphericalHead(Part):
         return linear
 
     def forward(self, hidden: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
-        """The scores of all classes, with their gradient in ``hidden``: at the dense layer's cost."""
+        """The scores of all classes, with a gradient in ``hidden``, at the cost of a dense layer."""
         turned, level = self._turned(hidden)
         return turned @ self.V.T + level[:, None]
 
     @torch.no_grad()
     def topk(self, hidden: Float[Tensor, "n features"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-        """Each row's k largest scores and their classes, without the scores of all classes at once."""
+        """Each row's k largest scores and their classes, without holding the scores of all classes at once."""
         check_int("k", k, low=1, high=self.num_classes)
         turned, level = self._turned(hidden)
         values, classes = (
@@ -227,14 +228,14 @@ class FactoredSphericalHead(Part):
         reduction: str = "mean",
         total: float | Tensor | None = None,
     ) -> Tensor:
-        """The loss of these rows, with its gradient in ``hidden``; its backward pass leaves the layer's own for a step.
+        """The loss of these rows, with a gradient in ``hidden``; its backward pass stores the layer's own for a step.
 
         Args:
-            hidden: What the layer is given.
+            hidden: The layer's input.
             target: The rows' classes.
-            sample_weight: One weight a row, >= 0; ``mean`` divides by their sum.
+            sample_weight: One weight per row, >= 0; ``mean`` divides by their sum.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-            total: What ``mean`` divides by instead, when this batch is a part of a larger one.
+            total: The number that ``mean`` divides by when this batch is a part of a larger one.
         """
         check_choice("reduction", reduction, REDUCTIONS)
         target, kept = self._checked(hidden, target)
@@ -257,7 +258,7 @@ class FactoredSphericalHead(Part):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step of stochastic gradient descent on W, by what the backward passes since the last one have left.
+        """Take one step of stochastic gradient descent on W, by what the backward passes since the last step stored.
 
         Raises:
             ValueError: ``lr < 0``.
@@ -274,7 +275,7 @@ class FactoredSphericalHead(Part):
         moved, common = moving.T @ hidden
         moved_sum = kept * self.weight_sum - (hidden @ self.weight_sum) @ scaled
 
-        # W' W after the step is less half and its transpose: all that changes in W is of the rows' hidden.
+        # W' W after the step is less half and its transpose: everything that changes in W is in the rows' hidden.
         bent, drawn = doubled[:, None] / 2 * through, own[:, None] * weights
         together = bent + drawn
         alike = (target[:, None] == target) * (own[:, None] * own / 2)
@@ -284,7 +285,7 @@ class FactoredSphericalHead(Part):
         self.gram.mul_(kept**2).sub_(half).sub_(half.T)
         self.weight_sum.copy_(moved_sum - self.num_classes * common - moved)
 
-        # U <- U M and its inverse by Woodbury's formula, in which hidden U^-1 of the step's end comes for nothing.
+        # U <- U M, and its inverse by Woodbury's formula, which also gives hidden U^-1 after the step at no cost.
         self.omega.copy_(kept * self.omega - (hidden @ self.omega) @ scaled - common)
         turned = hidden @ self.U.T
         self.U.addmm_(turned.T, scaled, beta=kept, alpha=-1)
@@ -303,13 +304,13 @@ class FactoredSphericalHead(Part):
             self.recompute()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget what the backward passes since the last step have left."""
+        """Forget what the backward passes since the last step stored."""
         self._pending = []
         super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def recompute(self) -> None:
-        """Compute Q and the sum of W's rows anew from W: :math:`O(C d^2)`."""
+        """Compute Q and the sum of W's rows again from W, at a cost of :math:`O(C d^2)`."""
         self.gram.zero_()
         self.weight_sum.zero_()
         for rows in self._pieces():
@@ -318,11 +319,11 @@ class FactoredSphericalHead(Part):
             self.weight_sum += weights.sum(0)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """The sizes and the weight decay, as shown in the repr."""
         return f"in_features={self.in_features}, num_classes={self.num_classes}, weight_decay={self.weight_decay:g}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FactoredSphericalHead":
-        """Move all, but let V alone take another of its dtypes: the rest is exact only in float64."""
+        """Move all buffers, but let only V change its dtype: the others are exact only in float64."""
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -333,7 +334,7 @@ class FactoredSphericalHead(Part):
         return self
 
     def _fold(self) -> None:
-        """Multiply U into V, and begin with U = I again."""
+        """Multiply U into V, and start with U = I again."""
         for rows in self._pieces():
             self.V[rows] = (self.V[rows].double() @ self.U).to(self.V.dtype)
         self.U.copy_(torch.eye(self.in_features, dtype=self.U.dtype, device=self.U.device))
@@ -357,13 +358,13 @@ class FactoredSphericalHead(Part):
         return torch.addmm(self.omega, factors.double(), self.U)
 
     def _turned(self, hidden: Tensor) -> tuple[Float[Tensor, "n features"], Float[Tensor, " n"]]:
-        """What V is multiplied with, and what comes on top for every class."""
+        """The factor that V is multiplied by, and the number that is added for every class."""
         self._check_hidden(hidden)
         exact = hidden.double()
         return (exact @ self.U.T).to(self.V.dtype), (exact @ self.omega).to(self.V.dtype)
 
     def _pieces(self, width: int | None = None) -> list[slice]:
-        """The classes, in pieces of which ``width`` numbers for each class fit in at once."""
+        """The classes in pieces, such that ``width`` numbers for each class of a piece fit in memory at once."""
         size = max(1, _AT_ONCE // (width or self.in_features))
         return [slice(start, min(start + size, self.num_classes)) for start in range(0, self.num_classes, size)]
 
@@ -373,7 +374,7 @@ class FactoredSphericalHead(Part):
             raise ValueError(f"hidden must have shape (n, {self.in_features}), got {tuple(hidden.shape)}")
 
     def _checked(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes, 0 where a row is left out, and which rows are kept."""
+        """The classes, with 0 where a row is left out, and which rows are kept."""
         self._check_hidden(hidden)
         check_tensor("target", target)
         if target.dtype != torch.int64:
