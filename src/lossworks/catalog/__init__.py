@@ -35,7 +35,7 @@ ROLES = {
     "metrics": "metric",
     "verdict": "verdict",
 }
-"""The folders whose public names are parts, and the role that a part in it plays."""
+"""The folders whose public names are parts, and the role of a part whose base class gives it none."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def parts() -> dict[str, Entry]:
             if hasattr(part, "papers"):
                 if name in found:
                     raise ValueError(f"two parts are called {name}: {found[name].path} and lossworks.{folder}.{name}")
-                found[name] = Entry(name, role, folder, part, tuple(part.papers), tuple(part.helps))
+                found[name] = Entry(
+                    name, getattr(part, "role", "") or role, folder, part, tuple(part.papers), tuple(part.helps)
+                )
     return dict(sorted(found.items()))
 
 

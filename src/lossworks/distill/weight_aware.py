@@ -53,6 +53,7 @@ class WeightAwareDistillationLoss(BatchLoss):
     papers = ("du2023wad",)
     helps = ("shift", "outliers")
     settings = ({}, {"strength": 0.5})
+    role = "distillation loss"
     kind = CLASSES
 
     def __init__(self, strength: float | Tensor = 1.0) -> None:

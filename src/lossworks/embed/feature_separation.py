@@ -50,6 +50,7 @@ class FeatureSeparationLoss(BatchLoss):
     papers = ("khosla2020supcon", "wang2021srat")
     helps = ("imbalance", "margins")
     settings = ({}, {"tau": 0.5})
+    role = "embedding loss"
     kind = CLASSES
 
     def __init__(self, tau: float | Tensor = 0.1) -> None:

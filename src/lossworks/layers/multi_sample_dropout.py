@@ -61,6 +61,7 @@ class MultiSampleDropout(Part):
 
     papers = ("inoue2019multisample",)
     helps = ("overfitting",)
+    starts_as_identity = True
     stochastic = True
     settings = ({"head": nn.Identity()}, {"head": nn.Identity(), "num_samples": 2, "p": 0.3})
 

@@ -60,6 +60,7 @@ class NestedDropout(Part):
 
     papers = ("rippel2014nested", "chen2022compressing")
     helps = ("noisy labels", "overfitting")
+    starts_as_identity = True
     stochastic = True
     settings = ({"num_features": 3}, {"num_features": 3, "sigma": 2.0, "per_row": True})
 

@@ -62,6 +62,7 @@ class WeightCompander(Part):
 
     papers = ("cakaj2023compander",)
     helps = ("overfitting",)
+    starts_as_identity = True
     settings = ({}, {"a": 0.5, "b": 0.3}, {"learnable": True})
 
     def __init__(self, a: float | Tensor = 1.0, b: float | Tensor = 1.0, learnable: bool = False) -> None:
@@ -92,7 +93,7 @@ class WeightCompander(Part):
         return self.a * factors[0], self.b * factors[1]
 
 
-@cite("cakaj2023compander", helps=("overfitting",))
+@cite("cakaj2023compander", helps=("overfitting",), changes=("module",))
 def add_weight_compander(
     module: nn.Module, a: float | None = None, b: float | None = None, *, learnable: bool = False
 ) -> list[WeightCompander]:

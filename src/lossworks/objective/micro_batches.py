@@ -70,6 +70,7 @@ class Objective(Formula):
     tensor(True)
     """
 
+    role: ClassVar[str] = "objective"
     papers: ClassVar[tuple[str, ...]]  # set by the ready-made objectives
     helps: ClassVar[tuple[str, ...]]
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)

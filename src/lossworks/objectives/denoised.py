@@ -123,6 +123,7 @@ class _BlackBoxLoss(Loss):
     """Cross-entropy of a frozen classifier's answers, as a function of the classifier's input."""
 
     stochastic = True
+    surrogate_gradient = True
     black_box: Callable[[Tensor], Tensor]
     decoder: Callable[[Tensor], Tensor] | None
 

@@ -97,6 +97,7 @@ class RSGS(GSAM):
     settings = ({}, {"e0": math.inf})
     own = ("reliable",)
     asks_rows = True
+    takes_outputs = True
 
     def __init__(
         self,

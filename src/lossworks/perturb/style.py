@@ -96,6 +96,7 @@ class DSUStyle(Part):
 
     papers = ("li2022dsu",)
     helps = ("shift",)
+    starts_as_identity = True
     stochastic = True
     couples_batch = True
 
@@ -157,6 +158,7 @@ class AdvStyle(Part):
 
     papers = ("zhang2023advstyle",)
     helps = ("shift",)
+    starts_as_identity = True
     stochastic = True
     couples_batch = True
     settings = ({"channels": 3},)
@@ -214,7 +216,7 @@ class AdvStyle(Part):
         return scale.detach() - self.adv_weight * (scale - scale.detach())
 
 
-@cite("zhang2023advstyle", helps=("shift",))
+@cite("zhang2023advstyle", helps=("shift",), changes=("model", "optimizer"))
 def adversarial_style_step(
     model: nn.Module,
     loss: Callable[[Tensor], Float[Tensor, ""]],

@@ -18,6 +18,7 @@ from lossworks.roles.penalty import Penalty
 from lossworks.roles.perturbation import Consistency, Perturbation
 from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
 from lossworks.roles.remember import Offers, held_back, remember_over_ranks, remembering
+from lossworks.roles.selector import Selector
 from lossworks.roles.weighting import Weighting, about_kept, asked_once
 from lossworks.roles.wrapper import Wrapper
 
@@ -40,6 +41,7 @@ __all__ = [
     "Penalty",
     "Perturbation",
     "RowForm",
+    "Selector",
     "SoftmaxForm",
     "Weighting",
     "Wrapper",

@@ -23,6 +23,7 @@ class BatchLoss(Part):
 
     kind: ClassVar[Kind] = REAL
     couples_batch = True
+    role = "loss"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

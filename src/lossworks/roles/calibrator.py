@@ -1,6 +1,6 @@
 """The role of a calibrator, which corrects a trained model's outputs."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,13 @@ class Calibrator(Part):
 
     Logits are ``(n, C)`` with classes ``(n,)``, or ``(n,)``, the logit of class 1, with targets 0 and 1. The fitted
     values are buffers.
+
+    Class attributes:
+        keeps_argmax: Whether the calibrated logits always have their largest entry where the logits have it.
     """
+
+    role = "calibrator"
+    keeps_argmax: ClassVar[bool] = True
 
     def fit(self, logits: Float[Tensor, "n *classes"], target: Int[Tensor, " n"]) -> Self:
         """Fit the calibrator on rows that the model was not trained on; return the calibrator itself."""

@@ -67,6 +67,7 @@ class Loss(Part):
     soft_targets: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
     surrogate_gradient: ClassVar[bool] = False
+    role = "loss"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

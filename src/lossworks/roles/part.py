@@ -19,11 +19,19 @@ __all__ = ["AnyFunction", "Part", "cite", "evaluating"]
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
-def cite(*papers: str, helps: tuple[str, ...] = ()) -> Callable[[AnyFunction], AnyFunction]:
-    """Decorator that makes a public function a part of the catalog, with its papers and what it helps with."""
+def cite(
+    *papers: str, helps: tuple[str, ...] = (), changes: tuple[str, ...] = ()
+) -> Callable[[AnyFunction], AnyFunction]:
+    """Decorator that makes a public function a part of the catalog.
+
+    Args:
+        papers: Keys into ``catalog/papers.toml``.
+        helps: What the function helps with, in the catalog's vocabulary.
+        changes: The arguments that the function changes in place; it leaves all others as they are.
+    """
 
     def mark(function: AnyFunction) -> AnyFunction:
-        function.papers, function.helps = papers, helps  # type: ignore[attr-defined]
+        function.papers, function.helps, function.changes = papers, helps, changes  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -35,6 +43,8 @@ class Part(nn.Module):
     Its ``state_dict()`` includes the state of a ``generator`` that it was given.
 
     Class attributes:
+        role: The role in the formula, which a base class gives to all parts that derive from it; empty for a layer of a
+            model, whose role is that of the folder that it stands in.
         papers: Keys into ``catalog/papers.toml``.
         helps: What the part helps with, in the catalog's vocabulary.
         settings: One to four settings worth trying, as keyword arguments; the first is the default.
@@ -50,8 +60,11 @@ class Part(nn.Module):
         couples_batch: Whether a row's value depends on the other rows of its batch by definition. A buffer that changes
             in training and is no memory couples the batch too. Such a part is called once with the whole batch.
         stochastic: Whether the part draws random numbers.
+        starts_as_identity: Whether a layer leaves a model's outputs in evaluation mode as they were when it is put into
+            the model.
     """
 
+    role: ClassVar[str] = ""
     papers: ClassVar[tuple[str, ...]] = ()
     helps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
@@ -60,6 +73,7 @@ class Part(nn.Module):
     memories: ClassVar[Mapping[str, str]] = {}
     couples_batch: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    starts_as_identity: ClassVar[bool] = False
     _held_back: list[tuple[str, Tensor, Tensor]] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -16,6 +16,8 @@ __all__ = ["Consistency", "Perturbation"]
 class Perturbation(Part):
     """A change of the input that makes ``risk(x) -> (n,)`` worse."""
 
+    role = "perturbation"
+
     def forward(
         self, risk: Callable[[Tensor], Float[Tensor, " n"]], x: Float[Tensor, "n *features"]
     ) -> Float[Tensor, "n *features"]:

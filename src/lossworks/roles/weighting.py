@@ -33,6 +33,7 @@ class Weighting(Part):
     reads_losses: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
     needs_group: ClassVar[bool] = False
+    role = "weighting"
 
     def forward(
         self,

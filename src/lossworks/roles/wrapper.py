@@ -28,6 +28,9 @@ class Wrapper(Optimizer):
     """Whether it evaluates the model on rows itself, so that it must be given whole batches."""
     stochastic: ClassVar[bool] = False
     """Whether it draws random numbers."""
+    takes_outputs: ClassVar[bool] = False
+    """Whether the closure of ``step`` gives the model's outputs, and not the loss after its ``backward``."""
+    role: ClassVar[str] = "optimizer"
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):

@@ -6,13 +6,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lossworks.checks import check_choice, check_int, check_sequence
+from lossworks.roles import Selector
 from lossworks.select.linear_separation import LinearSeparationSelector
 from lossworks.select.small_loss import SmallLossGMMSelector
 
 __all__ = ["AlternatingSelector"]
 
 
-class AlternatingSelector:
+class AlternatingSelector(Selector):
     r"""Finds noisy rows by alternating rules: by their features in one epoch, by their losses in the next.
 
     .. math::
@@ -45,6 +46,7 @@ class AlternatingSelector:
 
     papers = ("albert2024accurate",)
     helps = ("noisy labels", "outliers")
+    rows = ("losses", "features")
 
     def __init__(
         self,

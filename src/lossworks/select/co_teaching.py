@@ -18,7 +18,7 @@ from lossworks.checks import (
     readable,
     taken,
 )
-from lossworks.roles import Loss, cite, evaluating
+from lossworks.roles import Loss, Selector, cite, evaluating
 
 __all__ = ["CoTeachingSelector", "co_teaching_step"]
 
@@ -30,7 +30,7 @@ class _Picked(NamedTuple):
     for_first: Tensor
 
 
-class CoTeachingSelector:
+class CoTeachingSelector(Selector):
     r"""Co-teaching: each of two networks picks its rows of smallest loss, and the other network learns from them.
 
     .. math::
@@ -67,6 +67,8 @@ class CoTeachingSelector:
 
     papers = ("han2018coteaching", "chen2022compressing")
     helps = ("noisy labels",)
+    rows = ("first", "second")
+    picks = True
 
     def __init__(self, forget_rate: float = 0.2, warmup_epochs: int = 5) -> None:
         self.forget_rate = check_between("forget_rate", forget_rate, 0, 1, open_high=True)
@@ -93,7 +95,7 @@ class CoTeachingSelector:
         return _Picked(*(losses.argsort(stable=True)[:kept] for losses in (first, second)))
 
 
-@cite("han2018coteaching", "chen2022compressing", helps=("noisy labels",))
+@cite("han2018coteaching", "chen2022compressing", helps=("noisy labels",), changes=("models", "optimizers"))
 def co_teaching_step(
     models: Sequence[nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],

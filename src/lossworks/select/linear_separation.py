@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_bool, check_floating
+from lossworks.roles import Selector
 from lossworks.select.pseudo_loss import check_noisy
 
 __all__ = ["LinearSeparationSelector"]
@@ -15,7 +16,7 @@ __all__ = ["LinearSeparationSelector"]
 _ITERATIONS = 1000
 
 
-class LinearSeparationSelector:
+class LinearSeparationSelector(Selector):
     r"""Finds noisy rows by a plane in feature space, fitted to a trusted split of the rows into clean and noisy ones.
 
     .. math::
@@ -49,6 +50,7 @@ class LinearSeparationSelector:
 
     papers = ("albert2024accurate",)
     helps = ("noisy labels", "outliers")
+    rows = ("features", "trusted_noisy")
 
     def __init__(self, threshold: float = 0.5, normalize: bool = True) -> None:
         self.threshold = check_between("threshold", threshold, 0, 1, open_high=True)

@@ -15,7 +15,7 @@ from lossworks.checks import (
     check_tensor,
     readable,
 )
-from lossworks.roles import cite
+from lossworks.roles import Selector, cite
 
 __all__ = ["PersonalLossResampler", "personal_loss_weights"]
 
@@ -58,7 +58,7 @@ def personal_loss_weights(losses: Float[Tensor, "n k"], temperature: float | Ten
     return (-torch.where(above > 0, above / temperature, 0)).softmax(dim=1).detach()
 
 
-class PersonalLossResampler:
+class PersonalLossResampler(Selector):
     r"""Draws one of several items that a user took, preferring items whose loss is small among the user's own.
 
     .. math::
@@ -98,6 +98,8 @@ class PersonalLossResampler:
 
     papers = ("zhang2025pld",)
     helps = ("noisy labels",)
+    rows = ("users", "pool_items", "neg_items")
+    stochastic = True
 
     def __init__(
         self,

@@ -4,12 +4,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lossworks.checks import check_between
+from lossworks.roles import Selector
 from lossworks.weights.mixture import probability_of_high
 
 __all__ = ["SmallLossGMMSelector"]
 
 
-class SmallLossGMMSelector:
+class SmallLossGMMSelector(Selector):
     r"""Finds noisy rows by their large loss: those in the higher of two normal modes that are fitted to the losses.
 
     .. math::

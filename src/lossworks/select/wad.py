@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_int, check_tensor, readable
+from lossworks.roles import Selector
 
 __all__ = ["WADWeights"]
 
@@ -20,7 +21,7 @@ class _Found(NamedTuple):
     similarities: Tensor
 
 
-class WADWeights:
+class WADWeights(Selector):
     r"""Pseudo-labels by the class of the most similar labelled row, weighted by its margin over the next class.
 
     .. math::
@@ -52,6 +53,7 @@ class WADWeights:
 
     papers = ("du2023wad",)
     helps = ("shift", "outliers")
+    rows = ("unlabelled",)
 
     @torch.no_grad()
     def __call__(

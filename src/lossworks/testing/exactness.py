@@ -17,6 +17,7 @@ from lossworks.objective import Objective
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.inputs import instances
+from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
 from lossworks.testing.ranks import Ranks
 from lossworks.testing.ways import (
     SHARES,
@@ -27,11 +28,7 @@ from lossworks.testing.ways import (
     in_chunks,
     in_micro_batches,
     interrupted,
-    is_layer,
-    is_stochastic,
     on_a_rank,
-    remembers,
-    sees_the_whole,
     stacked,
     trained,
     whole_batch,

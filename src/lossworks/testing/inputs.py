@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossworks.roles import Loss, Part
+from lossworks.roles import BatchLoss, Loss
 from lossworks.roles.wrapper import Wrapper
 
 CLASSES = 5
@@ -39,7 +39,7 @@ def from_data(num_samples: int = ROWS, num_classes: int = CLASSES) -> dict[str, 
     }
 
 
-def build(part: type[Part], setting: Mapping[str, Any] | None = None, **overrides: Any) -> Any:
+def build(part: type[Any], setting: Mapping[str, Any] | None = None, **overrides: Any) -> Any:
     """An instance of a part class, its data arguments filled in."""
     facts = from_data()
     return part(**{name: facts[name] for name in part.needs}, **(setting or {}), **overrides)
@@ -53,19 +53,53 @@ def instances(part: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A wrapper of an optimizer in one of its settings."""
+    """A wrapper of an optimizer in one of its settings; made by a function of the optimizer where one is given."""
 
     wrapper: type[Wrapper]
     setting: Mapping[str, Any]
+    factory: Callable[[Optimizer], Wrapper] | None = None
 
     def build(self, optimizer: Optimizer, model: nn.Module) -> Wrapper:
         """The wrapper around an optimizer of this model."""
+        if self.factory is not None:
+            return self.factory(optimizer)
         given = {"model": model} if "model" in inspect.signature(self.wrapper.__init__).parameters else {}
         return self.wrapper(optimizer, **given, **self.setting)
 
+    def hyperparameters(self) -> list[str]:
+        """The names of the constructor's arguments beside the optimizer."""
+        return list(inspect.signature(self.wrapper.__init__).parameters)[2:]
+
+
+def take_step(optimizer: Wrapper, model: nn.Module, x: Tensor, backward: Callable[[], Tensor]) -> Tensor:
+    """One step in the form that this optimizer has it.
+
+    Args:
+        optimizer: What steps.
+        model: Its model.
+        x: The rows of the step.
+        backward: The loss, after its ``backward``.
+    """
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        return backward()
+
+    step: Any = optimizer.step  # each has its own arguments
+    if optimizer.takes_outputs:
+        value: Tensor = step(lambda: model(x))
+    else:
+        value = step(closure, x=x) if reads_rows(type(optimizer)) else step(closure)
+    return value
+
+
+def reads_rows(wrapper: type[Wrapper]) -> bool:
+    """Whether a step of the wrapper takes the rows ``x=`` too, of a model that gives one number a row."""
+    return "x" in inspect.signature(wrapper.step).parameters
+
 
 def example(
-    loss: Loss, rows: int = ROWS, *, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0
+    loss: Loss | BatchLoss, rows: int = ROWS, *, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Outputs, targets and further arguments that the loss takes."""
     generator = torch.Generator().manual_seed(seed)

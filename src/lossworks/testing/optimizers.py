@@ -1,26 +1,22 @@
 """The optimizers' rows of the table of exactness: the same weights after each step however the work is split."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 
 from lossworks.losses import CrossEntropyLoss, SquaredLoss
 from lossworks.objective import Objective
-from lossworks.optim import IGNITE, RSGS
 from lossworks.roles.wrapper import Wrapper
 from lossworks.testing.exactness import COLUMNS, TOLERANCES, Cell, titled
-from lossworks.testing.inputs import CLASSES, Recipe
+from lossworks.testing.inputs import CLASSES, Recipe, reads_rows, take_step
+from lossworks.testing.models import Model, batches_of
 from lossworks.testing.ranks import Ranks
 from lossworks.testing.ways import (
-    Batch,
-    Model,
     Step,
     Way,
-    batches_of,
     differences,
     in_micro_batches,
     over_ranks,
@@ -96,7 +92,7 @@ def on_a_rank(jobs: Sequence[tuple[str, Recipe, torch.dtype]]) -> list[list[list
 
 def trained(recipe: Recipe, dtype: torch.dtype, way: Way, *, stop_after: int | None = None) -> list[Step]:
     """Value and weights of each step; at a stop all is saved and loaded into fresh objects."""
-    of_numbers = issubclass(recipe.wrapper, IGNITE)
+    of_numbers = reads_rows(recipe.wrapper)
     objective = Objective(SquaredLoss() if of_numbers else CrossEntropyLoss())
 
     def fresh() -> tuple[nn.Module, Wrapper]:
@@ -113,22 +109,7 @@ def trained(recipe: Recipe, dtype: torch.dtype, way: Way, *, stop_after: int | N
             optimizer.load_state_dict(states[1])
         # Ranks whose generators are in one state, as what they draw together asks for.
         torch.manual_seed(number)
-        value = _step(optimizer, model, batch, functools.partial(way, objective, model, batch, number))
+        value = take_step(optimizer, model, batch["x"], functools.partial(way, objective, model, batch, number))
         weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         steps.append({"value": value.detach().clone(), "weights": weights})
     return steps
-
-
-def _step(optimizer: Wrapper, model: nn.Module, batch: Batch, backward: Callable[[], Tensor]) -> Tensor:
-    """One step in the form that this optimizer has it."""
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        return backward()
-
-    step: Any = optimizer.step  # each has its own arguments
-    if isinstance(optimizer, RSGS):
-        value: Tensor = step(lambda: model(batch["x"]))
-    else:
-        value = step(closure, x=batch["x"]) if isinstance(optimizer, IGNITE) else step(closure)
-    return value

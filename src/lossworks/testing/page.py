@@ -11,9 +11,9 @@ from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
 from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, exactness_matrix
 from lossworks.testing.inputs import Recipe
+from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix
 from lossworks.testing.ranks import Ranks
-from lossworks.testing.ways import is_layer, is_stochastic, remembers, sees_the_whole
 
 __all__ = ["catalog_page", "said_of_splits"]
 

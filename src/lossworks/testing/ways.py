@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,157 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
-from torch.nn.utils import parametrize
 
 from lossworks.distributed import gather_rows
 from lossworks.fused import linear_loss
-from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
-from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weighting, asked_once
-from lossworks.roles.calibrator import Calibrator
+from lossworks.roles import Calibrator, Loss
 from lossworks.testing.inputs import CLASSES, ROWS
+from lossworks.testing.models import Batch, Model, batches_of, remembers, setting_of
 
-FEATURES = 4
-MAPS = torch.Size([3, 2, 2])
 SHARES = {2: ((7, 5), (0, 12), (6, 6)), 3: ((5, 4, 3), (6, 0, 6), (4, 4, 4))}
 MICRO_SHARES = ((5, 4, 3), (0, 7, 5), (6, 6))
 REPLICAS = 3
 
-Batch = dict[str, Tensor]
 Step = dict[str, Tensor]
 Way = Callable[[Objective, nn.Module, Batch, int], Tensor]
-
-
-class Model(nn.Module):
-    """A small network, with a layer under test in it, and one output a row as a vector where a part takes that."""
-
-    def __init__(self, outputs: int, flat: bool, dtype: torch.dtype, layer: nn.Module | None) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(FEATURES, MAPS.numel()), nn.ReLU())
-        self.head = nn.Linear(MAPS.numel(), outputs)
-        self.flat = flat
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).div(2).to(dtype)
-        self.layer = None if _is_parametrization(layer) else layer
-        if layer is not None and self.layer is None:
-            parametrize.register_parametrization(self.body[0], "weight", layer.to(dtype))
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What the last layer takes."""
-        hidden: Tensor = self.body(x)
-        if self.layer is None:
-            return hidden
-        maps: Tensor = self.layer(hidden.unflatten(1, MAPS))
-        drawn = maps.ndim > 1 + len(MAPS)
-        return (maps.mean(dim=0) if drawn else maps).flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The outputs."""
-        output: Tensor = self.head(self.hidden(x))
-        return output.squeeze(1) if self.flat else output
-
-
-class _RiskLoss(BatchLoss):
-    """A number for a batch of losses, as a loss of its own."""
-
-    kind = CrossEntropyLoss.kind
-
-    def __init__(self, risk: Part) -> None:
-        super().__init__()
-        self.risk = risk
-
-    def forward(self, *inputs: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        value: Tensor = self.risk(CrossEntropyLoss(reduction="none")(*inputs))
-        return value
-
-
-def _takes(part: nn.Module) -> list[str]:
-    """The names of what a part without a role is called on."""
-    return list(inspect.signature(part.forward).parameters)
-
-
-def is_layer(part: nn.Module) -> bool:
-    """Whether it has no role, and stands in the model."""
-    roles = (Loss, BatchLoss, Weighting, Perturbation, Penalty, Calibrator, Objective)
-    return not isinstance(part, roles) and _takes(part) in (["x"], ["weight"])
-
-
-def _is_parametrization(part: nn.Module | None) -> bool:
-    """Whether it stands before a weight of the model and not between its layers."""
-    return part is not None and _takes(part) == ["weight"]
-
-
-def _setting(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, Model]:
-    """The part in its role, beside cross-entropy where it is not a loss, and a model for it."""
-    part = copy.deepcopy(part).train()
-    layer = None
-    if isinstance(part, Objective):
-        objective = part
-    elif isinstance(part, (Loss, BatchLoss)):
-        objective = Objective(part)
-    elif isinstance(part, Weighting):
-        objective = Objective(CrossEntropyLoss(), part)
-    elif isinstance(part, Perturbation):
-        objective = Objective(CrossEntropyLoss(), perturb=part)
-    elif isinstance(part, Penalty):
-        objective = Objective(CrossEntropyLoss(), penalties=[part])
-    elif is_layer(part):
-        objective, layer = Objective(CrossEntropyLoss()), part
-    else:
-        assert isinstance(part, Part)
-        objective = Objective(_RiskLoss(part))
-    outputs = objective.loss.output_size(CLASSES)
-    return objective, Model(outputs, outputs == 1 and objective.loss.kind.flat, dtype, layer)
-
-
-def is_stochastic(part: nn.Module) -> bool:
-    """Whether anything in it draws."""
-    return any(member.stochastic for member in part.modules() if isinstance(member, Part))
-
-
-def remembers(part: nn.Module) -> bool:
-    """Whether anything in it remembers rows."""
-    return any(member.memories for member in part.modules() if isinstance(member, Part))
-
-
-def sees_the_whole(part: nn.Module) -> bool:
-    """Whether it is asked once about the whole batch."""
-    if isinstance(part, Objective):
-        return part.loss.couples_batch or (part.weights is not None and asked_once(part.weights))
-    if isinstance(part, Weighting):
-        return asked_once(part)
-    return isinstance(part, Part) and part.couples_batch and not is_layer(part)
-
-
-def batches_of(objective: Objective, dtype: torch.dtype, *, repeats: bool, ignored: bool) -> list[Batch]:
-    """A batch a step: with rows that come several times, and with ignored rows; the last sorted by class."""
-    generator = torch.Generator().manual_seed(1)
-    kind = objective.loss.kind
-    x = torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
-    levels = kind.levels(CLASSES)
-    if levels is None:
-        target = 2 * kind.example_target(ROWS, CLASSES, torch.float64, generator).to(dtype)
-    else:
-        target = torch.arange(ROWS) % levels
-        target = target if kind.has_classes else target.to(dtype)
-    weight = torch.linspace(0.5, 2, ROWS, dtype=dtype)
-    batches = []
-    for step in range(3):
-        index = torch.randperm(ROWS, generator=generator)
-        if repeats:
-            # Rows that come twice or three times, in shares that are far apart.
-            index[-1], index[6] = index[0], index[0]
-            index[-2] = index[1]
-        if step == 2:
-            index = index[target[index].argsort(stable=True)]
-        batch = {"x": x[index], "target": target[index].clone(), "index": index, "group": index % 3}
-        if isinstance(objective.loss, Loss):
-            batch["sample_weight"] = weight[index]
-            if step == 1 and kind.has_classes and ignored:
-                batch["target"][torch.tensor([1, 8])] = objective.loss.ignore_index
-        batches.append(batch)
-    return batches
 
 
 def _shares(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
@@ -253,7 +115,7 @@ def over_ranks(objective: Objective, model: nn.Module, batch: Batch, step: int, 
 def trained(part: nn.Module, dtype: torch.dtype, way: Way, *, repeats: bool = True) -> list[Step]:
     """Value, gradients and buffers of each step; rows that come several times matter to a memory."""
     repeats = repeats and remembers(part)
-    objective, model = _setting(part, dtype)
+    objective, model = setting_of(part, dtype)
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
     steps = []
@@ -326,7 +188,7 @@ def stacked(part: nn.Module, dtype: torch.dtype, *, ignored: bool) -> tuple[list
         return [_record(vmap(fitted)(stack), none, fitted)], [_record(one_by_one, none, fitted)]
     replicas = []
     for number in range(REPLICAS):
-        objective, model = _setting(part, dtype)
+        objective, model = setting_of(part, dtype)
         for parameter in model.parameters():
             parameter.data *= 1 + 0.1 * number
         replicas.append(_Trained(model, objective))
@@ -392,7 +254,7 @@ def interrupted(part: nn.Module, dtype: torch.dtype) -> tuple[list[Step], list[S
 
 def _run(part: nn.Module, dtype: torch.dtype, stop_after: int | None) -> list[Step]:
     def fresh() -> tuple[Objective, nn.Module, torch.optim.Optimizer]:
-        objective, model = _setting(part, dtype)
+        objective, model = setting_of(part, dtype)
         return objective, model, torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=0.05)
 
     objective, model, optimizer = fresh()

@@ -1,0 +1,175 @@
+"""The checks of the weights on the rows."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.testing import assert_close
+
+from lossworks.losses import CrossEntropyLoss
+from lossworks.objective import Objective
+from lossworks.roles import Weighting
+from lossworks.testing.inputs import CLASSES, ROWS, expect_error, from_data
+
+__all__ = [
+    "clear_errors",
+    "compiles",
+    "empty_batch",
+    "equal_rows_get_equal_weights",
+    "finite_at_extremes",
+    "gradient_stays_out",
+    "mean_one",
+    "non_negative",
+    "over_the_data_set",
+    "permutation_equivariant",
+    "reads_no_losses",
+    "rows_of",
+    "used",
+    "vmaps",
+]
+
+
+def rows_of(weighting: Weighting, dtype: torch.dtype = torch.float64) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses of one epoch over the data set that the weighting was built for, and the columns that it may ask for."""
+    counts = from_data()["class_counts"].long()
+    rows = int(counts.sum()) if weighting.needs_target else ROWS
+    losses = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return losses, {
+        "index": torch.arange(rows),
+        "group": torch.arange(rows) % 3,
+        "target": torch.repeat_interleave(torch.arange(CLASSES), counts)[:rows],
+    }
+
+
+def used(weighting: Weighting) -> Tensor:
+    """The weights of the example's rows."""
+    losses, columns = rows_of(weighting)
+    return _call(weighting, losses, columns)
+
+
+def _call(weighting: Weighting, losses: Tensor, columns: dict[str, Any]) -> Tensor:
+    weights: Tensor = weighting(losses, **columns)
+    return weights
+
+
+def _fresh(weighting: Weighting, losses: Tensor, columns: dict[str, Any]) -> Tensor:
+    """The weights that the weighting gives from the state that it is in, which it keeps."""
+    return _call(copy.deepcopy(weighting), losses, columns)
+
+
+def non_negative(weighting: Weighting) -> None:
+    """One weight a row, finite and never below 0."""
+    losses, columns = rows_of(weighting)
+    weights = _fresh(weighting, losses, columns)
+    assert weights.shape == losses.shape, f"{tuple(losses.shape)} losses have weights of shape {tuple(weights.shape)}"
+    assert bool(weights.isfinite().all()), f"the weights are {weights.tolist()}"
+    assert bool((weights >= 0).all()), f"the least weight is {float(weights.min())}"
+
+
+def mean_one(weighting: Weighting) -> None:
+    """The weights have mean 1, over the batch or over the data set."""
+    losses, columns = rows_of(weighting)
+    weights = _fresh(weighting, losses, columns)
+    assert_close(weights.mean(), torch.ones((), dtype=weights.dtype), msg="the mean weight is not 1: {}".format)
+
+
+def permutation_equivariant(weighting: Weighting) -> None:
+    """Shuffling the rows shuffles their weights."""
+    losses, columns = rows_of(weighting)
+    order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(1))
+    shuffled = {name: value[order] for name, value in columns.items()}
+    assert_close(_fresh(weighting, losses[order], shuffled), _fresh(weighting, losses, columns)[order])
+
+
+def equal_rows_get_equal_weights(weighting: Weighting) -> None:
+    """Rows of one loss, class and group get one weight, whatever their place in the batch."""
+    losses, columns = rows_of(weighting)
+    tied = (4 * losses).round() / 4
+    same = {**columns, "group": columns["group"] * 0, "target": columns["target"] * 0}
+    for values in (tied, torch.ones_like(losses)):
+        weights = _fresh(weighting, values, same)
+        for level in values.unique():
+            own = weights[values == level]
+            assert_close(own, own[:1].expand(len(own)), msg=partial(_unlike, float(level), own))
+
+
+def _unlike(level: float, weights: Tensor, _: str) -> str:
+    return f"rows of the one loss {level:g} have weights from {float(weights.min()):g} to {float(weights.max()):g}"
+
+
+def reads_no_losses(weighting: Weighting) -> None:
+    """Weights that are said not to depend on the losses are the same for others."""
+    losses, columns = rows_of(weighting)
+    wanted = _fresh(weighting, losses, columns)
+    assert_close(_fresh(weighting, torch.ones_like(losses), columns), wanted)
+
+
+def over_the_data_set(weighting: Weighting) -> None:
+    """Weights of mean 1 over the data set are those of the rows, whatever else is in the batch."""
+    losses, columns = rows_of(weighting)
+    some = {name: value[:5] for name, value in columns.items()}
+    assert_close(_fresh(weighting, losses[:5], some), _fresh(weighting, losses, columns)[:5])
+
+
+def finite_at_extremes(weighting: Weighting) -> None:
+    """Weights are finite and never below 0 where losses are 0, huge, all the same or half precision."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        losses, columns = rows_of(weighting, dtype)
+        first = torch.arange(len(losses)) == 0
+        cases = (losses * 0, losses * 0 + 1e4, torch.where(first, 1e4, 0 * losses), torch.where(first, 0, 1e4 + losses))
+        for values in cases:
+            weights = _fresh(weighting, values.to(dtype), columns)
+            assert bool(weights.isfinite().all()), f"weights of losses up to {float(values.max())} in {dtype}"
+            assert bool((weights >= 0).all()), f"a weight of {float(weights.min())} in {dtype}"
+
+
+def gradient_stays_out(weighting: Weighting) -> None:
+    """An objective's gradient goes through the losses, and not through the weights that were found from them."""
+    losses, columns = rows_of(weighting)
+    target, index, group = columns["target"], columns["index"], columns["group"]
+    logits = torch.randn(len(losses), CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    value = Objective(CrossEntropyLoss(), copy.deepcopy(weighting)).risk(logits, target, index=index, group=group)
+    (got,) = torch.autograd.grad(value, logits)
+    each = CrossEntropyLoss(reduction="none")(logits, target)
+    weights = _fresh(weighting, each.detach(), columns)
+    (wanted,) = torch.autograd.grad((weights.detach() * each).mean(), logits)
+    assert_close(got, wanted)
+
+
+def vmaps(weighting: Weighting) -> None:
+    """Stacked losses under ``vmap`` get the weights that each would get alone."""
+    losses, columns = rows_of(weighting)
+    stacked = torch.stack([losses, losses.flip(0), losses**2])
+    held = {name: torch.stack([tensor] * 3) for name, tensor in weighting.state_dict().items()}
+    together = torch.func.vmap(lambda state, row: functional_call(weighting, state, (row,), columns))(held, stacked)
+    assert_close(together, torch.stack([_fresh(weighting, row, columns) for row in stacked]))
+
+
+def compiles(weighting: Weighting) -> None:
+    """``torch.compile`` takes the weighting in one graph, with the same weights."""
+    losses, columns = rows_of(weighting)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(weighting), backend="eager", fullgraph=True)
+    assert_close(compiled(losses, **columns), _fresh(weighting, losses, columns))
+
+
+def empty_batch(weighting: Weighting) -> None:
+    """No rows have no weights."""
+    losses, columns = rows_of(weighting)
+    none = {name: value[:0] for name, value in columns.items()}
+    assert _fresh(weighting, losses[:0], none).shape == (0,)
+
+
+def clear_errors(weighting: Weighting) -> None:
+    """Losses that are no floats, and columns that are missing or of another length, are named."""
+    losses, columns = rows_of(weighting)
+    if weighting.reads_losses:
+        expect_error("losses", partial(_fresh, weighting, losses.long(), columns))
+    asked = {"target": weighting.needs_target, "group": weighting.needs_group, "index": weighting.needs_index}
+    for name in (name for name, needed in asked.items() if needed):
+        for wrong in (None, columns[name][:-1], columns[name].double()):
+            expect_error(name, partial(_fresh, weighting, losses, {**columns, name: wrong}))
