@@ -88,10 +88,12 @@ class Check:
 
     Attributes:
         run: Raises an ``AssertionError`` where the part breaks the contract.
+        says: What is asserted, in a sentence.
         reason: Why the check does not apply to this part; None where it does.
     """
 
     run: Callable[[Subject], None]
+    says: str
     reason: Reason = _always
 
 
@@ -117,7 +119,13 @@ class Row:
 
 def _on(check: Callable[[Any], None], *reasons: Callable[[Any], str | None]) -> Check:
     """A check of the part alone; the first reason that the part gives counts."""
-    return Check(lambda subject: check(subject.part), lambda subject: _first(reasons, subject.part))
+    return Check(lambda subject: check(subject.part), said_of(check), lambda subject: _first(reasons, subject.part))
+
+
+def said_of(check: Callable[..., Any]) -> str:
+    """The first line of a check's docstring, as Markdown."""
+    plain = check.func if isinstance(check, partial) else check
+    return (inspect.getdoc(plain) or "").partition("\n")[0].replace("``", "`")
 
 
 def _first(reasons: Sequence[Callable[[Any], str | None]], given: Any) -> str | None:
@@ -336,7 +344,7 @@ def _of_call(check: Callable[[Call], None], *reasons: Callable[[Call], str | Non
             return "its docstring has no call of it that can be made again"
         return _first([_here, *reasons], subject.call)
 
-    return Check(run, reason)
+    return Check(run, said_of(check), reason)
 
 
 def _here(call: Call) -> str | None:
@@ -366,6 +374,7 @@ def _picklable(call: Call) -> str | None:
 
 
 def _object_copied(call: Call) -> None:
+    """A pickled copy of an object that was used goes on as the object does."""
     every.copies_the_same(call.owner, lambda owner: functions.made(replace(call, owner=owner)))
 
 
@@ -427,7 +436,7 @@ _PENALTY = {
     "never_negative": _on(penalties.never_negative, _never_negative),
     "reads_the_features": _on(penalties.reads_the_features, _reads_features),
     "features_are_passed": _on(penalties.features_are_passed, _reads_features),
-    "sharded_weights_count_once": Check(_run_spread, _spread),
+    "sharded_weights_count_once": Check(_run_spread, said_of(penalties.sharded_weights_count_once), _spread),
 }
 _OBJECTIVE = {
     **_every(objectives.used),
@@ -456,12 +465,12 @@ _SELECTOR = {
     "one_row": _on(selectors.one_row),
 }
 _OPTIMIZER = {
-    "documented": Check(lambda subject: every.documented(subject.part.wrapper)),
+    "documented": Check(lambda subject: every.documented(subject.part.wrapper), said_of(every.documented)),
     **_named(optimizers.quiet, optimizers.copies_go_on, optimizers.resumes_in_mid_training, optimizers.closures),
     **_named(optimizers.steps_without_a_closure, optimizers.parameter_groups, optimizers.frozen_parameters),
     **_named(optimizers.sparse_gradients, optimizers.scheduler_reaches_the_inner, optimizers.foreach_is_the_loop),
     **_named(optimizers.zero_grad, optimizers.shows_itself, optimizers.clear_errors),
-    "written_out": Check(_run_written_out, _written_out),
+    "written_out": Check(_run_written_out, said_of(optimizers.written_out), _written_out),
     "grad_scaler": _on(optimizers.grad_scaler, _steps_alone),
     "torch_generator_left_alone": _on(optimizers.torch_generator_left_alone, _draws_declared),
 }

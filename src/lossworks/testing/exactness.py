@@ -8,11 +8,12 @@ be those of one process that was given each batch whole: to 1e-9 in float64 and 
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lossworks.catalog import Entry, parts
 from lossworks.objective import Objective
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.roles.calibrator import Calibrator
@@ -34,7 +35,16 @@ from lossworks.testing.ways import (
     whole_batch,
 )
 
-__all__ = ["COLUMNS", "Cell", "catalog_parts", "check_exactness", "exactness_matrix", "why_not_exact"]
+__all__ = [
+    "COLUMNS",
+    "Cell",
+    "catalog_parts",
+    "cell_of",
+    "check_exactness",
+    "exactness_matrix",
+    "is_measured",
+    "why_not_exact",
+]
 
 COLUMNS = ("2 processes", "3 processes", "micro-batches", "chunks", "vmap", "resume")
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -122,24 +132,22 @@ def check_exactness(part: nn.Module, ranks: Sequence[Ranks] | None = None) -> di
 
 def catalog_parts() -> dict[str, list[nn.Module]]:
     """Every part of the catalog in each of its settings, but the fused layers, which take their own steps."""
-    from lossworks.catalog import parts
-
-    roles = {name: entry for name, entry in parts().items() if _has_a_role(entry.part)}
-    return {name: list(instances(entry.part)) for name, entry in roles.items() if entry.role != "fused form"}
+    return {name: list(instances(entry.part)) for name, entry in parts().items() if is_measured(entry)}
 
 
-def _has_a_role(part: Any) -> bool:
-    """Whether it is a class of what stands in an objective or a model."""
-    return inspect.isclass(part) and issubclass(part, (Part, Objective))
+def is_measured(entry: Entry) -> bool:
+    """Whether it is a class of what stands in an objective or a model, and takes no steps of its own."""
+    in_a_role = inspect.isclass(entry.part) and issubclass(entry.part, (Part, Objective))
+    return in_a_role and entry.role != "fused form"
 
 
-def exactness_matrix(parts: Mapping[str, Sequence[nn.Module]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:
+def exactness_matrix(given: Mapping[str, Sequence[nn.Module]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:
     """Measure parts, each in some settings, in every column.
 
     Raises:
         AssertionError: all that is not exact although it must be.
     """
-    named = [(name, part, dtype) for name, settings in parts.items() for part in settings for dtype in TOLERANCES]
+    named = [(name, part, dtype) for name, settings in given.items() for part in settings for dtype in TOLERANCES]
     spread = [job for job in named if why_not_exact(job[1], "2 processes") is None]
     for group in ranks:
         group.send(on_a_rank, spread)
@@ -162,10 +170,11 @@ def exactness_matrix(parts: Mapping[str, Sequence[nn.Module]], ranks: Sequence[R
                 for way, steps in zip(("", ", in micro-batches"), ways, strict=False):
                     wrong += differences(where + way, steps, truth, TOLERANCES[dtype])
     assert not wrong, "not exact:\n" + "\n".join(wrong)
-    return {name: {column: _cell(settings, column) for column in COLUMNS} for name, settings in parts.items()}
+    return {name: {column: cell_of(settings, column) for column in COLUMNS} for name, settings in given.items()}
 
 
-def _cell(settings: Sequence[nn.Module], column: str) -> Cell:
+def cell_of(settings: Sequence[nn.Module], column: str) -> Cell:
+    """What holds for a part in all its settings."""
     reasons = [why_not_exact(part, column) for part in settings]
     if any(reasons):
         return Cell(False, next(reason for reason in reasons if reason))

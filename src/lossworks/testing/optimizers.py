@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss, SquaredLoss
 from lossworks.objective import Objective
 from lossworks.roles.wrapper import Wrapper
@@ -24,7 +25,7 @@ from lossworks.testing.ways import (
     whole_batch,
 )
 
-__all__ = ["catalog_optimizers", "optimizer_matrix"]
+__all__ = ["catalog_optimizers", "optimizer_cell", "optimizer_matrix"]
 
 WHOLE = "asks the model about rows, and must be given whole batches"
 GIVEN = "takes gradients as they are, whatever gave them"
@@ -33,8 +34,6 @@ ALONE = "steps in place, one model at a time"
 
 def catalog_optimizers() -> dict[str, list[Recipe]]:
     """Every wrapper of the catalog in each of its settings."""
-    from lossworks.catalog import parts
-
     wrappers = {n: e.part for n, e in parts().items() if isinstance(e.part, type) and issubclass(e.part, Wrapper)}
     return {name: [Recipe(wrapper, setting) for setting in wrapper.settings] for name, wrapper in wrappers.items()}
 
@@ -71,10 +70,13 @@ def optimizer_matrix(recipes: Mapping[str, Sequence[Recipe]], ranks: Sequence[Ra
                     where = f"{titled(name, dtype)} on rank {rank} of {group.size}{way}"
                     wrong += differences(where, steps, truth, TOLERANCES[dtype])
     assert not wrong, "not exact:\n" + "\n".join(wrong)
-    return {name: {column: _cell(some[0].wrapper, column) for column in COLUMNS} for name, some in recipes.items()}
+    return {
+        name: {column: optimizer_cell(some[0].wrapper, column) for column in COLUMNS} for name, some in recipes.items()
+    }
 
 
-def _cell(wrapper: type[Wrapper], column: str) -> Cell:
+def optimizer_cell(wrapper: type[Wrapper], column: str) -> Cell:
+    """What holds for a wrapper in all its settings."""
     if column in ("chunks", "vmap"):
         return Cell(False, GIVEN if column == "chunks" else ALONE)
     if column != "resume" and wrapper.asks_rows:

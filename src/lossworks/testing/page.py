@@ -1,21 +1,25 @@
-"""The page of the site on exactness, of all that the catalog has."""
+"""What the site says of contract and exactness: the page of the whole catalog, and the rows of one part."""
 
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from lossworks.catalog import show
 from lossworks.objective import Objective
-from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
-from lossworks.roles.calibrator import Calibrator
-from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, exactness_matrix
-from lossworks.testing.inputs import Recipe
+from lossworks.roles import BatchLoss, Calibrator, Loss, Penalty, Perturbation, Weighting, Wrapper
+from lossworks.testing.contract import row_of, subject_of
+from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, cell_of, exactness_matrix, is_measured
+from lossworks.testing.inputs import Recipe, instances
 from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
-from lossworks.testing.optimizers import catalog_optimizers, optimizer_matrix
+from lossworks.testing.optimizers import catalog_optimizers, optimizer_cell, optimizer_matrix
 from lossworks.testing.ranks import Ranks
 
-__all__ = ["catalog_page", "said_of_splits"]
+__all__ = ["ContractRow", "ExactnessRow", "catalog_page", "contract_rows", "exactness_row", "said_of_splits"]
 
 
 def catalog_page(ranks: Sequence[Ranks]) -> str:
@@ -88,6 +92,93 @@ def _role(part: nn.Module | Recipe) -> str:
     }
     found = next((name for role, name in roles.items() if isinstance(part, role)), None)
     return found or ("layer" if is_layer(part) else "risk")
+
+
+class ContractRow(NamedTuple):
+    """What the contract holds a part to in one check.
+
+    Attributes:
+        check: Its name.
+        says: What it holds, in a sentence.
+        settings: In how many of the part's settings it runs.
+        reason: Why it does not apply in the others; empty where there are none.
+    """
+
+    check: str
+    says: str
+    settings: int
+    reason: str
+
+
+def contract_rows(name: str) -> list[ContractRow]:
+    """The checks that the part of this name is under, and those that do not apply to it; nothing is run.
+
+    Args:
+        name: The part's name in the catalog.
+
+    Raises:
+        KeyError: there is no part of this name.
+
+    >>> [row.settings for row in contract_rows("LDRLoss") if row.check == "gradcheck"]
+    [3]
+    """
+    part = show(name).part
+    settings: Sequence[Mapping[str, Any]] = getattr(part, "settings", ({},))
+    subjects = [subject_of(part, setting) for setting in settings]
+    # What the suite has and a reader's own call may lack: an update written out, and processes.
+    subjects = [replace(subject, update=_not_run, ranks=_not_run) for subject in subjects]
+    rows = []
+    for check_name, check in row_of(subjects[0].part).checks.items():
+        with torch.random.fork_rng(devices=[]):
+            reasons = [check.reason(subject) for subject in subjects]
+        said = next((reason for reason in reasons if reason is not None), "")
+        rows.append(ContractRow(check_name, check.says, reasons.count(None), said))
+    return rows
+
+
+def _not_run(*_: object) -> Any:
+    raise NotImplementedError("the rows of the contract are drawn without running it")
+
+
+class ExactnessRow(NamedTuple):
+    """One part's row of the table of exactness.
+
+    Attributes:
+        role: What it is in the formula.
+        settings: In how many settings it is measured.
+        cells: What holds in each of the columns.
+        said: What its docstring says of a split; empty where nothing changes.
+    """
+
+    role: str
+    settings: int
+    cells: Mapping[str, Cell]
+    said: str
+
+
+def exactness_row(name: str) -> ExactnessRow | None:
+    """The row of the part of this name as the tests measure it, or None where it is not in the table; nothing is run.
+
+    Args:
+        name: The part's name in the catalog.
+
+    Raises:
+        KeyError: there is no part of this name.
+
+    >>> str(exactness_row("LDRLoss").cells["vmap"])
+    'exact'
+    """
+    entry = show(name)
+    first: nn.Module | Recipe
+    if is_measured(entry):
+        built = list(instances(entry.part))
+        first, cells = built[0], {column: cell_of(built, column) for column in COLUMNS}
+    elif inspect.isclass(entry.part) and issubclass(entry.part, Wrapper):
+        first = Recipe(entry.part, entry.part.settings[0])
+        cells = {column: optimizer_cell(entry.part, column) for column in COLUMNS}
+    else:
+        return None
+    return ExactnessRow(_role(first), len(entry.part.settings), cells, said_of_splits(first))
 
 
 SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")

@@ -97,15 +97,13 @@ def ties_decided_by_rule(selector: Selector) -> None:
         for part in _answer(call.with_arguments({name: torch.ones_like(column) for name, column in columns.items()})):
             assert torch.equal(part, torch.arange(len(part))), f"of rows that are all alike {part.tolist()} are picked"
         return
-    twins = torch.arange(ROWS) // 2 * 2
-    for part in _answer(call.with_arguments({name: column[twins] for name, column in columns.items()})):
-        assert_close(part[1::2], part[::2], msg="rows of which the same is known have two answers: {}".format)
-    generator = torch.Generator().manual_seed(2)
-    shuffle = torch.randperm(ROWS, generator=generator)
-    spread = call.with_arguments({name: column[twins][shuffle] for name, column in columns.items()})
-    for part in _answer(spread):
-        back = part[shuffle.argsort()]
-        assert_close(back[1::2], back[::2], msg="rows of which the same is known have two answers: {}".format)
+    shuffle = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
+    for alike in (2, 3, ROWS):
+        first = torch.arange(ROWS) // alike * alike
+        tied = call.with_arguments({name: column[first][shuffle] for name, column in columns.items()})
+        for part in _answer(tied):
+            back = part[shuffle.argsort()]
+            assert_close(back, back[first], msg="rows of which the same is known have two answers: {}".format)
 
 
 def input_left_alone(selector: Selector) -> None:

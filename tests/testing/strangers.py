@@ -1,0 +1,339 @@
+"""Parts that the library has never seen, one of each role and sound, and broken ones made of them."""
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+import lossworks as lw
+from lossworks.checks import as_float, check_floating, check_positive
+from lossworks.distributed import replicated
+from lossworks.losses import CrossEntropyLoss
+from lossworks.roles import Calibrator, Part, Selector, Wrapper, cite
+from lossworks.roles.calibrator import class_logits
+
+DOCUMENTED = r"""Does what its name says.
+
+    .. math:: a + b
+{arguments}
+    Shape:
+        - what its role says.
+
+    Raises:
+        ValueError: a number that is out of range.
+
+    Use it to try the contract.
+
+    Papers: none
+{example}
+    >>> 1 + 1
+    2
+    """
+
+
+def documented(*arguments, example=""):
+    """A class with the docstring that the contract asks for."""
+    said = (
+        "\n    Args:\n" + "".join(f"        {name}: What its name says.\n" for name in arguments) if arguments else ""
+    )
+
+    def give(part):
+        part.__doc__ = DOCUMENTED.format(arguments=said, example=f"\n    {example}" if example else "")
+        return part
+
+    return give
+
+
+@documented("power")
+class PowerLoss(lw.Loss):
+    kind = "real"
+    rowwise = True
+
+    def __init__(self, power=2.0, *, reduction="mean"):
+        super().__init__(reduction)
+        self.power = check_positive("power", power)
+
+    def per_sample(self, output, target):
+        return ((output - target).square() + 1) ** (self.power / 2) - 1
+
+
+@documented("power")
+class PowerWeights(lw.Weighting):
+    couples_batch = True
+
+    def __init__(self, power=0.5):
+        super().__init__()
+        self.power = check_positive("power", power)
+
+    def forward(self, losses, *, index=None, group=None, target=None):
+        check_floating("losses", losses)
+        raw = (losses.double().clamp(min=0) + 1) ** self.power
+        return (raw / raw.mean()).to(losses.dtype)
+
+
+class NegativeWeights(PowerWeights):
+    def forward(self, losses, **columns):
+        weights = super().forward(losses, **columns)
+        return 20 * weights - 19 * weights.mean()
+
+
+class PlaceWeights(PowerWeights):
+    """Gives the largest losses weight, of equal ones those that come first."""
+
+    def forward(self, losses, **columns):
+        check_floating("losses", losses)
+        half = max(len(losses) // 2, 1)
+        rank = losses.argsort(descending=True, stable=True).argsort()
+        return (rank < half).to(losses.dtype) * len(losses) / half
+
+
+@documented("strength")
+class WeightSum(lw.Penalty):
+    def __init__(self, strength=0.1):
+        super().__init__()
+        self.strength = check_positive("strength", strength, allow_zero=True)
+
+    def forward(self, model, *, features=None):
+        weights = list(model.parameters())
+        if not weights:
+            raise ValueError(f"model must have weights, {type(model).__name__} has none")
+        return self.strength * torch.stack([replicated(w.square().sum()) for w in weights]).sum()
+
+
+@documented("strength")
+class FeatureSpread(WeightSum):
+    reads_features = True
+
+    def forward(self, model, *, features=None):
+        if not list(model.parameters()):
+            raise ValueError("model must have weights")
+        if features is None:
+            raise ValueError("features must be given, got None")
+        return self.strength * (features - features.mean(dim=0)).square().mean()
+
+
+class FeaturesIgnored(FeatureSpread):
+    def forward(self, model, *, features=None):
+        if features is None:
+            raise ValueError("features must be given, got None")
+        return WeightSum.forward(self, model)
+
+
+@documented("eps")
+class Shift(lw.Perturbation):
+    def __init__(self, eps=0.1):
+        super().__init__()
+        self.eps = check_positive("eps", eps)
+
+    def forward(self, risk, x):
+        check_floating("x", x)
+        return x.detach() + self.eps
+
+
+@documented("smoothing")
+class SmoothedObjective(lw.Objective):
+    def __init__(self, smoothing=0.1):
+        super().__init__(CrossEntropyLoss())
+        self.smoothing = check_positive("smoothing", smoothing)
+
+    def _outputs(self, model, x, changed, target):
+        return model(changed) * (1 - self.smoothing), None
+
+
+class CountingObjective(SmoothedObjective):
+    """Is NaN from its fifth call on."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, *given, **columns):
+        self.calls += 1
+        value = super().forward(*given, **columns)
+        return value * torch.nan if self.calls > 4 else value
+
+
+class ForgetfulObjective(SmoothedObjective):
+    """Is NaN from its fifth call on, which a list of its own counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, *given, **columns):
+        self.seen.append(1)
+        value = super().forward(*given, **columns)
+        return value * torch.nan if len(self.seen) > 4 else value
+
+
+class NaNObjective(SmoothedObjective):
+    def _outputs(self, model, x, changed, target):
+        output, _ = super()._outputs(model, x, changed, target)
+        return output, torch.full((len(x),), torch.nan, dtype=output.dtype)
+
+
+class EvaluatingObjective(SmoothedObjective):
+    """Leaves the model in evaluation mode."""
+
+    def _outputs(self, model, x, changed, target):
+        return super()._outputs(model.eval(), x, changed, target)
+
+
+class DetachedObjective(SmoothedObjective):
+    """Lets half of the gradient fall."""
+
+    def _outputs(self, model, x, changed, target):
+        output, _ = super()._outputs(model, x, changed, target)
+        return (output + output.detach()) / 2, None
+
+
+@documented("scale")
+class Scaled(Part):
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.scale = check_positive("scale", scale)
+
+    def forward(self, x):
+        check_floating("x", x)
+        return x * self.scale
+
+
+class RootLayer(Scaled):
+    """Has NaN where the input is below 0."""
+
+    def forward(self, x):
+        return super().forward(x).sqrt()
+
+
+class Identity(Scaled):
+    starts_as_identity = True
+
+
+@documented("optimizer", "decay")
+class Decayed(Wrapper):
+    own = ("steps",)
+
+    def __init__(self, optimizer, decay=0.1):
+        super().__init__(optimizer)
+        self.decay = check_positive("decay", decay)
+        self.steps = 0
+
+    def __getstate__(self):
+        return dict(vars(self))
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._follow()
+
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale = 1 / (1 + as_float(self.decay) * self.steps)
+        for parameter in self.parameters():
+            parameter.grad = parameter.grad * scale
+        self.inner.step()
+        self.steps += 1
+        return loss
+
+
+class ForgetfulDecayed(Decayed):
+    own = ()
+
+
+def decayed(problem, decay=0.1):
+    """The update of Decayed written out."""
+    weights = problem.start()
+    for step in range(3):
+        weights = weights - problem.lr * problem.gradient(weights, step) / (1 + decay * step)
+        yield weights
+
+
+def without_the_scale(problem, decay=0.1):
+    """Another update than that of Decayed."""
+    weights = problem.start()
+    for step in range(3):
+        weights = weights - problem.lr * problem.gradient(weights, step)
+        yield weights
+
+
+@documented("share", example=">>> SmallHalf()(torch.tensor([1.0, 3.0, 2.0, 4.0])).sum()\n    tensor(2)")
+class SmallHalf(Selector):
+    def __init__(self, share=0.5):
+        self.share = check_positive("share", share)
+
+    def __call__(self, losses):
+        check_floating("losses", losses)
+        kept = max(round(float(self.share) * len(losses)), 1)
+        return losses <= losses.sort().values[kept - 1]
+
+
+@documented(
+    "share", example=">>> FirstHalf()(torch.tensor([1.0, 1.0, 1.0, 1.0]))\n    tensor([ True,  True, False, False])"
+)
+class FirstHalf(SmallHalf):
+    def __call__(self, losses):
+        check_floating("losses", losses)
+        mask = torch.zeros(len(losses), dtype=torch.bool)
+        mask[losses.argsort(stable=True)[: max(round(float(self.share) * len(losses)), 1)]] = True
+        return mask
+
+
+@documented("strength")
+class Tempered(Calibrator):
+    def __init__(self, strength=1.0):
+        super().__init__()
+        self.strength = check_positive("strength", strength)
+        self.divisor = torch.ones((), dtype=torch.float64)
+
+    @torch.no_grad()
+    def fit(self, logits, target):
+        z, y = class_logits(logits, target)
+        divisors = torch.linspace(1, 10, 19, dtype=torch.float64)
+        losses = [nn.functional.cross_entropy(z / (self.strength * divisor), y) for divisor in divisors]
+        self.divisor.copy_(self.strength * divisors[int(torch.stack(losses).argmin())])
+        return self
+
+    def forward(self, logits):
+        check_floating("logits", logits)
+        return logits / self.divisor.to(logits.dtype)
+
+
+class Mixed(Tempered):
+    """Changes an answer."""
+
+    def forward(self, logits):
+        return super().forward(logits).roll(1, dims=-1)
+
+
+@cite(helps=("calibration",))
+def spread(scores: Float[torch.Tensor, "*shape"], power: float = 2.0) -> Float[torch.Tensor, ""]:
+    """How far scores are from their mean.
+
+    >>> spread(torch.tensor([1.0, 3.0]))
+    tensor(1.)
+    """
+    check_floating("scores", scores)
+    check_positive("power", power)
+    return (scores - scores.mean()).abs().pow(power).mean()
+
+
+@cite(helps=("calibration",))
+def centred_in_place(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """The scores less their mean.
+
+    >>> centred_in_place(torch.tensor([1.0, 3.0]))
+    tensor([-1.,  1.])
+    """
+    check_floating("scores", scores)
+    return scores.sub_(scores.mean())
+
+
+@cite(helps=("calibration",))
+def unchecked(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """Twice the scores, whatever they are.
+
+    >>> unchecked(torch.tensor([1.0]))
+    tensor([2.])
+    """
+    return 2 * scores
