@@ -1,16 +1,13 @@
 """What the contract has found and is not mended yet: strict expected failures, so that mending one says so."""
 
-COPIES = "torch's Optimizer pickles and copies its groups and state alone, so a copy has lost what the wrapper holds"
 SPARSE = "sparse gradients reach operations that torch has for dense ones only, and nothing refuses them clearly"
 CONTRAST = "contrast as a tensor of 0 asks for features, which contrast=0.0 does not"
 ANY_SHAPE = "the signature says (n,), and any shape is taken"
 
 KNOWN_FAULTS = {
-    **dict.fromkeys([(name, "copies_go_on") for name in ("AnnealedGradientNoise", "GSAM", "IGNITE", "SAM")], COPIES),
     **dict.fromkeys(
         [(name, "sparse_gradients") for name in ("AnnealedGradientNoise", "GSAM", "IGNITE", "SAM")], SPARSE
     ),
-    ("RSGS", "copies_go_on"): COPIES,
     ("RSGS", "sparse_gradients"): SPARSE,
     ("RSGS", "closures"): "the mean entropy is taken outside enable_grad, so a step under no_grad fails",
     ("MultiSampleDropout", "vmaps"): "its masks are drawn into a tensor that vmap does not know, which vmap refuses",

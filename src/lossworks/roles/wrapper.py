@@ -67,6 +67,15 @@ class Wrapper(Optimizer):
             setattr(self, name, value)
         self._follow()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All that the wrapper holds, for copies and pickles; torch keeps an optimizer's groups and state alone."""
+        return {name: held for name, held in vars(self).items() if name not in ("param_groups", "state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._follow()
+        super().__setstate__({})
+
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of all groups that have a gradient."""
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]

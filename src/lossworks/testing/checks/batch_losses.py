@@ -47,7 +47,7 @@ def sample_weights_are_relative(loss: BatchLoss) -> None:
     assert_close(_call(loss, output, target, 2 * weight), _call(loss, output, target, weight))
 
 
-class _Equal(Weighting):
+class _EqualWeights(Weighting):
     """One for each row."""
 
     def forward(self, losses: Tensor, **columns: Tensor | None) -> Tensor:
@@ -56,7 +56,7 @@ class _Equal(Weighting):
 
 def refuses_a_weighting(loss: BatchLoss) -> None:
     """An objective refuses to weigh rows that the loss does not have, and says which loss it is."""
-    expect_error(type(loss).__name__, partial(Objective, loss, _Equal()))
+    expect_error(type(loss).__name__, partial(Objective, loss, _EqualWeights()))
 
 
 def clear_errors(loss: BatchLoss) -> None:
