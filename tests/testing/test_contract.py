@@ -11,7 +11,8 @@ from lossworks.catalog import parts
 from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import Wrapper
 from lossworks.testing.checks.losses import compiles
-from lossworks.testing.contract import CONTRACT, Subject, row_of, run_check, subject_of
+from lossworks.testing.contract import CONTRACT, row_of, run_check
+from lossworks.testing.subjects import subject_of
 from tests.optim.updates import UPDATES
 from tests.testing.known_faults import KNOWN_FAULTS
 
@@ -50,20 +51,13 @@ ITEMS = [
 ]
 
 
-def _ready():
-    """Imports what the checks use on a rank."""
-    import torch.distributed.tensor  # noqa: F401
-
-    import lossworks.testing.contract  # noqa: F401
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _all_is_loaded(two_ranks):
     """What the compiler, scikit-learn and the processes take to begin with is not a part's time."""
     import sklearn.linear_model
     import sklearn.mixture  # noqa: F401
 
-    two_ranks.send(_ready)
+    two_ranks.send(lambda: [__import__(name).__name__ for name in ("torch.distributed.tensor", "lossworks.testing")])
     compiles(CrossEntropyLoss())
     two_ranks.receive()
 
@@ -107,5 +101,8 @@ def test_declares_at_most_four_settings(name, settings):
     assert 1 <= len(settings) <= 4
 
 
-def test_a_subject_is_shared_by_its_checks():
-    assert isinstance(SUBJECTS[0][2], Subject)
+def test_every_role_has_an_example_of_its_own():
+    first = {row_of(subject.part).role: subject for _, _, subject in reversed(SUBJECTS)}
+    for row in CONTRACT:
+        with torch.random.fork_rng(devices=[]):
+            assert row.example(first[row.role]) is not None, row.role

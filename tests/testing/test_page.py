@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from lossworks.catalog import parts
-from lossworks.testing.contract import row_of, subject_of
+from lossworks.testing.contract import row_of
 from lossworks.testing.page import contract_rows, exactness_row
+from lossworks.testing.subjects import subject_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exactness.md").read_text(encoding="utf-8")
 

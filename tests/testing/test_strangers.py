@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lossworks.testing import CONTRACT, check_part
-from lossworks.testing.contract import row_of, run_check, subject_of
+from lossworks.testing.contract import row_of, run_check
+from lossworks.testing.subjects import subject_of
 from tests.testing import strangers
 
 CHECKS = {row.role: set(row.checks) for row in CONTRACT}

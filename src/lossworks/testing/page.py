@@ -12,12 +12,13 @@ from torch import nn
 from lossworks.catalog import show
 from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Calibrator, Loss, Penalty, Perturbation, Weighting, Wrapper
-from lossworks.testing.contract import row_of, subject_of
+from lossworks.testing.contract import row_of
 from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, cell_of, exactness_matrix, is_measured
 from lossworks.testing.inputs import Recipe, instances
 from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_cell, optimizer_matrix
 from lossworks.testing.ranks import Ranks
+from lossworks.testing.subjects import subject_of
 
 __all__ = ["ContractRow", "ExactnessRow", "catalog_page", "contract_rows", "exactness_row", "said_of_splits"]
 

@@ -36,6 +36,7 @@ __all__ = [
     "sparse_gradients",
     "steps_without_a_closure",
     "torch_generator_left_alone",
+    "used",
     "written_out",
     "zero_grad",
 ]
@@ -123,6 +124,11 @@ class _Trained:
         for number in numbers:
             self.step(number)
         return flat(self.model)
+
+
+def used(recipe: Recipe) -> Tensor:
+    """The weights after two steps on the example."""
+    return _Trained(recipe).steps(0, 1)
 
 
 def flat(model: nn.Module) -> Tensor:
