@@ -1,6 +1,9 @@
-"""Peak memory of `lossworks compare` on a large table: at most 1 GB above three times the float32 table.
+"""Measure the peak memory of `lossworks compare` on a large table.
 
-A fresh process makes the CSV, another compares on it and says its own peak. `--json` prints the numbers last.
+It should be at most 1 GB above three times the size of the float32 table.
+
+One fresh process writes the CSV, and another runs the comparison on it and reports its own peak memory. With `--json`
+the numbers are printed last.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""What bounds cost: CROWN of a network of four layers, beside the auto_LiRPA package where it is installed.
+"""Measure what bounds cost: CROWN of a network of four layers, compared with the auto_LiRPA package if it is installed.
 
-In each round the two take turns; the numbers are medians of paired ratios, and the largest difference of a bound.
+In each round the two run in turn. Printed are the medians of their paired ratios and the largest difference between
+their bounds.
 
     python bench/crown.py [--json] [--rounds 20] [--threads 1]
 """
@@ -28,7 +29,7 @@ def spent(call: Bounds) -> float:
 
 
 def peer(model: nn.Module, x: Tensor) -> Bounds | None:
-    """The same bounds by auto_LiRPA."""
+    """Return the same bounds, as auto_LiRPA computes them."""
     try:
         from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
     except ImportError:

@@ -1,7 +1,7 @@
-"""The inner maximum over the weights, ours beside cvxpy's default open solver, and what a weighting adds to a loss.
+"""Measure how long the inner maximum over the weights takes, and how much time a weighting adds to a loss.
 
-In each round the two take turns; the ratio is the median over rounds of paired ratios. The convex solver is given the
-same losses and asked for the same maximum; how far its value is from ours is printed beside the ratio.
+The maximum is compared with cvxpy and its default open-source solver, which gets the same losses. In each round the two
+run in turn; the ratio is the median of the rounds' ratios. Beside it is printed how far the two values are apart.
 
     python bench/dro.py [--json] [--rows 100000] [--rounds 3] [--overhead-rounds 200]
 """
@@ -26,7 +26,7 @@ OVERHEAD_ROWS, CLASSES = 4096, 10
 
 
 def problem(weighting: Weighting, losses: Tensor) -> cvxpy.Problem:
-    """The same maximum as cvxpy states it."""
+    """State the same maximum as a problem for cvxpy."""
     n = len(losses)
     w = cvxpy.Variable(n, nonneg=True)
     value, constraints = losses.numpy() @ w / n, [cvxpy.sum(w) == n]
@@ -46,7 +46,7 @@ def spent(call: Callable[[], object]) -> float:
 
 
 def measure(weighting: Weighting, losses: Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of each, their paired ratio, and how far the solver's value is from ours."""
+    """Return the median seconds of each, their paired ratio, and how far the solver's value is from ours."""
     asked = problem(weighting, losses)
     weighting.solve(losses)
     pairs = []
@@ -63,7 +63,7 @@ def measure(weighting: Weighting, losses: Tensor, rounds: int) -> dict[str, floa
 
 
 def overhead(weighting: Weighting, rounds: int) -> float:
-    """Milliseconds that the weighting adds to a cross-entropy of so many rows, forward and backward."""
+    """Return the milliseconds that the weighting adds to a forward and backward pass of cross-entropy."""
     logits = torch.randn(OVERHEAD_ROWS, CLASSES, requires_grad=True)
     target = torch.randint(CLASSES, (OVERHEAD_ROWS,))
     plain, weighted = Objective(CrossEntropyLoss()), Objective(CrossEntropyLoss(), weighting)

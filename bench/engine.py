@@ -1,9 +1,10 @@
-"""Time per model and step: the engine's stacked replicas against a plain PyTorch loop, one model after another.
+"""Measure the time per model and step of the engine, which trains many models at once, against a plain PyTorch loop.
 
-Both train the same three-layer MLP (30 inputs, 10 classes) with AdamW and cross-entropy on mini-batches gathered from
-one table, without early stopping. The plain loop reads a table that was scaled beforehand; the engine scales what it
-gathers. Rounds of the two alternate, each is warm, and the ratio is the median over rounds of paired ratios. The plain
-loop runs with one thread and with all, and the faster counts: small operations are slow when a busy core is waited for.
+The plain loop trains one model after another. Both train the same three-layer MLP (30 inputs, 10 classes) with AdamW
+and cross-entropy on mini-batches gathered from one table, without early stopping. The plain loop reads a table that was
+scaled beforehand; the engine scales the rows that it gathers. The two run in turn, both warmed up, and the ratio is the
+median of the rounds' ratios. The plain loop runs with one thread and with all threads, and the faster of the two
+counts, because small operations are slow when they wait for a busy core.
 
     python bench/engine.py [--json] [--rounds 7] [--threads 2] [--sizes 64x32x32 ...]
 """
@@ -30,7 +31,7 @@ FULL_ROUNDS = 7
 
 
 def engine_time(x: torch.Tensor, y: torch.Tensor, replicas: int, batch: int, width: int, steps: int) -> float:
-    """Microseconds per model and step, in the second of two intervals of so many steps; the first one warms."""
+    """Return the microseconds per model and step, measured over a second interval; the first one only warms up."""
     inner = torch.arange(8)
     jobs = [Job(Objective(CrossEntropyLoss()), torch.arange(ROWS), inner, seed, seed) for seed in range(replicas)]
     training = Training(batch_size=batch, max_steps=2 * steps, eval_every=steps, race_after=0.0)
@@ -49,7 +50,7 @@ def engine_time(x: torch.Tensor, y: torch.Tensor, replicas: int, batch: int, wid
 
 
 def plain_time(x: torch.Tensor, y: torch.Tensor, batch: int, width: int, steps: int, models: int = 2) -> float:
-    """Microseconds per model and step of the plain loop, which takes as long for each further model."""
+    """Return the microseconds per model and step of the plain loop, on one model: each further one takes as long."""
     spent = 0.0
     for _ in range(models):
         layers = nn.Linear(COLUMNS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
@@ -67,7 +68,7 @@ def plain_time(x: torch.Tensor, y: torch.Tensor, batch: int, width: int, steps: 
 
 
 def fastest_plain_time(x: torch.Tensor, y: torch.Tensor, batch: int, width: int, steps: int) -> float:
-    """The plain loop with one thread or with all, whichever is faster now."""
+    """Return the time of the plain loop with one thread or with all threads, whichever is faster now."""
     threads, times = torch.get_num_threads(), []
     for count in {1, threads}:
         torch.set_num_threads(count)
@@ -77,7 +78,7 @@ def fastest_plain_time(x: torch.Tensor, y: torch.Tensor, batch: int, width: int,
 
 
 def measure(size: str, rounds: int) -> tuple[float, float, float]:
-    """Median microseconds of the plain loop and of the engine, and the median of their paired ratios."""
+    """Return the median microseconds of the plain loop and of the engine, and the median of their paired ratios."""
     replicas, batch, width = map(int, size.split("x"))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, COLUMNS, generator=generator)
@@ -90,7 +91,7 @@ def measure(size: str, rounds: int) -> tuple[float, float, float]:
             fastest_plain_time(x, y, batch, width, plain_steps),
             engine_time(x, y, replicas, batch, width, engine_steps),
         )
-        if number:  # the first round warms both
+        if number:  # the first round only warms up both
             pairs.append(pair)
     plain, engine = (statistics.median(column) for column in zip(*pairs, strict=True))
     return plain, engine, statistics.median(plain / engine for plain, engine in pairs)

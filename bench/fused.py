@@ -1,11 +1,12 @@
-"""Time and memory of a loss on a linear layer without its logit matrix, forward and backward, float32 on the CPU.
+"""Measure time and memory of a fused loss, that is, a linear layer and its loss without the logit matrix.
 
-Cross-entropy is timed against the three matrix products that nothing can do without, against the plain form, and
-against torch's chunked `linear_cross_entropy` at its own choice of chunk; every other row-wise loss of classes against
-our cross-entropy. In each round all take turns; a ratio is the median over rounds of paired ratios.
+Measured are the forward and backward pass in float32 on the CPU. Fused cross-entropy is compared with the three matrix
+products that no form can do without, with the plain form, and with torch's chunked `linear_cross_entropy` at the chunk
+size that it chooses. Every other row-wise loss of classes is compared with fused cross-entropy. In each round all run
+in turn; a ratio is the median of the rounds' ratios.
 
-Peak memory is measured in a fresh process: the highest resident size (VmHWM, reset before the step) less what stood
-before it and less the gradients of hidden and weight, which every form must make.
+Peak memory is measured in a fresh process. It is the highest resident size (VmHWM, reset before the step), minus the
+size before the step and minus the gradients of hidden and weight, which every form must compute.
 
     python bench/fused.py [--json] [--rounds 5] [--threads 2] [--sizes large small] [--losses NAME ...] [--cpu]
 """
@@ -73,7 +74,7 @@ FORMS = {"products": products, "plain": plain, "torch": chunked, "fused": fused(
 
 
 def losses(classes: int, only: list[str] | None) -> dict[str, Loss]:
-    """Every row-wise loss of classes in its default setting, with what else changes the work."""
+    """Return every row-wise loss of classes in its default setting, and further settings that change the work."""
     facts = from_data(num_samples=max(n for n, _, _ in SIZES.values()), num_classes=classes)
     found: dict[str, Loss] = {"CrossEntropyLoss, smoothed": CrossEntropyLoss(0.1)}
     for name, entry in parts().items():
@@ -100,7 +101,7 @@ def paired(steps: dict[str, Callable], size: str, rounds: int, clock: Callable) 
     for turn in range(rounds + 1):
         for name, step in steps.items():
             took = spent(step, given, clock)
-            if turn:  # the first warms all up
+            if turn:  # the first turn only warms up
                 times[name].append(took)
     return times
 
@@ -117,7 +118,7 @@ def resident(key: str) -> int:
 
 
 def peak(form: str, size: str) -> int:
-    """Bytes beyond inputs and gradients, in this process."""
+    """Return the peak bytes of this process beyond inputs and gradients."""
     step, given = FORMS[form], inputs(size)
     small = (torch.randn(64, 512).requires_grad_(), torch.randn(100, 512).requires_grad_(), torch.zeros(64).long())
     step(*small)

@@ -1,11 +1,12 @@
-"""Time and memory of the fused cross-entropy on a CUDA GPU, forward and backward, beside what else does the same.
+"""Measure time and memory of the fused cross-entropy on a CUDA GPU, forward and backward, against its alternatives.
 
-The others are torch's plain form and its chunked ``linear_cross_entropy``, Liger-Kernel and cut-cross-entropy (the
-last two if they are installed; what is missing is said), and the three matrix products alone, the limit of any exact
-form. In each round all take turns; a ratio is the median over rounds of paired ratios, ours over theirs. Memory is the
-peak above the inputs, gradients included. Cut-cross-entropy leaves out gradients that it finds small, so that its time
-depends on the data; ``cut-cross-entropy exact`` is the same without that. ``gap`` is the largest difference of the
-weight's gradient to that of the plain form in float32, over its largest entry.
+The alternatives are torch's plain form, torch's chunked ``linear_cross_entropy``, Liger-Kernel and cut-cross-entropy.
+The last two are measured if they are installed, and the output says which one is missing. The three matrix products
+alone are measured too, because no exact form can be faster. In each round all run in turn; a ratio is our time over
+theirs, as the median of the rounds' ratios. Memory is the peak above the inputs, with the gradients included.
+Cut-cross-entropy leaves out gradients that it finds small, so that its time depends on the data; ``cut-cross-entropy
+exact`` leaves out none. ``gap`` is the largest difference between the weight's gradient and that of the plain form in
+float32, divided by the latter's largest entry.
 
     python bench/fused_gpu.py [--json] [--rounds 15] [--dtype bfloat16 float32] [--size 8192x4096x131072 ...]
         [--chunk ROWS]
@@ -31,7 +32,7 @@ Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def contenders(chunk: int | None) -> tuple[dict[str, Step], list[str]]:
-    """Each form of the cross-entropy by name, ours first, and the names of those that are not installed."""
+    """Return each form of the cross-entropy by name, ours first, and the names of those that are not installed."""
     loss = lw.losses.CrossEntropyLoss()
     steps: dict[str, Step] = {
         "lossworks": lambda hidden, weight, target: lw.fused.linear_loss(hidden, weight, target, loss, chunk=chunk),
@@ -61,7 +62,7 @@ def contenders(chunk: int | None) -> tuple[dict[str, Step], list[str]]:
 
 
 def inputs(size: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden rows and weights whose logits have unit variance, and targets, a sixteenth of them ignored."""
+    """Return hidden rows and weights whose logits have unit variance, and targets, a sixteenth of which is ignored."""
     rows, features, classes = (int(number) for number in size.split("x"))
     generator = torch.Generator("cuda").manual_seed(0)
     draw = partial(torch.randn, generator=generator, device="cuda")
@@ -73,7 +74,7 @@ def inputs(size: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def spent(step: Step, hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[float, float]:
-    """Milliseconds of forward and backward, and the peak of memory above the inputs in MB."""
+    """Return the milliseconds of a forward and backward pass, and the peak of memory above the inputs in MB."""
     hidden.grad = weight.grad = None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -87,7 +88,7 @@ def spent(step: Step, hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[f
 
 
 def products(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """The logits and the two gradients as matrix products, of as many rows as cost little memory, and nothing else."""
+    """Compute only the three matrix products, for logits and the two gradients, over chunks that need little memory."""
     with torch.no_grad():
         for part in hidden.split(1024):
             logits = part @ weight.T
@@ -97,7 +98,7 @@ def products(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def gap(step: Step, hidden: Tensor, weight: Tensor, target: Tensor) -> float:
-    """How far the weight's gradient lies from that of the plain form in float32."""
+    """Return how far the weight's gradient is from that of the plain form in float32."""
     exact = [tensor.detach().float().requires_grad_() for tensor in (hidden, weight)]
     F.cross_entropy(exact[0] @ exact[1].T, target).backward()
     hidden.grad = weight.grad = None
@@ -108,14 +109,14 @@ def gap(step: Step, hidden: Tensor, weight: Tensor, target: Tensor) -> float:
 
 
 def measure(size: str, dtype: torch.dtype, rounds: int, chunk: int | None) -> dict[str, dict[str, float | str]]:
-    """Of each contender the median time, the peak memory, the paired ratios of ours to it, and its gap."""
+    """Return each contender's median time, peak memory, paired ratio of ours to it, and gap."""
     hidden, weight, target = inputs(size, dtype)
     steps, missing = contenders(chunk)
     found: dict[str, dict[str, float | str]] = {name: {"error": "not installed"} for name in missing}
     alive: dict[str, Step] = {}
     for name, step in steps.items():
         try:
-            away = gap(step, hidden, weight, target)  # warms it, too
+            away = gap(step, hidden, weight, target)  # this also warms up the contender
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             found[name] = {"error": (str(error) or type(error).__name__).splitlines()[0]}
             continue

@@ -1,12 +1,13 @@
-"""What the journal and a resume cost on the embedded `compare`: at most 2 % of its time.
+"""Measure what the journal and a resume cost in `compare` on the embedded data: each at most 2 % of its time.
 
-In each round the comparison is run twice, in turns: with its journal in memory, its run folder written at the end; and
-with a run folder from the start. `ratio` is the median over rounds of their paired times. As 2 % is less than what a
-machine wavers, `journal` also adds up, inside the second, all that is spent on the folder but for the results
-themselves: opening, locking and checking the journal, committing, reading it back, run.json, every flush to the disk.
+In each round the comparison runs twice. One run keeps its journal in memory and writes its run folder at the end; the
+other has a run folder from the start. `ratio` is the median of the rounds' ratios, the second run over the first. But
+the time of a run varies by more than 2 %. So `journal` adds up the time that the second run spends on its folder, apart
+from writing the results: opening, locking and checking the journal, committing, reading it back, run.json, and every
+flush to the disk.
 
-Then the results are taken away and the run is resumed: nothing is left to train, so what it takes beside handing over
-is what a resume costs: reading and examining the data again, the plan, and the journal.
+Then the result files are deleted and the run is resumed. Nothing is left to train, so the time of this run without
+writing the results is what a resume costs: reading and examining the data again, making the plan, reading the journal.
 
     python bench/journal.py [--rounds 5] [--json]
 """
@@ -31,7 +32,7 @@ KEPT = ("journal.sqlite", "run.json")
 
 
 class Clock:
-    """The seconds spent inside some functions; a call from within another is not counted twice."""
+    """Adds up the seconds spent inside some functions; a call from within another of them is not counted twice."""
 
     def __init__(self, *functions: tuple[object, str]) -> None:
         self.seconds, self._inside = 0.0, 0
@@ -52,7 +53,7 @@ class Clock:
         return timed
 
     def taken(self) -> float:
-        """The seconds since it was last asked."""
+        """Return the seconds added up since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
@@ -73,7 +74,7 @@ def main() -> None:
     for owner, name in ((run, "described"), (run, "finish"), (files, "synced")):
         setattr(owner, name, keeping._timed(getattr(owner, name)))
     handing = Clock((Comparison, "save"))
-    lw.compare(objectives=[], folds=2, repeats=1)  # warms what is loaded at first use
+    lw.compare(objectives=[], folds=2, repeats=1)  # loads what is loaded at first use
     found: dict[str, list[float]] = {"ratio": [], "journal": [], "resume": []}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(options.rounds):

@@ -1,9 +1,9 @@
-"""Time of each loss the catalog finds, forward and backward, as a multiple of torch's own loss for such targets.
+"""Measure the forward and backward time of each loss in the catalog, as a multiple of torch's own loss of that kind.
 
-Losses of classes are measured at (8192, 1000) float32 against ``cross_entropy``, those of two classes and of real
-targets at as many numbers against ``binary_cross_entropy_with_logits`` and ``mse_loss``, those of binned real targets
-at 51 and 1000 bins against ``cross_entropy``. In each round the two take turns; the ratio is the median over rounds of
-paired ratios.
+Losses of classes are measured at (8192, 1000) float32 against ``cross_entropy``. Losses of two classes and of real
+targets are measured on as many numbers, against ``binary_cross_entropy_with_logits`` and ``mse_loss``. Losses that bin
+real targets are measured at 51 and 1000 bins against ``cross_entropy``. In each round the two run in turn; the ratio is
+the median of the rounds' ratios.
 
     python bench/losses.py [--json] [--rounds 15] [--threads 2] [--only NAME ...] [--cpu]
 """
@@ -31,8 +31,8 @@ PEERS = {CLASSES: F.cross_entropy, BINARY: F.binary_cross_entropy_with_logits, R
 
 
 def losses() -> Iterator[tuple[str, Loss]]:
-    """The catalog's losses whose kind has a peer, at their defaults and where another argument changes the work."""
-    facts = from_data(num_samples=ROWS, num_classes=COLUMNS)
+    """Yield the catalog's losses that torch has a peer for, by default and with arguments that change the work."""
+    facts = from_data(num_samples=ROWS, num_classes=CLASSES)
     for name, entry in parts().items():
         if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind in PEERS):
             continue
@@ -47,7 +47,7 @@ def losses() -> Iterator[tuple[str, Loss]]:
 
 
 def inputs(loss: Loss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Scores, targets and further arguments at the size that the loss's kind is measured at."""
+    """Return scores, targets and further arguments, in the size at which losses of this kind are measured."""
     generator = torch.Generator().manual_seed(0)
     columns = loss.output_size(COLUMNS)
     rows = ROWS * COLUMNS if loss.kind.flat and columns == 1 else ROWS
@@ -56,7 +56,7 @@ def inputs(loss: Loss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def measure(loss: Loss, rounds: int, clock: Callable[[], float]) -> tuple[float, float, float]:
-    """Median milliseconds of torch's loss and of ours, and the median of their paired ratios."""
+    """Return the median milliseconds of torch's loss and of ours, and the median of their paired ratios."""
     output, target, extra = inputs(loss)
     binned = loss.kind.scalable and output.ndim == 2
     peer = F.cross_entropy if binned else PEERS[loss.kind]
@@ -71,7 +71,7 @@ def measure(loss: Loss, rounds: int, clock: Callable[[], float]) -> tuple[float,
     def pair() -> tuple[float, float]:
         return spent(lambda: peer(output, peer_target)), spent(lambda: loss(output, target, **extra))
 
-    pair()  # warms both
+    pair()  # warms up both
     pairs = [pair() for _ in range(rounds)]
     theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
     return theirs, ours, statistics.median(mine / other for other, mine in pairs)

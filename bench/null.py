@@ -1,6 +1,6 @@
-"""How often an objective is called better than itself under another name, over many small data sets.
+"""Count how often `compare` calls an objective better than itself under another name, over many small data sets.
 
-The two train with their own seeds, so their folds' scores differ by chance alone; at most 5 % may be called better.
+The two train with seeds of their own, so their scores differ by chance only; at most 5 % may be called better.
 
     python bench/null.py [--sets 100] [--rows 300]
 """
@@ -19,7 +19,7 @@ from lossworks.losses import CrossEntropyLoss
 
 
 def draw(seed: int, rows: int) -> pl.DataFrame:
-    """A small binary problem with some noise on its labels."""
+    """Return the table of a small binary problem with some label noise."""
     x, y = make_classification(
         rows, n_features=8, n_informative=4, flip_y=0.15, class_sep=0.8, weights=[0.6], random_state=seed
     )

@@ -1,7 +1,7 @@
-"""What an attack costs: PGD of ten steps in forward-and-backward passes of the model that is attacked.
+"""Measure what ten steps of PGD cost, in forward-and-backward passes of the model that is attacked.
 
-In each round ten passes of training (forward, backward to the parameters) and one attack take turns; the number is the
-median over rounds of paired ratios.
+In each round ten training passes (forward, and backward to the parameters) and one attack run in turn. The number is
+the median of the rounds' ratios.
 
     python bench/pgd.py [--json] [--rounds 40] [--threads 1]
 """
@@ -29,7 +29,7 @@ def spent(call: Callable[[], object]) -> float:
 
 
 def measure(inputs: int, width: int, rows: int, rounds: int) -> float:
-    """The attack's cost in passes."""
+    """Return the cost of the attack in passes."""
     model = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     x, y = torch.randn(rows, inputs), torch.randint(10, (rows,))
     attack = PGD(0.1, steps=STEPS)

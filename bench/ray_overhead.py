@@ -1,8 +1,9 @@
-"""What a group costs on a Ray cluster beyond its work: time, bytes, and putting the data into the object store.
+"""Measure what a group costs on a Ray cluster beyond its work: time, bytes, and putting the data into the object store.
 
-Groups of no work at all go through the engine on a cluster that is begun here, and through the local engine, in rounds
-that alternate; the difference of a round is the engine's cost a group, and medians over rounds are printed. Bytes are
-those of a task's arguments and of its results; a table of 100 MB is put into the object store and read by a worker.
+Groups without any work run through the Ray engine, on a cluster that the script begins, and through the local engine,
+in turn. The difference between the two is the cost of the Ray engine; the medians over the rounds are printed. Bytes
+are the sizes of a task's arguments and of its results. A table of 100 MB is put into the object store, and a worker
+reads it.
 
     python bench/ray_overhead.py [--json] [--rounds 7] [--groups 200]
 """
@@ -34,7 +35,7 @@ TABLE_BYTES = 100 * 10**6
 
 @dataclass
 class Idle:
-    """The units of a workload, each done at once."""
+    """The units of a workload, without their work: each one returns at once."""
 
     workload: Workload
 
@@ -78,7 +79,7 @@ def seconds(engine: Engine, workload: Idle, groups: int) -> float:
 
 
 def put_and_read(rounds: int) -> tuple[float, float]:
-    """Milliseconds to put the table into the store, and for a worker to have it as an array."""
+    """Return the milliseconds to put the table into the store, and those until a worker has it as an array."""
     table = np.random.default_rng(0).random((TABLE_BYTES // 400, 100), dtype=np.float32)
 
     @ray.remote

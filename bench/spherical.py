@@ -1,8 +1,8 @@
-"""A training step of an output layer over very many classes: the factored spherical head beside the fastest dense one.
+"""Measure a training step of an output layer over very many classes: the factored spherical head against a dense layer.
 
-Forward, backward and SGD step on random hidden rows. The dense layer takes cross-entropy in two ways, torch's own
-chunked ``linear_cross_entropy`` and the plain logits, and the faster of both is the peer. In each round all take turns;
-the ratio is the median over rounds of paired ratios.
+A step is a forward pass, a backward pass and an SGD step on random hidden rows. The dense layer computes cross-entropy
+in two ways, by torch's chunked ``linear_cross_entropy`` and from the plain logits, and the faster of the two is
+compared. In each round all run in turn; the ratio is the median of the rounds' ratios.
 
     python bench/spherical.py [--json] [--rounds 5] [--threads 2] [--classes 200000]
 """
@@ -27,7 +27,7 @@ STEPS = 20
 
 
 def dense(classes: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
-    """One step of a plain layer."""
+    """Take one step of a dense layer."""
     weight = nn.Parameter(torch.randn(classes, FEATURES) / FEATURES**0.5)
     optimizer = torch.optim.SGD([weight], lr=LR)
     hidden = torch.randn(ROWS, FEATURES, requires_grad=True)
@@ -43,7 +43,7 @@ def dense(classes: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Cal
 
 
 def factored(classes: int) -> Callable[[], None]:
-    """So many steps of the head."""
+    """Take some steps of the spherical head."""
     head = FactoredSphericalHead(FEATURES, classes, ZLoss())
     batches = [(torch.randn(ROWS, FEATURES), torch.randint(classes, (ROWS,))) for _ in range(STEPS)]
 

@@ -1,8 +1,9 @@
-"""Kill -9 at random moments of `lossworks compare`, `--resume` until it is finished, and the results byte for byte.
+"""Kill runs of `lossworks compare` at random moments, resume them, and compare their results byte for byte.
 
-A comparison on the embedded data is run once without a stop. Then runs of the same plan are killed at moments drawn
-evenly over the time that it took; a killed run is resumed, and killed again or let finish, as a coin says. Whatever run
-finishes must have the same files as the one that never stopped. The log says how far each killed process had come.
+A comparison on the embedded data first runs without a stop. Then runs of the same plan are killed with `kill -9`, at
+moments drawn evenly over the time that the first one took. A killed run is resumed with `--resume`, and the toss of a
+coin decides whether it is killed again or may finish. Every run that finishes must have the same files as the run that
+was never stopped. The log says how far each killed process had come.
 
     python bench/survival.py [--kills 20] [--seed 0] [--json]
 """
@@ -26,12 +27,12 @@ SAME = ("results.parquet", "model.safetensors", "model.json", "recipe.py")
 
 
 def command(run: Path) -> list[str]:
-    """What begins the run, or goes on with it."""
+    """Return the command that begins the run, or resumes it if it has begun."""
     return [*COMPARE, "--resume", str(run)] if (run / "run.json").exists() else [*COMPARE, *PLAN, "--out", str(run)]
 
 
 def attempt(run: Path, seconds: float | None) -> bool:
-    """One process, killed after so many seconds; whether it ended, or at least the run did."""
+    """Run one process, which is killed after the seconds, and return whether it, or at least its run, finished."""
     with subprocess.Popen(command(run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             process.wait(seconds)
@@ -45,7 +46,7 @@ def attempt(run: Path, seconds: float | None) -> bool:
 
 
 def committed(run: Path) -> int:
-    """How many groups the journal has, counted in a copy, so that what the kill left is not touched."""
+    """Count the groups in the journal, in a copy of it, so that the files that the kill left stay untouched."""
     if not (run / "journal.sqlite").exists():
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ def committed(run: Path) -> int:
 
 
 def state(run: Path) -> str:
-    """How far a run has come."""
+    """Say how far a run has come."""
     if not (run / "run.json").exists():
         return "not begun"
     return f"{committed(run)} groups committed" + ", handing over" * (run / "model.json").exists()
@@ -66,7 +67,7 @@ def state(run: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object, last")
     options = parser.parse_args()
     draw = random.Random(options.seed)
