@@ -1,12 +1,13 @@
-"""Train a small transformer with FSDP2, a fused loss and DRO weights; stop in the middle, go on, and lose nothing.
+"""Train a small transformer with FSDP2, a fused loss and DRO weights, and resume it in the middle without any loss.
 
     python examples/fsdp_fused_dro.py
 
-Two processes (gloo, CPU) share the model and each batch, unevenly. The logit matrix is never made: the loss is fused
-with the output layer. The weights are those of the KL-robust risk over the tokens of both processes. Three trainings
-are compared: one that is never stopped, one that two new processes resume from a checkpoint in the middle (safetensors
-alone, nothing pickled), and one of a single process without FSDP, on whole batches. In float64, so that what two
-processes add up in another order than one stays small; in float32 Adam makes a visible difference of such rounding.
+Two processes (gloo, CPU) share the model and each batch, in unequal parts. The loss is fused with the output layer, so
+the logit matrix is never stored. The weights are those of the KL-robust risk over the tokens of both processes. Three
+trainings are compared: one that is never stopped; one that two new processes resume in the middle from a checkpoint,
+which holds only safetensors and nothing pickled; and one of a single process without FSDP, on whole batches. They run
+in float64, because two processes add numbers in another order than one does. In float64 the difference in rounding
+stays small; in float32 Adam would make a visible difference of it.
 """
 
 import argparse
@@ -33,11 +34,11 @@ from torch.distributed.fsdp import fully_shard
 import lossworks as lw
 from lossworks.roles import weighted_reduction
 
-VOCABULARY, WIDTH, LAYERS, LENGTH, SEQUENCES = 128, 32, 2, 24, 7  # seven sequences a batch: four and three a process
+VOCABULARY, WIDTH, LAYERS, LENGTH, SEQUENCES = 128, 32, 2, 24, 7  # one process gets four sequences, the other three
 
 
 class LanguageModel(nn.Module):
-    """A causal transformer whose forward pass ends in the loss, so that FSDP has gathered the output layer's weight."""
+    """A causal transformer whose forward pass returns the loss, because FSDP gathers the output weight there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class LanguageModel(nn.Module):
 
 
 def batch(step: int) -> Tensor:
-    """Sequences that count up by one, and two in seven that count down by three; some tokens are drawn at random."""
+    """Return seven sequences: six count up by one and one counts down by three; some tokens are drawn at random."""
     generator = torch.Generator().manual_seed(step)
     start = torch.randint(VOCABULARY, (SEQUENCES, 1), generator=generator)
     stride = torch.where(torch.arange(SEQUENCES) % 4 == 3, -3, 1)[:, None]
@@ -70,23 +71,23 @@ def batch(step: int) -> Tensor:
     return torch.where(drawn, torch.randint(VOCABULARY, tokens.shape, generator=generator), tokens)
 
 
-FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # by the parameters' names, which a resharding keeps
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keys by parameter name, whatever the shards
 
 
 def tensors(model_state: dict, optimizer_state: dict) -> dict[str, Tensor]:
-    """What a checkpoint holds; the optimizer's settings stand in the code."""
+    """Return the tensors that a checkpoint holds; the optimizer's settings are not saved, as the code sets them."""
     named = {f"model.{name}": value for name, value in model_state.items()}
     return named | {f"optimizer.{name}": value for name, value in optimizer_state.items() if torch.is_tensor(value)}
 
 
 def save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each process writes its shards."""
+    """Write the shards of this process."""
     held = tensors(get_model_state_dict(model), get_optimizer_state_dict(model, optimizer, options=FLAT))
     dcp.save(held, storage_writer=dcp.HuggingFaceStorageWriter(str(checkpoint), save_distributed=True))
 
 
 def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each process reads its shards, into the state that it has."""
+    """Read the shards of this process into its model and optimizer."""
     model_state = get_model_state_dict(model)
     optimizer_state = get_optimizer_state_dict(model, optimizer, options=FLAT)
     dcp.load(tensors(model_state, optimizer_state), storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint)))
@@ -95,12 +96,12 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def run_rank(rank: int, ranks: int, folder: Path, first: int, last: int, save_at: int | None, name: str) -> None:
-    """One of the processes of a training."""
+    """Run one process of a training."""
     dist.init_process_group("gloo", init_method=f"file://{folder / name}.store", rank=rank, world_size=ranks)
     train(rank, ranks, folder, first, last, save_at, name)
     dist.destroy_process_group()
-    # torch's cache of sharded operators keeps the group's threads alive: an interpreter that is taken down under them
-    # may abort, now and then, after all is done.
+    # torch's cache of sharded operators keeps the group's threads alive, and an interpreter that shuts down while they
+    # run may abort, although all work is done. So the process ends without that shutdown.
     os._exit(0)
 
 
@@ -137,7 +138,7 @@ def train(rank: int, ranks: int, folder: Path, first: int, last: int, save_at: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each training")
     steps = parser.parse_args().steps
     with tempfile.TemporaryDirectory() as made:
         folder, middle = Path(made), steps // 2
