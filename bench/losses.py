@@ -32,7 +32,7 @@ PEERS = {CLASSES: F.cross_entropy, BINARY: F.binary_cross_entropy_with_logits, R
 
 def losses() -> Iterator[tuple[str, Loss]]:
     """Yield the catalog's losses that torch has a peer for, by default and with arguments that change the work."""
-    facts = from_data(num_samples=ROWS, num_classes=CLASSES)
+    facts = from_data(num_samples=ROWS, num_classes=COLUMNS)
     for name, entry in parts().items():
         if not (inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind in PEERS):
             continue

@@ -1,4 +1,4 @@
-"""Any objective as a scikit-learn classifier or regressor: the same formula, networks and training as ``compare``.
+"""scikit-learn estimators trained with any objective: the same formula, networks and training as in ``compare``.
 
 >>> from sklearn.datasets import load_iris
 >>> X, y = load_iris(return_X_y=True)
@@ -47,7 +47,7 @@ __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
 
 
 class _FixedTimesWeights(Weighting):
-    """A weighting times one fixed weight a training row."""
+    """The product of a weighting and of fixed weights, one for each training row."""
 
     needs_index = True
     over_data_set = True
@@ -64,13 +64,13 @@ class _FixedTimesWeights(Weighting):
         group: Int[Tensor, " n"] | None = None,
         target: Tensor | None = None,
     ) -> Float[Tensor, " n"]:
-        """The products."""
+        """Return the product for each row."""
         return self.fixed(losses, index=index) * self.weights(losses, index=index, group=group, target=target)
 
 
 @dataclass(eq=False, repr=False)
 class _ObjectiveEstimator(BaseEstimator):
-    """What both estimators share: their parameters, the composed objective and its training."""
+    """The base of both estimators: their parameters, how the objective is composed, and how it is trained."""
 
     loss: str | Loss = "CrossEntropyLoss"
     _: KW_ONLY
@@ -91,7 +91,7 @@ class _ObjectiveEstimator(BaseEstimator):
     random_state: int | np.random.RandomState | None = None
 
     def _fit(self, X: np.ndarray, target: np.ndarray, sample_weight: np.ndarray, num_classes: int) -> np.ndarray:
-        """Train on the rows that weigh something; the inner rows, empty where there are too few to keep any out."""
+        """Train on the rows of positive weight, and return the inner rows, none if too few can be kept out."""
         task: Task = "real" if not num_classes else "binary" if num_classes == 2 else "multiclass"
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         fit, inner = self._split(np.flatnonzero(sample_weight), target, bool(num_classes), seed)
@@ -113,7 +113,7 @@ class _ObjectiveEstimator(BaseEstimator):
     def _split(
         self, rows: np.ndarray, target: np.ndarray, stratified: bool, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to fit on, with all classes among them, and inner rows; none where there are too few."""
+        """Split the rows into those to fit on, which have all classes, and inner rows, of which few rows give none."""
         share = check_between("validation_fraction", _plain(self.validation_fraction), 0, 0.5, open_low=True)
         if len(rows) < 2:
             return rows, rows[:0]
@@ -136,7 +136,7 @@ class _ObjectiveEstimator(BaseEstimator):
         )
 
     def _objective(self, task: Task, facts: dict[str, Any]) -> Objective:
-        """The parts that were named, with what they need of the training rows, and those that were given."""
+        """Compose the parts given by name, with what they need from the training rows, and those given as objects."""
         if not isinstance(self.loss, (str, Loss)):
             raise TypeError(f"loss must be a name from the catalog or a lossworks Loss, got {self.loss!r}")
         name, argument = (self.loss if isinstance(self.loss, str) else REFERENCE[task]), "loss"
@@ -157,7 +157,7 @@ class _ObjectiveEstimator(BaseEstimator):
         )
 
     def _weighted(self, objective: Objective, sample_weight: np.ndarray, fit: np.ndarray) -> Objective:
-        """The objective with the rows' own weights in it, which have mean 1 over the rows to fit on."""
+        """Put the rows' own weights, scaled to mean 1 over the rows to fit on, into the objective."""
         if not np.ptp(sample_weight[fit]):
             return objective
         weights = np.full(len(sample_weight), sample_weight[fit].mean())
@@ -181,12 +181,12 @@ class _ObjectiveEstimator(BaseEstimator):
         self.n_iter_ = int(steps[-1])
 
     def _outputs(self, X: ArrayLike) -> Tensor:
-        """Of rows as they came to ``predict``."""
+        """Check rows as ``predict`` was given them, and return the network's outputs for them."""
         check_is_fitted(self)
         return self._forward(validate_data(self, X, dtype=np.float32, reset=False))
 
     def _forward(self, X: np.ndarray) -> Tensor:
-        # In float64 a row's outputs do not depend on the rows beside it, as they do in float32's matrix products.
+        # In float32 matrix products a row's outputs depend on the rows beside it; in float64 they do not.
         with torch.inference_mode():
             return torch.cat([self.module_(rows.double()) for rows in _tensor(X).split(ROWS_AT_ONCE)])
 
@@ -195,51 +195,52 @@ class _ObjectiveEstimator(BaseEstimator):
 class ObjectiveClassifier(ClassifierMixin, _ObjectiveEstimator):
     """A network trained with any objective for classes, as a scikit-learn classifier.
 
-    Inputs are scaled robustly, and a share of the rows, stratified where possible, is kept out of training: on these
-    inner rows training is stopped early and the temperature of the probabilities is fitted, so that
-    :meth:`predict_proba` is calibrated whatever the loss. Two fits with one ``random_state`` are equal.
+    Inputs are scaled robustly. A share of the rows, the inner rows, is kept out of training (stratified by class if
+    possible). Their scores decide when training stops early, and the temperature of the probabilities is fitted on
+    them, so that :meth:`predict_proba` is calibrated whatever the loss. Two fits with the same ``random_state`` give
+    the same network.
 
     Args:
-        loss: A name from the catalog, parts joined by ``+`` (``"LDRLoss+ClassBalanced"``) in their first setting, what
-            they need of the training rows filled in; or a :class:`~lossworks.Loss`.
-        weights: A weighting's name from the catalog, or a :class:`~lossworks.Weighting`. A weight per row given to
-            :meth:`fit` multiplies it.
-        perturb: A :class:`~lossworks.Perturbation` of the scaled inputs.
-        penalties: Any number of :class:`~lossworks.Penalty`.
+        loss: A name from the catalog, or several joined by ``+`` (``"LDRLoss+ClassBalanced"``); these parts are taken
+            in their first setting, with what they need from the training rows. Or a :class:`~lossworks.Loss`.
+        weights: A weighting's name from the catalog, or a :class:`~lossworks.Weighting`. The ``sample_weight`` that
+            :meth:`fit` is given multiplies its weights.
+        perturb: A :class:`~lossworks.Perturbation`, which changes the scaled inputs.
+        penalties: A sequence of any number of :class:`~lossworks.Penalty`.
         model: ``"mlp"`` (two hidden layers), ``"linear"``, or a factory ``(input_shape, outputs) -> nn.Module``.
-        width: Hidden units of the MLP, >= 1.
-        batch_size: Rows a step, >= 1; by default by the number of rows.
-        max_steps: Steps at most, >= 1; by default by the number of rows.
+        width: The number of hidden units in each layer of the MLP, >= 1.
+        batch_size: How many rows a step uses, >= 1; by default it depends on the number of rows.
+        max_steps: The largest number of steps, >= 1; by default it depends on the number of rows.
         lr: AdamW's learning rate, > 0.
         weight_decay: AdamW's weight decay, >= 0.
-        metric: What is scored on the inner rows: ``"log_loss"`` (at its best temperature), ``"accuracy"``,
+        metric: The score on the inner rows: ``"log_loss"`` (at its best temperature), ``"accuracy"``,
             ``"balanced_accuracy"``, ``"macro_f1"``, or with two classes ``"auroc"`` or ``"average_precision"``.
-        early_stopping: Whether to stop when the score no longer improves, and keep the best state; otherwise all steps
-            are taken and the last state is kept.
-        validation_fraction: The share of the rows that is kept out, in (0, 0.5]; at most 10,000 rows.
-        patience: Scores in a row that may fail to improve, >= 1.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``. It trains there; predictions are made on the CPU.
-        random_state: Of the inner rows, the initial weights and the order of rows.
+        early_stopping: If true, training stops when the score no longer improves, and the best state is kept; otherwise
+            all steps are taken and the last state is kept.
+        validation_fraction: The share of the rows that is kept out of training, in (0, 0.5]; at most 10,000 rows.
+        patience: After how many scores in a row without an improvement training stops, >= 1.
+        device: Where to train: ``"cpu"``, ``"cuda"`` or ``"auto"``. Predictions are always made on the CPU.
+        random_state: The seed for the choice of inner rows, the initial weights and the order of rows.
 
     Attributes:
         classes_: The labels, in the order of the probabilities.
-        n_features_in_: How many columns.
-        feature_names_in_: Their names, where ``X`` had names.
-        module_: The trained network in float64, scaling included: from rows to logits.
-        temperature_: What the logits are divided by; 1 where there were too few rows to keep any out.
+        n_features_in_: The number of columns.
+        feature_names_in_: The names of the columns, if ``X`` had names.
+        module_: The trained network in float64, with the scaling; it maps rows to logits.
+        temperature_: The number that the logits are divided by; 1 if there were too few rows to keep any out.
         validation_steps_: The steps after which the inner rows were scored.
-        validation_scores_: The scores, larger is better (a log-loss is negative).
-        best_step_: When the score was best, which is the state that was kept.
-        best_validation_score_: That score.
-        n_iter_: How many steps were taken.
+        validation_scores_: The scores at these steps; larger is better, so a log-loss is negated.
+        best_step_: The step with the best score, whose state was kept.
+        best_validation_score_: The score at that step.
+        n_iter_: The number of steps that were taken.
 
     Raises:
-        ValueError: fewer than two classes among the rows that weigh something; a parameter out of range; data that
+        ValueError: fewer than two classes among the rows of positive weight; a parameter out of range; data that
             scikit-learn refuses.
-        TypeError: a part in the wrong role.
+        TypeError: a part that does not have the role of its argument.
 
-    Use it where code already speaks scikit-learn: pipelines, grid searches, stacking. To learn which objective is
-    better on your data, use :func:`lossworks.compare`.
+    Use it with scikit-learn's own tools: pipelines, grid searches, stacking. To find out which objective is better on
+    your data, use :func:`lossworks.compare`.
 
     >>> X = np.random.default_rng(0).normal(size=(200, 2))
     >>> classifier = ObjectiveClassifier("FocalLoss", model="linear", lr=0.05, random_state=0).fit(X, X[:, 0] > 0)
@@ -251,9 +252,9 @@ class ObjectiveClassifier(ClassifierMixin, _ObjectiveEstimator):
         """Train on rows ``X`` ``(n, d)`` with labels ``y`` ``(n,)``.
 
         Args:
-            X: Finite numbers.
-            y: Labels of any type.
-            sample_weight: One weight a row, >= 0, in any unit. Rows of weight 0 are left out.
+            X: The inputs, finite numbers.
+            y: The labels, of any type.
+            sample_weight: One weight for each row, >= 0, in any unit. Rows of weight 0 are left out.
         """
         table, labels = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(labels)
@@ -268,11 +269,11 @@ class ObjectiveClassifier(ClassifierMixin, _ObjectiveEstimator):
         return self
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """The calibrated class probabilities ``(n, C)``, in the order of ``classes_``."""
+        """Return the calibrated class probabilities ``(n, C)``, in the order of ``classes_``."""
         return class_probabilities(self._outputs(X), self.temperature_).numpy()
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """The most probable label of each row ``(n,)``."""
+        """Return the most probable label of each row ``(n,)``."""
         answers = self.predict_proba(X).argmax(axis=1)
         return self.classes_[answers]
 
@@ -281,47 +282,48 @@ class ObjectiveClassifier(ClassifierMixin, _ObjectiveEstimator):
 class ObjectiveRegressor(RegressorMixin, _ObjectiveEstimator):
     """A network trained with any objective for real targets, as a scikit-learn regressor.
 
-    Inputs are scaled robustly and the target is standardised, so what a loss measures in the target's unit (the delta
-    of ``HuberLoss``, the range of ``HLGaussLoss``) is in standard deviations. A share of the rows is kept out of
-    training, to stop it early. Two fits with one ``random_state`` are equal.
+    Inputs are scaled robustly and the target is standardised. So an argument of a loss that has the target's unit (the
+    delta of ``HuberLoss``, the range of ``HLGaussLoss``) is in standard deviations of the target. A share of the rows,
+    the inner rows, is kept out of training; their scores decide when training stops early. Two fits with the same
+    ``random_state`` give the same network.
 
     Args:
-        loss: A name from the catalog, parts joined by ``+`` in their first setting, what they need of the training rows
-            filled in; or a :class:`~lossworks.Loss`.
-        weights: A weighting's name from the catalog, or a :class:`~lossworks.Weighting`. A weight per row given to
-            :meth:`fit` multiplies it.
-        perturb: A :class:`~lossworks.Perturbation` of the scaled inputs.
-        penalties: Any number of :class:`~lossworks.Penalty`.
+        loss: A name from the catalog, or several joined by ``+``; these parts are taken in their first setting, with
+            what they need from the training rows. Or a :class:`~lossworks.Loss`.
+        weights: A weighting's name from the catalog, or a :class:`~lossworks.Weighting`. The ``sample_weight`` that
+            :meth:`fit` is given multiplies its weights.
+        perturb: A :class:`~lossworks.Perturbation`, which changes the scaled inputs.
+        penalties: A sequence of any number of :class:`~lossworks.Penalty`.
         model: ``"mlp"`` (two hidden layers), ``"linear"``, or a factory ``(input_shape, outputs) -> nn.Module``.
-        width: Hidden units of the MLP, >= 1.
-        batch_size: Rows a step, >= 1; by default by the number of rows.
-        max_steps: Steps at most, >= 1; by default by the number of rows.
+        width: The number of hidden units in each layer of the MLP, >= 1.
+        batch_size: How many rows a step uses, >= 1; by default it depends on the number of rows.
+        max_steps: The largest number of steps, >= 1; by default it depends on the number of rows.
         lr: AdamW's learning rate, > 0.
         weight_decay: AdamW's weight decay, >= 0.
-        metric: What is scored on the inner rows: ``"rmse"``, ``"mae"`` or ``"r2"``.
-        early_stopping: Whether to stop when the score no longer improves, and keep the best state; otherwise all steps
-            are taken and the last state is kept.
-        validation_fraction: The share of the rows that is kept out, in (0, 0.5]; at most 10,000 rows.
-        patience: Scores in a row that may fail to improve, >= 1.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``. It trains there; predictions are made on the CPU.
-        random_state: Of the inner rows, the initial weights and the order of rows.
+        metric: The score on the inner rows: ``"rmse"``, ``"mae"`` or ``"r2"``.
+        early_stopping: If true, training stops when the score no longer improves, and the best state is kept; otherwise
+            all steps are taken and the last state is kept.
+        validation_fraction: The share of the rows that is kept out of training, in (0, 0.5]; at most 10,000 rows.
+        patience: After how many scores in a row without an improvement training stops, >= 1.
+        device: Where to train: ``"cpu"``, ``"cuda"`` or ``"auto"``. Predictions are always made on the CPU.
+        random_state: The seed for the choice of inner rows, the initial weights and the order of rows.
 
     Attributes:
-        n_features_in_: How many columns.
-        feature_names_in_: Their names, where ``X`` had names.
-        module_: The trained network in float64, scaling included: from rows to values in the target's unit.
+        n_features_in_: The number of columns.
+        feature_names_in_: The names of the columns, if ``X`` had names.
+        module_: The trained network in float64, with the scaling; it maps rows to values in the target's unit.
         validation_steps_: The steps after which the inner rows were scored.
-        validation_scores_: The scores, larger is better (an RMSE is negative).
-        best_step_: When the score was best, which is the state that was kept.
-        best_validation_score_: That score.
-        n_iter_: How many steps were taken.
+        validation_scores_: The scores at these steps; larger is better, so an RMSE is negated.
+        best_step_: The step with the best score, whose state was kept.
+        best_validation_score_: The score at that step.
+        n_iter_: The number of steps that were taken.
 
     Raises:
         ValueError: a parameter out of range; data that scikit-learn refuses.
-        TypeError: a part in the wrong role.
+        TypeError: a part that does not have the role of its argument.
 
-    Use it where code already speaks scikit-learn: pipelines, grid searches, stacking. To learn which objective is
-    better on your data, use :func:`lossworks.compare`.
+    Use it with scikit-learn's own tools: pipelines, grid searches, stacking. To find out which objective is better on
+    your data, use :func:`lossworks.compare`.
 
     >>> X = np.random.default_rng(0).normal(size=(200, 2))
     >>> regressor = ObjectiveRegressor("HuberLoss", lr=0.01, random_state=0).fit(X, 5 * X[:, 0])
@@ -336,21 +338,21 @@ class ObjectiveRegressor(RegressorMixin, _ObjectiveEstimator):
         """Train on rows ``X`` ``(n, d)`` with values ``y`` ``(n,)``.
 
         Args:
-            X: Finite numbers.
-            y: Finite numbers.
-            sample_weight: One weight a row, >= 0, in any unit. Rows of weight 0 are left out.
+            X: The inputs, finite numbers.
+            y: The targets, finite numbers.
+            sample_weight: One weight for each row, >= 0, in any unit. Rows of weight 0 are left out.
         """
         table, values = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
         self._fit(table, values.astype(np.float64), _weights_of(sample_weight, table), num_classes=0)
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """The value of each row ``(n,)``."""
+        """Return the predicted value of each row ``(n,)``, in the target's unit."""
         return self._outputs(X).numpy()
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers, as searches over parameters draw them, as Python's."""
+    """Turn a NumPy number, as parameter searches draw them, into a Python number."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -363,7 +365,7 @@ def _weights_of(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray:
 
 
 def _in_proportion(rows: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
-    """As many of the rows, each as often as it weighs; all of them once where their weights are equal."""
+    """Return as many rows as given, each repeated in proportion to its weight; with equal weights, each row once."""
     reached = np.cumsum(sample_weight[rows])
     wanted = (np.arange(len(rows)) + 0.5) / max(len(rows), 1) * sample_weight[rows].sum()
     return rows[np.searchsorted(reached, wanted)]

@@ -1,4 +1,4 @@
-"""The one short vocabulary of what a part helps with, and the words by which people ask for it."""
+"""The terms for what a part helps with, and the words by which people search for each of them."""
 
 HELPS: dict[str, tuple[str, ...]] = {
     "attacks": ("attack*", "adversar*", "perturb*", "evasion", "worst-case input*"),
@@ -22,4 +22,4 @@ HELPS: dict[str, tuple[str, ...]] = {
     "top-k": ("top-k", "topk", "top", "retriev*"),
     "worst case": ("worst*", "worst-case", "distributionally", "dro", "cvar", "minimax"),
 }
-"""Each term of ``helps`` and the words that lead to it; ``*`` stands for any ending."""
+"""The terms that a part's ``helps`` may hold, and the search words that lead to each; ``*`` stands for any ending."""
