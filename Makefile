@@ -9,7 +9,7 @@ ALONE := .venv-wheel
 compare: $(VENV)/run.stamp
 	$(BIN)/lossworks compare
 
-test: lint wheel
+test: lint wheel docs
 	$(BIN)/pytest -n 2 --durations=20
 
 lint: $(VENV)/test.stamp
@@ -26,8 +26,7 @@ wheel: $(ALONE)/made.stamp
 	$(ALONE)/bin/python -I .ci/check_wheel.py dist/*.whl
 
 docs: $(VENV)/test.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/sphinx-build -n -W --keep-going -q -j 2 -b html -d build/doctrees docs site
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,3 +44,4 @@ $(ALONE)/made.stamp: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) $(ALONE) build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/parts docs/reference docs/examples docs/index.md docs/contributing.md docs/contract.md

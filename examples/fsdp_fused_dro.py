@@ -1,4 +1,7 @@
-"""Train a small transformer with FSDP2, a fused loss and DRO weights, and resume it in the middle without any loss.
+"""FSDP2 with a fused loss and DRO weights
+=======================================
+
+Train a small transformer with FSDP2, a fused loss and DRO weights, and resume it in the middle without any loss. ::
 
     python examples/fsdp_fused_dro.py
 

@@ -1,4 +1,7 @@
-"""Train a linear model to tell odd digits from even ones, with and without weights on the worst of the ten digits.
+"""Weights that guard the worst group
+==================================
+
+Train a linear model to tell odd digits from even ones, with and without weights on the worst of the ten digits. ::
 
     python examples/worst_group.py
 
