@@ -45,6 +45,7 @@ from lossworks.losses.dense.boundary import (
 from lossworks.losses.pairs.bpr import BPRLoss
 from lossworks.losses.real.general_robust import GeneralRobustLoss
 from lossworks.losses.real.histogram import HLGaussLoss, TwoHotLoss
+from lossworks.losses.real.poisson import PoissonLoss
 from lossworks.losses.real.pseudo_huber import PseudoHuberLoss
 from lossworks.losses.real.regression import (
     AbsoluteLoss,
@@ -92,6 +93,7 @@ __all__ = [
     "NormalizedCrossEntropyLoss",
     "OneVsRestEnsLoss",
     "PinballLoss",
+    "PoissonLoss",
     "PolyLoss",
     "PredictionEntropyLoss",
     "PseudoHuberLoss",

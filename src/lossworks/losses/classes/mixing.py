@@ -56,6 +56,7 @@ class MixingLoss(Loss):
 
     papers = ("bai2024adaptive",)
     helps = ("attacks",)
+    beside = "two models, and which rows were attacked"
     rowwise = True
     soft_targets = True
     settings = ({}, {"c_bce": 0.1, "c_ce": 1.0, "c_prod": 1.0})

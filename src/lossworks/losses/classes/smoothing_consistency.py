@@ -53,6 +53,7 @@ class SmoothingConsistencyLoss(Loss):
 
     papers = ("jeong2020consistency", "lei2025rrcm")
     helps = ("attacks",)
+    beside = "noisy copies of every row"
     rowwise = True
     settings = ({}, {"lam": 2.0}, {"lam": 10.0, "eta": 0.1})
 
