@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train.engine import train
 from lossworks.comparison.train.jobs import Job, Training
 from lossworks.losses import CrossEntropyLoss
@@ -42,7 +43,8 @@ def engine_time(x: torch.Tensor, y: torch.Tensor, replicas: int, batch: int, wid
         jobs,
         Architecture(width=width),
         training,
-        find_metric("accuracy", "multiclass"),
+        find_metric("accuracy"),
+        task=Multiclass(),
         progress=lambda done, total, best: seen.setdefault(done, time.perf_counter()),
     )
     half = replicas * steps

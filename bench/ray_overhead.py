@@ -20,8 +20,9 @@ import ray
 import torch
 from ray import cloudpickle
 
+from lossworks.comparison.candidates import choose_candidates
 from lossworks.comparison.models.architecture import Architecture
-from lossworks.comparison.plan import choose_candidates, make_plan
+from lossworks.comparison.plan import make_plan
 from lossworks.comparison.read.dataset import embedded
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.train.jobs import Training
@@ -61,7 +62,7 @@ def workload_of(groups: int, training: Training | None = None) -> Workload:
     dataset = embedded()
     x = torch.from_numpy(Encoder.fit(dataset.features).transform(dataset.features))
     candidates = choose_candidates(dataset, [], ["FocalLoss"])
-    plan = make_plan(dataset, candidates, metric="accuracy", folds=5, repeats=2, seed=0, training=training)
+    plan = make_plan(dataset, candidates, metric=dataset.task.metrics[0], folds=5, repeats=2, seed=0, training=training)
     first = plan.groups[0]
     alike = (replace(first, number=number, replicas=tuple(map(replace, first.replicas))) for number in range(groups))
     plan = replace(plan, groups=tuple(alike))

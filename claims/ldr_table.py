@@ -23,6 +23,7 @@ from claims.kept import check_place, read, write
 from claims.training import accuracy
 from lossworks.checks import check_positive
 from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train.engine import train
 from lossworks.comparison.train.jobs import Job, Training
 from lossworks.losses import (
@@ -216,8 +217,9 @@ def _scores(task: Task, seeds: int, steps: int) -> dict[str, dict[str, Any]]:
         for number, (name, setting, seed) in enumerate(runs)
     ]
     training = Training(max_steps=steps, eval_every=-(-steps // 5), patience=steps, lr=3e-3, race_after=0)
-    metric = replace(find_metric("accuracy", "multiclass"), score=_Latest())
-    trained = train(task.x, task.noisy, jobs, Architecture("mlp", width=WIDTH, scaling="standard"), training, metric)
+    metric = replace(find_metric("accuracy"), score=_Latest())
+    network = Architecture("mlp", width=WIDTH, scaling="standard")
+    trained = train(task.x, task.noisy, jobs, network, training, metric, task=Multiclass())
     inner: dict[tuple[str, float, int], float] = {}
     test: dict[tuple[str, float, int], float] = {}
     for number, (name, setting, seed) in enumerate(runs):

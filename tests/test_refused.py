@@ -16,7 +16,6 @@ from lossworks.catalog import find, show
 from lossworks.checks import check_bool, shown
 from lossworks.comparison import Encoder, InputError, read
 from lossworks.metrics import stacked
-from lossworks.metrics.registry import metrics_for
 from lossworks.objectives import DenoisedSmoothingObjective, RSSObjective
 from lossworks.roles import Loss
 from lossworks.weights import SmallLossWeights
@@ -237,9 +236,9 @@ def test_rankings_of_nothing():
     refused("values", lambda: verdict.paired_test([[1.0], [2.0, 3.0]], test_fraction=0.5), TypeError)
 
 
-def test_tasks_that_do_not_exist():
-    refused("task", lambda: metrics_for("reel"), ValueError)
-    refused("task", lambda: metrics.find_metric("rmse", "reel"), ValueError)
+def test_metrics_that_do_not_exist():
+    refused("metric", lambda: metrics.find_metric("rsme"), ValueError)
+    refused("metric", lambda: metrics.find_metric("rmse", [metrics.METRICS["accuracy"]]), ValueError)
 
 
 @pytest.mark.parametrize("name", ["outputs", "target", "mask"])

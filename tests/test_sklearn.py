@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from lossworks.catalog import parts
+from lossworks.comparison.tasks.binary import Binary
 from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
 from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
@@ -226,7 +227,7 @@ def test_few_rows_train_and_every_class_keeps_a_row_to_fit_on(labels):
     y = np.unique(list(labels), return_inverse=True)[1]
     estimator = ObjectiveClassifier(max_steps=2)
     for seed in range(20):
-        fit, inner = estimator._split(np.arange(len(y)), y, True, seed)
+        fit, inner = estimator._split(np.arange(len(y)), y, seed)
         assert set(y[fit]) == set(y)
         assert sorted([*fit, *inner]) == list(range(len(y)))
     X = np.eye(len(y))
@@ -246,10 +247,10 @@ def test_parts_that_are_given_and_parts_that_are_named_make_one_objective():
     facts = {"class_counts": torch.tensor([3.0, 1.0]), "num_classes": 2, "num_samples": 4}
     penalty, noise, loss = WeightMagnitudePenalty(1e-3), GaussianNoise(0.1), CrossEntropyLoss(0.1)
     mixed = ObjectiveClassifier(loss, weights="ClassBalanced", perturb=noise, penalties=[penalty])
-    objective = mixed._objective("binary", facts)
+    objective = mixed._objective(Binary(), facts)
     assert (objective.loss, objective.perturb, list(objective.penalties)) == (loss, noise, [penalty])
     assert isinstance(objective.weights, ClassBalanced)
-    named = ObjectiveClassifier("FocalLoss+ClassBalanced+GaussianNoise")._objective("binary", facts)
+    named = ObjectiveClassifier("FocalLoss+ClassBalanced+GaussianNoise")._objective(Binary(), facts)
     assert [type(part) for part in (named.loss, named.weights, named.perturb)] == [
         FocalLoss,
         ClassBalanced,

@@ -23,24 +23,22 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from lossworks.checks import check_between
-from lossworks.comparison.handover.model import ROWS_AT_ONCE, class_probabilities
+from lossworks.comparison.candidates import candidate_from_name, check_kind
+from lossworks.comparison.handover.model import ROWS_AT_ONCE
 from lossworks.comparison.models.architecture import Architecture, Factory
 from lossworks.comparison.options import find_device
-from lossworks.comparison.plan import (
-    INNER_SHARE,
-    REFERENCE,
-    candidate_from_name,
-    check_kind,
-    default_training,
-    inner_split,
-    training_facts,
-)
+from lossworks.comparison.plan import default_training
+from lossworks.comparison.splits import INNER_SHARE, inner_split
+from lossworks.comparison.tasks.base import Task
+from lossworks.comparison.tasks.binary import Binary
+from lossworks.comparison.tasks.classes import class_probabilities
+from lossworks.comparison.tasks.multiclass import Multiclass
+from lossworks.comparison.tasks.real import Real
 from lossworks.comparison.train.engine import Trained, train
-from lossworks.comparison.train.evaluate import fitted_temperature
 from lossworks.comparison.train.jobs import Job, Training
-from lossworks.metrics.registry import Task, find_metric
+from lossworks.metrics.registry import find_metric
 from lossworks.objective import Objective
-from lossworks.roles import Loss, Penalty, Perturbation, Weighting
+from lossworks.roles import BatchLoss, Loss, Penalty, Perturbation, Weighting
 from lossworks.weights import SampleWeights
 
 __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
@@ -72,7 +70,7 @@ class _FixedTimesWeights(Weighting):
 class _ObjectiveEstimator(BaseEstimator):
     """The base of both estimators: their parameters, how the objective is composed, and how it is trained."""
 
-    loss: str | Loss = "CrossEntropyLoss"
+    loss: str | Loss | BatchLoss = "CrossEntropyLoss"
     _: KW_ONLY
     weights: str | Weighting | None = None
     perturb: Perturbation | None = None
@@ -90,37 +88,38 @@ class _ObjectiveEstimator(BaseEstimator):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     random_state: int | np.random.RandomState | None = None
 
-    def _fit(self, X: np.ndarray, target: np.ndarray, sample_weight: np.ndarray, num_classes: int) -> np.ndarray:
+    def _fit(
+        self, task: Task, X: np.ndarray, target: np.ndarray, sample_weight: np.ndarray, num_classes: int = 0
+    ) -> np.ndarray:
         """Train on the rows of positive weight, and return the inner rows, none if too few can be kept out."""
-        task: Task = "real" if not num_classes else "binary" if num_classes == 2 else "multiclass"
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        fit, inner = self._split(np.flatnonzero(sample_weight), target, bool(num_classes), seed)
+        fit, inner = self._split(np.flatnonzero(sample_weight), task.strata(target), seed)
         inner = _in_proportion(inner, sample_weight)
         scored = inner if len(inner) else fit
-        objective = self._weighted(self._objective(task, training_facts(target, fit, num_classes)), sample_weight, fit)
+        facts = task.training_facts(target, fit, num_classes)
+        objective = self._weighted(self._objective(task, facts), sample_weight, fit)
         trained = train(
             _tensor(X),
             torch.from_numpy(target),
             [Job(objective, torch.from_numpy(fit), torch.from_numpy(scored), seed, contest=0)],
             Architecture(self.model, width=_plain(self.width)),
             self._training(len(fit)),
-            find_metric(self.metric, task),
+            find_metric(self.metric, task.metrics),
+            task=task,
             device=find_device(self.device),
         )
         self._keep(trained)
         return inner
 
-    def _split(
-        self, rows: np.ndarray, target: np.ndarray, stratified: bool, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Split the rows into those to fit on, which have all classes, and inner rows, of which few rows give none."""
+    def _split(self, rows: np.ndarray, strata: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to fit on, with all classes among them, and inner rows; none where there are too few."""
         share = check_between("validation_fraction", _plain(self.validation_fraction), 0, 0.5, open_low=True)
         if len(rows) < 2:
             return rows, rows[:0]
-        fit, inner = inner_split(rows, target, stratified, seed, share)
-        if not stratified:
+        fit, inner = inner_split(rows, strata, seed, share)
+        if strata is None:
             return fit, inner
-        known = np.isin(target[inner], target[fit])
+        known = np.isin(strata[inner], strata[fit])
         return np.concatenate([fit, inner[~known]]), inner[known]
 
     def _training(self, rows: int) -> Training:
@@ -136,21 +135,21 @@ class _ObjectiveEstimator(BaseEstimator):
         )
 
     def _objective(self, task: Task, facts: dict[str, Any]) -> Objective:
-        """Compose the parts given by name, with what they need from the training rows, and those given as objects."""
-        if not isinstance(self.loss, (str, Loss)):
+        """The parts that were named, with what they need of the training rows, and those that were given."""
+        if not isinstance(self.loss, (str, Loss, BatchLoss)):
             raise TypeError(f"loss must be a name from the catalog or a lossworks Loss, got {self.loss!r}")
-        name, argument = (self.loss if isinstance(self.loss, str) else REFERENCE[task]), "loss"
+        name, argument = (self.loss if isinstance(self.loss, str) else task.reference), "loss"
         if isinstance(self.weights, str):
             name, argument = f"{name}+{self.weights}", "loss and weights"
         named = candidate_from_name(name, "", task, argument).objective(0, facts)
-        if isinstance(self.loss, Loss):
+        if not isinstance(self.loss, str):
             check_kind("loss", type(self.loss).__name__, type(self.loss), task)
         given = None if isinstance(self.weights, str) else self.weights
         for role, part, other in (("weights", named.weights, given), ("perturb", named.perturb, self.perturb)):
             if part is not None and other is not None:
                 raise ValueError(f"{role}: {name!r} names {type(part).__name__} already, got also {other!r}")
         return Objective(
-            self.loss if isinstance(self.loss, Loss) else named.loss,
+            named.loss if isinstance(self.loss, str) else self.loss,
             weights=named.weights if given is None else given,
             perturb=named.perturb if self.perturb is None else self.perturb,
             penalties=[*named.penalties, *self.penalties],
@@ -264,8 +263,10 @@ class ObjectiveClassifier(ClassifierMixin, _ObjectiveEstimator):
         if len(self.classes_) < 2:
             where = "" if sample_weight is None else ", among rows with a positive sample_weight"
             raise ValueError(f"y must have two classes or more{where}, got one class: {self.classes_.tolist()[0]!r}")
-        inner = self._fit(table, target, weight, len(self.classes_))
-        self.temperature_ = fitted_temperature(self._forward(table[inner]), target[inner]) if len(inner) else 1.0
+        task = Binary() if len(self.classes_) == 2 else Multiclass()
+        inner = self._fit(task, table, target, weight, len(self.classes_))
+        scored = (self._forward(table[inner]), target[inner]) if len(inner) else None
+        self.temperature_: float = task.calibration(scored) or 1.0
         return self
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -331,7 +332,7 @@ class ObjectiveRegressor(RegressorMixin, _ObjectiveEstimator):
     array([5.])
     """
 
-    loss: str | Loss = "SquaredLoss"
+    loss: str | Loss | BatchLoss = "SquaredLoss"
     metric: str = field(default="rmse", kw_only=True)
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -343,7 +344,7 @@ class ObjectiveRegressor(RegressorMixin, _ObjectiveEstimator):
             sample_weight: One weight for each row, >= 0, in any unit. Rows of weight 0 are left out.
         """
         table, values = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
-        self._fit(table, values.astype(np.float64), _weights_of(sample_weight, table), num_classes=0)
+        self._fit(Real(), table, values.astype(np.float64), _weights_of(sample_weight, table))
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:

@@ -15,6 +15,7 @@ from lossworks.comparison import InputError, Training, load
 from lossworks.comparison.attack import Attack, accuracy_curve, movable, verified_accuracy
 from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.read.encode import Encoder
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train.engine import train
 from lossworks.comparison.train.jobs import Job
 from lossworks.losses import CrossEntropyLoss
@@ -177,8 +178,8 @@ def test_the_worst_case_over_inputs_and_rows_trains_in_one_stack(weights, genera
             )
             for seed in range(3)
         ]
-        metric = find_metric("accuracy", "multiclass")
-        trained = train(x, y, jobs, Architecture("mlp", width=8), QUICK, metric, group=group)
+        metric = find_metric("accuracy")
+        trained = train(x, y, jobs, Architecture("mlp", width=8), QUICK, metric, task=Multiclass(), group=group)
         assert trained.notes == []
 
 

@@ -10,11 +10,12 @@ import torch
 import lossworks as lw
 from lossworks.catalog import parts
 from lossworks.comparison import InputError
-from lossworks.comparison.handover.recipe import _objective
+from lossworks.comparison.candidates import candidate_from_name
+from lossworks.comparison.handover.recipe import FROM_DATA, _objective
 from lossworks.comparison.models.architecture import Architecture
-from lossworks.comparison.plan import Job, candidate_from_name, training_facts
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train.engine import train
-from lossworks.comparison.train.jobs import Training
+from lossworks.comparison.train.jobs import Job, Training
 from lossworks.metrics.registry import find_metric
 from lossworks.perturb import PGD
 from lossworks.roles import Penalty, Perturbation, Weighting
@@ -37,9 +38,9 @@ def data(generator):
 
 
 def jobs(name: str, target: torch.Tensor) -> list[Job]:
-    candidate = candidate_from_name(f"CrossEntropyLoss+{name}", "", "multiclass", grouped=True)
+    candidate = candidate_from_name(f"CrossEntropyLoss+{name}", "", Multiclass(), grouped=True)
     rows = np.arange(ROWS)
-    facts = training_facts(target.numpy(), rows[:60], 3, 3)
+    facts = Multiclass().training_facts(target.numpy(), rows[:60], 3, 3)
     fit, inner = torch.arange(60), torch.arange(60, ROWS)
     return [Job(candidate.objective(0, facts), fit, inner, seed, seed) for seed in range(3)]
 
@@ -52,8 +53,8 @@ def rounded(objective: lw.Objective) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_trained_for_all_replicas_at_once(name, data):
     x, y, group = data
-    metric = find_metric("accuracy", "multiclass")
-    trained = train(x, y, jobs(name, y), Architecture("mlp", 8), SHORT, metric, group=group)
+    metric = find_metric("accuracy")
+    trained = train(x, y, jobs(name, y), Architecture("mlp", 8), SHORT, metric, task=Multiclass(), group=group)
     assert trained.notes == [], "none is forced back to one at a time"
     assert trained.complete
     for replica in range(3):
@@ -65,15 +66,15 @@ def test_the_recipe_writes_it_as_code_that_builds_the_same(name, data):
     objective = jobs(name, data[1])[0].objective
     names = {"lw": lw, "torch": torch, "y": data[1], "fit": torch.arange(60), "inf": "no name that the recipe has"}
     names["dataset"] = type("Dataset", (), {"classes": ("a", "b", "c"), "group_names": ("g", "h", "i")})
-    candidate = candidate_from_name(f"CrossEntropyLoss+{name}", "", "multiclass", grouped=True)
+    candidate = candidate_from_name(f"CrossEntropyLoss+{name}", "", Multiclass(), grouped=True)
     settings = dict(zip(candidate.parts, candidate.settings[0], strict=True))
-    built = eval(_objective(objective, settings), names)
+    built = eval(_objective(objective, settings, FROM_DATA | dict(Multiclass().recipe(objective.loss).facts)), names)
     assert rounded(built) == rounded(objective)
 
 
 def test_the_data_range_of_an_attack_is_in_the_recipe():
     objective = lw.Objective(lw.losses.CrossEntropyLoss(), perturb=PGD(0.1, bounds=(0.0, 1.0)))
-    assert "bounds=(0.0, 1.0)" in _objective(objective, {})
+    assert "bounds=(0.0, 1.0)" in _objective(objective, {}, {})
 
 
 def test_groups_are_asked_for_and_reach_the_model_that_is_handed_over(tmp_path):
@@ -119,4 +120,4 @@ def test_every_group_is_reported_beside_the_worst(tmp_path):
 @pytest.mark.parametrize("name", ["DSUStyle", "KLDRORisk", "kl_dro_weights"])
 def test_what_has_no_role_in_an_objective_is_no_candidate(name):
     with pytest.raises(InputError, match="no part is called"):
-        candidate_from_name(f"CrossEntropyLoss+{name}", "", "multiclass")
+        candidate_from_name(f"CrossEntropyLoss+{name}", "", Multiclass())

@@ -20,6 +20,7 @@ from lossworks.comparison.handover.model import spreadsheet_safe, write_csv
 from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.read.dataset import read
 from lossworks.comparison.replica import check_replicas
+from lossworks.comparison.tasks.known import find_task
 from lossworks.roles import BINARY, CLASSES, REAL
 from lossworks.runs.files import parse_json
 from lossworks.runs.journal import Journal, read_results
@@ -49,8 +50,8 @@ def model_of(what):
     outputs = kind.outputs(len(classes))
     architecture = Architecture(name, width=4, scaling="standard" if what in ("array", "image") else "robust")
     architecture = architecture.sized(encoder.width, outputs, kind)
-    network = architecture.empty_module().eval()
-    return Model(task, "y", classes, "SomeLoss", "default", 1.5, encoder, architecture, network, columns)
+    network = architecture.empty_module(find_task(task).empty_head(kind, outputs)).eval()
+    return Model(find_task(task), "y", classes, "SomeLoss", "default", 1.5, encoder, architecture, network, columns)
 
 
 MODELS = {what: model_of(what) for what in WHAT}

@@ -77,13 +77,28 @@ def test_values_are_scored_as_by_the_plain_metric(ragged, name, sign):
         assert score == pytest.approx(sign * METRICS[name](outputs[model, rows, 0], target[model, rows]), abs=1e-5)
 
 
+def test_expected_counts_are_scored_as_by_the_plain_metric(ragged):
+    mask, generator = ragged
+    expected = torch.rand(4, 40, 1, generator=generator) * 5 + 0.01
+    counts = torch.poisson(expected[..., 0], generator=generator)
+    outputs, target = spoil(expected, mask), spoil(counts, mask)
+    for model, score in enumerate(stacked.poisson_deviance(outputs, target, mask).tolist()):
+        rows = mask[model]
+        plain = METRICS["poisson_deviance"](expected[model, rows, 0], counts[model, rows])
+        assert score == pytest.approx(-plain, rel=1e-5)
+    below = stacked.poisson_deviance(torch.full((1, 2, 1), -1.0), torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool))
+    assert -torch.inf < below.item() < -100
+
+
 @pytest.mark.parametrize("name", list(METRICS))
 def test_a_model_that_diverged_is_worst(ragged, name):
     mask, generator = ragged
     outputs = torch.randn(4, 40, 1, generator=generator)
     outputs[1, 3], outputs[2, 5] = torch.nan, torch.inf
     target = torch.randint(2, (4, 40), generator=generator)
-    scores = METRICS[name].score(outputs, target.float() if name in ("rmse", "mae", "r2") else target, mask)
+    scores = METRICS[name].score(
+        outputs, target.float() if not METRICS[name].by_class and name != "accuracy" else target, mask
+    )
     assert scores.isneginf().tolist() == [False, True, True, False]
 
 

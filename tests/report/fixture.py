@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 from lossworks.report import ReportData
+from lossworks.report.panels import Cloud, Dot, Intervals, Key, Line, Lines, Panel, Table
 
 REFERENCE = "CrossEntropyLoss"
 OUTSIDE = "HistGradientBoosting"
@@ -68,14 +69,15 @@ def group_score(rng: random.Random, row: dict[str, Any], index: int) -> dict[str
     }
 
 
-def bins(rng: random.Random, slope: float) -> list[dict[str, Any]]:
+def dots(rng: random.Random, slope: float) -> list[Dot]:
     middles = [(index + 0.5) / 15 for index in range(2, 15)]
     return [
-        {
-            "confidence": middle,
-            "accuracy": min(1.0, max(0.0, 0.3 + (middle - 0.3) * slope + rng.gauss(0, 0.02))),
-            "count": int(300 * math.exp(-((middle - 0.5) ** 2) / 0.05)),
-        }
+        Dot(
+            middle,
+            min(1.0, max(0.0, 0.3 + (middle - 0.3) * slope + rng.gauss(0, 0.02))),
+            int(300 * math.exp(-((middle - 0.5) ** 2) / 0.05)),
+            f"confidence {middle:.2f}",
+        )
         for middle in middles
     ]
 
@@ -92,6 +94,38 @@ def curve(rng: random.Random, end: float) -> list[tuple[int, float]]:
     ]
 
 
+def class_panels(rng: random.Random, ranking: list[dict[str, Any]]) -> list[Panel]:
+    base = OBJECTIVES[REFERENCE][1]
+    return [
+        Table(
+            name="recall",
+            title="Recall of each class",
+            lede=["Of a hundred rows, how many were found: ", Key("more found", "up"), "."],
+            heading="Class",
+            several="classes",
+            rows=CLASSES,
+            counts=COUNTS,
+            columns={
+                row["objective"]: [
+                    recall(rng, row["balanced_accuracy"], row["balanced_accuracy"] - base, index)
+                    for index in range(len(CLASSES))
+                ]
+                for row in ranking
+            },
+        ),
+        Lines(
+            name="reliability",
+            title="Reliability",
+            lede=["How often a prediction is right, ", Key("before", "dot-before"), " and ", Key("after", "dot-after")],
+            figures={
+                row["objective"]: [Line("before", dots(rng, 0.55)), Line("after", dots(rng, 0.96))] for row in ranking
+            },
+            notes={row["objective"]: [["ECE 0.118 → ", Key("0.020", "bold")], ["T = 1.63"]] for row in ranking},
+            summaries={row["objective"]: f"{row['objective']}: calibration error" for row in ranking},
+        ),
+    ]
+
+
 def multiclass(**changes: Any) -> ReportData:
     rng = random.Random(0)
     metric = "balanced_accuracy"
@@ -104,7 +138,7 @@ def multiclass(**changes: Any) -> ReportData:
     fields: dict[str, Any] = {
         "title": "lossworks compare",
         "data_name": "anes96.csv",
-        "task": "multiclass",
+        "task": "7 classes",
         "metric": metric,
         "metric_higher_is_better": True,
         "answer": "LogitAdjustedLoss is better than CrossEntropyLoss on these data: its balanced accuracy is 0.452 "
@@ -115,6 +149,7 @@ def multiclass(**changes: Any) -> ReportData:
         "ranking": ranking,
         "metric_columns": list(METRICS),
         "higher_is_better": METRICS,
+        "titles": {"balanced_accuracy": "balanced accuracy", "ece": "calibration error"},
         "differences": {
             row["objective"]: [
                 {"fold": fold, "repeat": repeat, "difference": row["difference"] + rng.gauss(0, 0.022)}
@@ -129,27 +164,7 @@ def multiclass(**changes: Any) -> ReportData:
             "counts": (610, 240, 94),
             "objectives": {row["objective"]: [group_score(rng, row, index) for index in range(3)] for row in ranking},
         },
-        "recall": {
-            "classes": CLASSES,
-            "counts": COUNTS,
-            "objectives": {
-                row["objective"]: [
-                    recall(rng, row[metric], row[metric] - base, index)
-                    for index in range(len(CLASSES))
-                ]
-                for row in ranking
-            },
-        },
-        "reliability": {
-            row["objective"]: {
-                "before": bins(rng, 0.55),
-                "after": bins(rng, 0.96),
-                "ece_before": 0.118,
-                "ece_after": row["ece"],
-                "temperature": 1.63,
-            }
-            for row in ranking
-        },
+        "panels": class_panels(rng, ranking),
         "curves": {
             row["objective"]: [curve(rng, row[metric]) for _ in FOLDS]
             for row in ranking
@@ -221,7 +236,7 @@ def real(**changes: Any) -> ReportData:
     fields: dict[str, Any] = {
         "title": "lossworks compare",
         "data_name": "prices.parquet",
-        "task": "real",
+        "task": "a real value",
         "metric": "rmse",
         "metric_higher_is_better": False,
         "answer": "No objective is clearly better than MSELoss on these data.",
@@ -230,6 +245,7 @@ def real(**changes: Any) -> ReportData:
         "ranking": ranking,
         "metric_columns": ["rmse", "mae", "r2"],
         "higher_is_better": {"rmse": False, "mae": False, "r2": True},
+        "titles": {"rmse": "RMSE"},
         "differences": {
             row["objective"]: [
                 {"fold": fold, "repeat": repeat, "difference": row["difference"] + rng.gauss(0, 3)}
@@ -239,14 +255,26 @@ def real(**changes: Any) -> ReportData:
             if row["difference"] is not None
         },
         "curves": {name: [curve(rng, -mean / 50) for _ in FOLDS] for name, mean in names.items() if name != OUTSIDE},
-        "residuals": {
-            "levels": levels,
-            "quantiles": {name: [mean * (level - 0.48) * 3 for level in levels] for name, mean in names.items()},
-            "pairs": {
-                name: [(actual, actual * 0.9 + rng.gauss(0, names[name])) for actual in range(0, 600, 2)]
-                for name in ("PseudoHuberLoss", "MSELoss")
-            },
-        },
+        "panels": [
+            Intervals(
+                name="residuals",
+                title="Errors",
+                lede=["Predicted minus actual."],
+                levels=levels,
+                quantiles={name: [mean * (level - 0.48) * 3 for level in levels] for name, mean in names.items()},
+                ends=("too low", "too high"),
+            ),
+            Cloud(
+                name="predictions",
+                title="Predicted over actual",
+                lede=["Some rows."],
+                what="predicted over actual",
+                pairs={
+                    name: [(actual, actual * 0.9 + rng.gauss(0, names[name])) for actual in range(0, 600, 2)]
+                    for name in ("PseudoHuberLoss", "MSELoss")
+                },
+            ),
+        ],
         "method": ["Five folds, twice."],
         "versions": {"lossworks": "0.1.0"},
         "seed": 7,

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from lossworks.report import charts, render, text
+from lossworks.report.drawn import drawn
+from lossworks.report.panels import Bar, Bars, Cloud, Dot, Intervals, Key, Line, Lines, Panel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fixture
@@ -62,6 +64,7 @@ def hostile():
     """Script tags wherever data or users' own names reach the report."""
     names = {objective: f"{objective} {SCRIPT}{BREAKOUT}" for objective in fixture.OBJECTIVES}
     data = fixture.multiclass()
+    recall, reliability = data.panels
     changed = {
         "title": SCRIPT,
         "data_name": BREAKOUT,
@@ -76,11 +79,29 @@ def hostile():
             "names": [SCRIPT, BREAKOUT, SCRIPT + BREAKOUT],
             "objectives": {names[name]: values for name, values in data.groups["objectives"].items()},
         },
-        "recall": {
-            "classes": [BREAKOUT, *[SCRIPT] * (len(fixture.CLASSES) - 1)],
-            "objectives": {names[name]: values for name, values in data.recall["objectives"].items()},
-        },
-        "reliability": {names[name]: entry for name, entry in data.reliability.items()},
+        "panels": [
+            dataclasses.replace(
+                recall,
+                rows=[BREAKOUT, *[SCRIPT] * (len(fixture.CLASSES) - 1)],
+                columns={names[name]: values for name, values in recall.columns.items()},
+            ),
+            dataclasses.replace(
+                reliability,
+                lede=[SCRIPT, Key("<b>up</b>", "up")],
+                figures={
+                    names[name]: [Line("before", [dataclasses.replace(dot, tip=BREAKOUT) for dot in lines[0].dots])]
+                    for name, lines in reliability.figures.items()
+                },
+                notes={names[name]: [[SCRIPT], [Key(BREAKOUT, "bold")]] for name in reliability.notes},
+                summaries={names[name]: BREAKOUT for name in reliability.summaries},
+            ),
+            Bars(
+                name="occurring",
+                title=SCRIPT,
+                lede=[BREAKOUT],
+                figures={name: [Bar(SCRIPT, 0.4, 0.5), Bar(BREAKOUT, 0.6, 0.5)] for name in names.values()},
+            ),
+        ],
         "curves": {names[name]: curves for name, curves in data.curves.items()},
         "findings": [{"level": "warning", "text": SCRIPT, "numbers": {SCRIPT: BREAKOUT, "column": [SCRIPT]}}],
         "candidates": [
@@ -173,8 +194,7 @@ def test_bare_and_broken_numbers_still_make_a_report():
         ranking=[row | missing for row in data.ranking],
         differences={},
         groups=None,
-        recall=None,
-        reliability=None,
+        panels=[],
         curves={"LDRLoss": [[(0, math.nan)]]},
         findings=[],
         candidates=[],
@@ -192,14 +212,18 @@ def test_one_objective_alone(objective):
     assert objective in Document(render(dataclasses.replace(data, ranking=[row]))).text
 
 
+def recall(rows, columns):
+    return dataclasses.replace(fixture.multiclass().panels[0], rows=rows, columns=columns, counts=None)
+
+
 def test_a_thousand_classes_show_those_that_differ_most():
     rng = np.random.default_rng(0)
     base = rng.uniform(0.3, 0.6, 1000)
     other = base.copy()
     other[[17, 400, 999]] += 0.3
     names = [f"class {index}" for index in range(1000)]
-    recall = {"classes": names, "objectives": {fixture.REFERENCE: base.tolist(), "LDRLoss": other.tolist()}}
-    source = render(fixture.multiclass(recall=recall))
+    columns = {fixture.REFERENCE: base.tolist(), "LDRLoss": other.tolist()}
+    source = render(fixture.multiclass(panels=[recall(names, columns)]))
     for index in (17, 400, 999):
         assert f">class {index}</th>" in source
     assert "970 more are in" in Document(source).text
@@ -215,7 +239,7 @@ def test_a_groups_colour_is_its_change_and_bold_where_that_is_clear():
     objectives = {data.reference: [alone], "LDRLoss": [clear], "FocalLoss": [open_]}
     for higher, tones in ((True, {"down": 1, "up": 1}), (False, {"up": 1, "down": 1})):
         shown = dataclasses.replace(
-            data, groups=groups | {"objectives": objectives}, recall=None, metric_higher_is_better=higher, rope=0.01
+            data, groups=groups | {"objectives": objectives}, panels=[], metric_higher_is_better=higher, rope=0.01
         )
         document = Document(render(shown))
         cells = [a for a in document.with_class("up") + document.with_class("down") if "data-tip" in a]
@@ -230,11 +254,54 @@ def test_a_groups_colour_is_its_change_and_bold_where_that_is_clear():
 
 
 def test_recall_colour_is_the_change_from_the_reference():
-    recall = {"classes": ["a", "b", "c"], "objectives": {fixture.REFERENCE: [0.5] * 3, "LDRLoss": [0.8, 0.44, None]}}
-    document = Document(render(fixture.multiclass(recall=recall, groups=None)))
+    columns = {fixture.REFERENCE: [0.5] * 3, "LDRLoss": [0.8, 0.44, None]}
+    document = Document(render(fixture.multiclass(panels=[recall(["a", "b", "c"], columns)], groups=None)))
     for tone, strength in (("up", "1.00"), ("down", "0.20")):
         cells = [cell for cell in document.with_class(tone) if "style" in cell]
         assert [cell["style"] for cell in cells] == [f"--s:{strength}"]
+
+
+def test_a_panel_leaves_out_objectives_that_it_does_not_have_and_goes_if_it_has_none():
+    cloud = Cloud(name="c", title="Cloud", lede=["."], pairs={"LDRLoss": [(0.0, 1.0)], "gone": [(0.0, 1.0)]}, what="w")
+    found = drawn(cloud, ["FocalLoss", "LDRLoss"], "FocalLoss")
+    assert [entry["name"] for entry in found["entries"]] == ["LDRLoss"]
+    assert drawn(cloud, ["FocalLoss"], "FocalLoss") == {}
+    assert "Cloud" not in render(fixture.multiclass(panels=[dataclasses.replace(cloud, pairs={})]))
+
+
+def test_a_form_that_the_report_does_not_know_is_refused():
+    with pytest.raises(TypeError, match="panel must be of a form that the report can draw, got Panel"):
+        drawn(Panel(name="p", title="P", lede=["."]), [], "")
+
+
+def test_dots_are_as_large_as_their_share_and_lie_on_one_scale_for_both_axes():
+    line = Line("after", [Dot(0.0, 10.0, 3, "a"), Dot(10.0, 0.0, 1, "b"), Dot(5.0, 5.0, 0, "empty")])
+    panel = Lines(name="l", title="L", lede=["."], figures={"x": [line]}, summaries={"x": "s"}, unit=False)
+    document = Document(drawn(panel, ["x"], "x")["entries"][0]["plot"])
+    circles = {circle["data-tip"]: circle for circle in document.with_class("dot")}
+    assert set(circles) == {"a", "b"}
+    across, up = (float(circles[name][key][:-1]) for name, key in (("b", "cx"), ("a", "cy")))
+    assert across == pytest.approx(100 - up), "the same value lies as far to the right as it lies up"
+    assert float(circles["a"]["r"]) == pytest.approx(2 + 6 * math.sqrt(0.75), abs=0.01)
+
+
+def test_a_bar_is_as_high_as_what_was_observed_and_its_dot_as_what_was_expected():
+    bars = [Bar("0", 0.4, 0.2), Bar("1", 0.1, 0.3)]
+    document = Document(charts.bars(charts.Scale(0.0, 0.5, (0.0, 0.5)), "x", bars))
+    heights = [bar["height"] for bar in document.with_class("observed")]
+    assert heights == ["80.00%", "20.00%"]
+    assert [dot["cy"] for dot in document.with_class("dot")] == ["60.00%", "40.00%"]
+    assert document.with_class("observed")[0]["data-tip"].startswith("0: observed 40")
+
+
+def test_quantiles_of_errors_are_nested():
+    panel = Intervals(
+        name="i", title="I", lede=["."], levels=[0.1, 0.5, 0.9], quantiles={"x": [-1.0, 0.0, 1.0]}, ends=("l", "h")
+    )
+    document = Document(drawn(panel, ["x"], "x")["rows"][0]["plot"])
+    (line,) = document.with_class("quantiles")
+    (dot,) = document.with_class("mean")
+    assert float(line["x1"][:-1]) < float(dot["cx"][:-1]) < float(line["x2"][:-1])
 
 
 def test_sort_keys_are_the_full_numbers(document):
@@ -323,7 +390,8 @@ def test_chances_fill_the_bar():
         (text.duration(4000), "1 h 6 min"),
         (text.label("balanced_accuracy"), "balanced accuracy"),
         (text.label("worst_group_size"), "worst group size"),
-        (text.heading("rmse"), "RMSE"),
+        (text.label("rmse", {"rmse": "RMSE"}), "RMSE"),
+        (text.heading("log_loss"), "Log loss"),
         (str(text.soft("AbcDef<b>")), "Abc<wbr>Def&lt;b&gt;"),
         (text.plain([1, "a", True]), "1, a, True"),
     ],

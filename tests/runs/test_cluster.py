@@ -281,14 +281,16 @@ def test_a_workload_comes_over_as_arrays_without_a_copy():
 
 
 def _workload():
+    from lossworks.comparison.candidates import choose_candidates
     from lossworks.comparison.models.architecture import Architecture
-    from lossworks.comparison.plan import choose_candidates, make_plan
+    from lossworks.comparison.plan import make_plan
     from lossworks.comparison.read.dataset import read
     from lossworks.comparison.train.work import Workload
+    from lossworks.metrics import METRICS
 
     dataset = read(table(), target="y")
     plan = make_plan(
-        dataset, choose_candidates(dataset, [], ["FocalLoss"]), metric="accuracy", folds=2, repeats=1, seed=0
+        dataset, choose_candidates(dataset, [], ["FocalLoss"]), metric=METRICS["accuracy"], folds=2, repeats=1, seed=0
     )
     x = torch.from_numpy(table().drop("y").to_numpy().astype(np.float32))
     return Workload(plan, dataset, x, Architecture("linear"), torch.device("cpu"))

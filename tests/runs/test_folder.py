@@ -15,6 +15,7 @@ from torch import nn
 
 import lossworks as lw
 from lossworks.comparison import InputError, Training
+from lossworks.comparison.options import OPTIONS as KINDS_OF_OPTIONS
 from lossworks.losses import CrossEntropyLoss, FocalLoss
 from lossworks.runs.folder import opened
 from lossworks.runs.journal import Journal
@@ -409,7 +410,7 @@ def test_a_full_disk_ends_the_run_with_what_is_committed_and_it_goes_on(csv, who
 def test_a_run_that_ends_before_its_first_commit_removes_no_file_of_the_users(tmp_path):
     mine = tmp_path / "journal.sqlite.bak"
     mine.write_text("mine")
-    with suppress(KeyboardInterrupt), opened(tmp_path, "plan", dict, OPTIONS):
+    with suppress(KeyboardInterrupt), opened(tmp_path, "plan", dict, KINDS_OF_OPTIONS):
         assert (tmp_path / "journal.sqlite-wal").exists()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == [mine]

@@ -15,6 +15,7 @@ from torch import nn
 import lossworks as lw
 from lossworks.comparison import InputError, Training
 from lossworks.comparison.models.architecture import Architecture
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train import engine, packing
 from lossworks.comparison.train.engine import Trained, train
 from lossworks.comparison.train.jobs import Job
@@ -26,7 +27,7 @@ from lossworks.perturb import GaussianNoise
 from lossworks.runs.memory import available, budget, is_out_of_memory, size
 
 ROWS = 240
-ACCURACY = find_metric("accuracy", "multiclass")
+ACCURACY = find_metric("accuracy")
 RACING = Training(batch_size=16, max_steps=30, eval_every=5, patience=3, lr=3e-3, race_after=1 / 3)
 
 # How much there is
@@ -171,7 +172,9 @@ def trained(case: str, **options) -> tuple[Trained, torch.Tensor]:
     def finished(found: Trained, numbers: list[int]) -> None:
         outputs.update((n, found.outputs(n, torch.arange(ROWS))) for n in numbers)
 
-    found = train(x, y, jobs, Architecture(model, width), RACING, ACCURACY, finished=finished, **options)
+    found = train(
+        x, y, jobs, Architecture(model, width), RACING, ACCURACY, task=Multiclass(), finished=finished, **options
+    )
     return found, torch.stack([outputs[number] for number in range(12)])
 
 
@@ -308,6 +311,7 @@ def test_a_wrong_budget_is_said_before_anything_is_read():
 REAL = """
 import json, resource
 import torch
+from lossworks.comparison.tasks.multiclass import Multiclass
 from lossworks.comparison.train.engine import train
 from lossworks.comparison.train.jobs import Job, Training
 from lossworks.comparison.models.architecture import Architecture
@@ -332,8 +336,8 @@ def taken(width=1000, **options):
     def finished(found, numbers):
         outputs.update((n, found.outputs(n, torch.arange(9)).tolist()) for n in numbers)
 
-    metric = find_metric("accuracy", "multiclass")
-    found = train(x, y, jobs, Architecture("mlp", width), few, metric, finished=finished, **options)
+    metric = find_metric("accuracy")
+    found = train(x, y, jobs, Architecture("mlp", width), few, metric, task=Multiclass(), finished=finished, **options)
     outputs = [outputs[n] for n in range(10)]
     return {"taken": peak() - before, "parts": found.parts, "short": len(found.short), "outputs": outputs}
 

@@ -4,6 +4,7 @@ HELPS: dict[str, tuple[str, ...]] = {
     "attacks": ("attack*", "adversar*", "perturb*", "evasion", "worst-case input*"),
     "baseline": ("baseline", "reference", "standard", "default", "usual", "plain"),
     "calibration": ("calibrat*", "overconfiden*", "confiden*", "probabilit*", "temperature", "reliab*", "ece"),
+    "counts": ("count", "counts", "poisson", "how often", "how many"),
     "federated": ("federated", "client*", "decentral*", "on-device", "hospital*"),
     "groups": ("group*", "subgroup*", "subpopulation*", "fair*", "spurious"),
     "hard examples": ("hard", "difficult", "easy"),

@@ -46,7 +46,7 @@ def _fitting_ranking(result: Comparison) -> Table:
 
 def _ranking(result: Comparison, *, wide: bool, room: int) -> Table:
     """The ranking as a table: what decides, and on a wide screen also the chances and the settings."""
-    metric = result.plan.metric
+    metric = result.plan.metric.name
     also = [name for name in result.ranking.columns if name in EXTRA_HEADINGS or name.startswith("worst_group_")]
     also = [name for name in also if name != metric]
     p_value = wide or not also

@@ -35,7 +35,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="What the target is, such as binary, multiclass or real. Without it, the target's values decide.",
+            help="What the target is: binary, multiclass, real or counts. Without it, the target's values decide.",
             rich_help_panel=DATA,
         ),
     ] = None,

@@ -198,7 +198,7 @@ def _out_of_bag(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> np.nda
 
 
 def _outliers(view: _View) -> Finding | None:
-    if view.dataset.task != "real":
+    if not view.dataset.task.spreads:
         return None
     q1, q3 = (float(q) for q in np.quantile(view.target, [0.25, 0.75]))
     reach = 3 * (q3 - q1)
@@ -218,7 +218,7 @@ def _outliers(view: _View) -> Finding | None:
 
 
 def _tails(view: _View) -> Finding | None:
-    if view.dataset.task != "real":
+    if not view.dataset.task.spreads:
         return None
     name = view.dataset.target_name
     low, q1, q3, high = (float(q) for q in np.quantile(view.target, [0.025, 0.25, 0.75, 0.975]))

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lossworks.checks import InputError
@@ -17,14 +16,11 @@ from lossworks.comparison.plan import digest_of
 from lossworks.comparison.read.dataset import Dataset
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.train.jobs import Training
-from lossworks.metrics.registry import find_metric
-from lossworks.roles import CLASSES
+from lossworks.metrics.registry import Metric, find_metric
 from lossworks.runs.folder import RUN, Options
 
 __all__ = ["OPTIONS", "attack_of", "check_model", "check_options", "find_device", "metric_of"]
 
-IMBALANCED = 3.0
-"""From this ratio of the largest to the smallest class on, the default metric counts every class the same."""
 MOST_REPEATS = 1_000
 """Each is a row of the plan for every model: of a million the plan alone would take all memory."""
 
@@ -40,20 +36,17 @@ def find_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def metric_of(name: str | None, dataset: Dataset) -> str:
+def metric_of(name: str | None, dataset: Dataset) -> Metric:
     """The metric of that name, if the task has it, or the task's default."""
     if name is None:
-        if dataset.task == "real":
-            return "rmse"
-        counts = np.bincount(dataset.target)
-        return "balanced_accuracy" if counts.max() >= IMBALANCED * counts.min() else "accuracy"
+        return dataset.task.default_metric(dataset.target)
     try:
-        metric = find_metric(name, dataset.task)
+        metric = find_metric(name, dataset.task.metrics)
     except ValueError as error:
-        raise InputError(f"{error} (the target is {dataset.task})") from error
+        raise InputError(f"{error} (the target is {dataset.task.name})") from error
     if metric.of_groups and dataset.group is None:
         raise InputError(f"metric: {name!r} needs groups: name their column, as --group or group= does")
-    return metric.name
+    return metric
 
 
 def attack_of(
@@ -66,12 +59,12 @@ def attack_of(
         if certify:
             raise InputError("certify: say against what, as --attack linf:0.1 or attack= does")
         return None
-    if dataset.task == "real":
-        raise InputError(f"attack: {dataset.target_name!r} is real-valued, and there is no accuracy to attack")
+    if not dataset.task.has_classes:
+        raise InputError(f"attack: {dataset.target_name!r} is {dataset.task.title}, and there is no accuracy to attack")
     attack = replace(Attack.parse(text, encoder), certify=certify)
     if certify:
         with torch.random.fork_rng([]):
-            network = architecture.sized(encoder.width, 3, CLASSES).network()
+            network = architecture.sized(encoder.width, 3).network()
         check_certified(network, attack, encoder.width)
     return attack
 
@@ -95,7 +88,7 @@ def check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             torch.manual_seed(0)
-            network = architecture.sized(shape, 3, CLASSES).network().eval()
+            network = architecture.sized(shape, 3).network().eval()
             got = network(torch.randn(2, *shape))
     except InputError:
         raise

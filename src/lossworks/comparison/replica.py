@@ -19,12 +19,9 @@ OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     "best_step": int,
     "curve": list,
     "diverged": bool,
-    "ece_before": (float, int),
     "groups": list,
     "notes": list,
-    "recall": list,
-    "reliability": dict,
-    "residuals": dict,
+    "portrait": dict,
     "robustness": list,
     "temperature": (float, int),
 }

@@ -13,20 +13,20 @@ import torch
 
 from lossworks.checks import InputError
 from lossworks.comparison.attack import ROBUST, VERIFIED
+from lossworks.comparison.candidates import OUTSIDE, choose_candidates
 from lossworks.comparison.findings import Finding, examine
 from lossworks.comparison.handover.comparison import Comparison
 from lossworks.comparison.models.architecture import Factory, architecture_of
 from lossworks.comparison.options import OPTIONS, attack_of, check_model, check_options, find_device, metric_of
-from lossworks.comparison.plan import OUTSIDE, Plan, choose_candidates, make_plan
+from lossworks.comparison.plan import Plan, make_plan
 from lossworks.comparison.read.dataset import check_folds, embedded, read
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.replica import check_replicas
-from lossworks.comparison.train.evaluate import worst_group_name
 from lossworks.comparison.train.jobs import Training
 from lossworks.comparison.train.work import Workload
-from lossworks.metrics.registry import METRICS, find_metric
+from lossworks.metrics.registry import worst_group
 from lossworks.objective import Objective
-from lossworks.roles import Loss
+from lossworks.roles import BatchLoss, Loss
 from lossworks.runs.bench import Bench, Watch
 from lossworks.runs.engines import Engine, find_engine
 from lossworks.runs.folder import continued, described, finish, opened
@@ -38,7 +38,7 @@ def compare(
     data: Any = None,
     target: str | None = None,
     *,
-    objectives: Sequence[str] | Mapping[str, Loss | Objective] | None = None,
+    objectives: Sequence[str] | Mapping[str, Loss | BatchLoss | Objective] | None = None,
     metric: str | None = None,
     model: str | Factory = "mlp",
     folds: int = 5,
@@ -68,8 +68,10 @@ def compare(
             columns, or a pair ``(X, y)`` of arrays. Without data the embedded example is used.
         target: The column to predict.
         objectives: Names from the catalog (parts joined by ``+``), or ``{name: Loss or Objective}``; by default those
-            that the findings point to. The reference (cross-entropy, or the squared loss) is always among them.
-        metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real.
+            of the catalog that help with what is found in the data. The task's reference (cross-entropy, the squared
+            loss, or the Poisson loss) is always among them.
+        metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real, the
+            Poisson deviance of counts.
             With groups ``"worst_group_accuracy"`` and the like let the worst group decide.
         model: ``"mlp"``, ``"linear"``, ``"cnn"`` (images), or a factory ``(input_shape, outputs) -> nn.Module``.
         folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, 1 to 1,000.
@@ -79,7 +81,8 @@ def compare(
         budget: Seconds after which no further group of models is begun; what is finished is reported as partial.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         out: The run folder to write; none is written without it. An unfinished run of the same plan is continued.
-        task: ``"binary"``, ``"multiclass"`` or ``"real"``, where the target's column does not say it right.
+        task: ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``, where the target's column does not say it
+            right; that numbers are counts it never says by itself.
         drop: Columns to leave out.
         columns: How to read columns that do not say it themselves: ``{"signup": "date"}``; or ``"category"``,
             ``"number"``.
@@ -188,11 +191,11 @@ def _compare(
         scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
         judgement = judge(
             scores.filter(pl.col("chosen")),
-            metric=find_metric(metric),
+            metric=metric,
             reference=plan.reference,
             test_fraction=1 / folds,
-            ranked=tuple(METRICS.values()),
-            shown=(worst_group_name(metric), ROBUST, VERIFIED),
+            ranked=dataset.task.metrics,
+            shown=(worst_group(metric).name, ROBUST, VERIFIED),
             rope=rope,
             outside=OUTSIDE,
         )
@@ -224,7 +227,7 @@ class _Leader:
     """The objective with the best mean of the deciding metric so far."""
 
     def __init__(self, plan: Plan) -> None:
-        self.reference, self.decides = plan.reference, find_metric(plan.metric, plan.task)
+        self.reference, self.decides = plan.reference, plan.metric
         self.scores: dict[str, list[float]] = {}
 
     def count(self, results: Results) -> None:

@@ -16,8 +16,8 @@ from lossworks.metrics.classification import (
     reliability_bins,
     tail_class_accuracy,
 )
-from lossworks.metrics.registry import METRICS, Metric, find_metric, metrics_for, worst_group
-from lossworks.metrics.regression import mae, r2, rmse
+from lossworks.metrics.registry import METRICS, Metric, find_metric, worst_group
+from lossworks.metrics.regression import mae, poisson_deviance, r2, rmse
 
 __all__ = [
     "METRICS",
@@ -32,8 +32,8 @@ __all__ = [
     "log_loss",
     "macro_f1",
     "mae",
-    "metrics_for",
     "per_class_recall",
+    "poisson_deviance",
     "r2",
     "reliability_bins",
     "rmse",

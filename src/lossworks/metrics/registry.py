@@ -1,19 +1,26 @@
 """The metrics that a comparison reports, by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from lossworks.checks import check_choice
+from lossworks.checks import check_choice, check_sequence
 from lossworks.metrics import classification, regression, stacked
 
-__all__ = ["METRICS", "WORST_GROUP", "Metric", "Task", "find_metric", "metrics_for", "worst_group"]
+__all__ = ["METRICS", "WORST_GROUP", "Metric", "find_metric", "worst_group"]
 
-Task = Literal["binary", "multiclass", "real"]
 WORST_GROUP = "worst_group_"
 """What the name of a metric of the worst group begins with."""
+
+
+def _as_it_is(prediction: Any) -> Any:
+    return prediction
+
+
+def _of_class_one(prediction: Any) -> Any:
+    return prediction[:, 1] if prediction.ndim == 2 else prediction
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,12 @@ class Metric:
         title: What it is called in prose.
         function: ``(prediction, target) -> float``.
         higher_is_better: Whether larger is better.
-        tasks: The tasks that it is for.
         bounded01: Whether it lies in [0, 1], so that differences of 0.01 mean the same everywhere.
-        needs: What its prediction is: class ``"probabilities"``, or ``"values"`` in the target's unit.
         score: The same for many models at once on raw outputs, larger better, for early stopping; for calibration
             error, which a useless model can have at 0, the log-loss instead.
+        reads: Makes of what a task predicts, class probabilities ``(n, C)`` or values ``(n,)``, what the function
+            takes: all of it, or the probabilities of class 1 alone.
+        by_class: Whether each class counts the same or may do so, so that the rarest class's rows say how exact it is.
         of_groups: Whether it is the worst over groups of rows; ``function`` and ``score`` are then those of one group.
     """
 
@@ -37,10 +45,10 @@ class Metric:
     title: str
     function: Callable[[Any, Any], float]
     higher_is_better: bool
-    tasks: tuple[Task, ...]
     bounded01: bool
-    needs: Literal["probabilities", "values"]
     score: stacked.StackedScore
+    reads: Callable[[Any], Any] = _as_it_is
+    by_class: bool = False
     of_groups: bool = False
 
     def __call__(self, prediction: Any, target: Any) -> float:
@@ -71,43 +79,31 @@ def _classes(
     *,
     higher: bool = True,
     bounded: bool = True,
-    binary_only: bool = False,
+    by_class: bool = True,
 ) -> Metric:
-    tasks: tuple[Task, ...] = ("binary",) if binary_only else ("binary", "multiclass")
-    return Metric(name, title, function, higher, tasks, bounded, "probabilities", score)
+    return Metric(name, title, function, higher, bounded, score, by_class=by_class)
+
+
+def _two_classes(name: str, title: str, function: Callable[[Any, Any], float], score: stacked.StackedScore) -> Metric:
+    return Metric(name, title, function, True, True, score, reads=_of_class_one, by_class=True)
 
 
 _ALL = (
-    _classes("accuracy", "accuracy", classification.accuracy, stacked.accuracy),
+    _classes("accuracy", "accuracy", classification.accuracy, stacked.accuracy, by_class=False),
     _classes("balanced_accuracy", "balanced accuracy", classification.balanced_accuracy, stacked.balanced_accuracy),
     _classes("macro_f1", "macro F1", classification.macro_f1, stacked.macro_f1),
     _classes("log_loss", "log-loss", classification.log_loss, stacked.log_loss, higher=False, bounded=False),
     _classes("ece", "calibration error", classification.expected_calibration_error, stacked.log_loss, higher=False),
-    _classes("auroc", "AUROC", classification.auroc, stacked.auroc, binary_only=True),
-    _classes(
-        "average_precision",
-        "average precision",
-        classification.average_precision,
-        stacked.average_precision,
-        binary_only=True,
-    ),
-    Metric("rmse", "RMSE", regression.rmse, False, ("real",), False, "values", stacked.rmse),
-    Metric("mae", "MAE", regression.mae, False, ("real",), False, "values", stacked.mae),
-    Metric("r2", "R²", regression.r2, True, ("real",), False, "values", stacked.r2),
+    _two_classes("auroc", "AUROC", classification.auroc, stacked.auroc),
+    _two_classes("average_precision", "average precision", classification.average_precision, stacked.average_precision),
+    Metric("rmse", "RMSE", regression.rmse, False, False, stacked.rmse),
+    Metric("mae", "MAE", regression.mae, False, False, stacked.mae),
+    Metric("r2", "R²", regression.r2, True, False, stacked.r2),
+    Metric("poisson_deviance", "Poisson deviance", regression.poisson_deviance, False, False, stacked.poisson_deviance),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-"""Every metric by its name, in the order in which tables show them."""
-
-
-def metrics_for(task: Task) -> tuple[Metric, ...]:
-    """The metrics of a task.
-
-    >>> [metric.name for metric in metrics_for("real")]
-    ['rmse', 'mae', 'r2']
-    """
-    check_choice("task", task, get_args(Task))
-    return tuple(metric for metric in _ALL if task in metric.tasks)
+"""Every metric by its name; a task says which of them are its own."""
 
 
 def worst_group(metric: Metric) -> Metric:
@@ -118,23 +114,36 @@ def worst_group(metric: Metric) -> Metric:
     """
     if not isinstance(metric, Metric):
         raise TypeError(f"metric must be a Metric, got {type(metric).__name__}")
-    name = metric.of_one_group
-    return replace(
-        metric, name=f"{WORST_GROUP}{name}", title=f"{METRICS[name].title} of the worst group", of_groups=True
-    )
+    if metric.of_groups:
+        return metric
+    name, title = f"{WORST_GROUP}{metric.name}", f"{metric.title} of the worst group"
+    return replace(metric, name=name, title=title, of_groups=True)
 
 
-def find_metric(metric: str, task: Task | None = None) -> Metric:
-    """The metric of this name, if the task has it; the error lists those it has and suggests the nearest.
+def find_metric(metric: str, among: Sequence[Metric] | None = None) -> Metric:
+    """The metric of this name; the error lists those that there are and suggests the nearest.
 
     ``worst_group_`` before a metric's name is that metric of the worst group.
 
-    >>> find_metric("rmse", "real").higher_is_better
+    Args:
+        metric: The name.
+        among: The metrics that are looked through, such as a task's own; by default all.
+
+    Raises:
+        ValueError: none of them has this name.
+        TypeError: ``among`` is no sequence of metrics.
+
+    >>> find_metric("rmse").higher_is_better
     False
-    >>> find_metric("worst_group_accuracy", "binary").title
+    >>> find_metric("worst_group_accuracy").title
     'accuracy of the worst group'
     """
-    known = [one.name for one in (_ALL if task is None else metrics_for(task))]
+    if among is not None:
+        check_sequence("among", among)
+        for number, one in enumerate(among):
+            if not isinstance(one, Metric):
+                raise TypeError(f"among[{number}] must be a Metric, got {type(one).__name__}")
+    known = {one.name: one for one in (_ALL if among is None else among)}
     if isinstance(metric, str) and metric.startswith(WORST_GROUP):
-        return worst_group(METRICS[check_choice("metric", metric.removeprefix(WORST_GROUP), known)])
-    return METRICS[check_choice("metric", metric, known)]
+        return worst_group(known[check_choice("metric", metric.removeprefix(WORST_GROUP), known)])
+    return known[check_choice("metric", metric, known)]

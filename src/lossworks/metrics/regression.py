@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from lossworks.metrics.arrays import Array, Floats, as_floats
 
-__all__ = ["mae", "r2", "rmse"]
+__all__ = ["mae", "poisson_deviance", "r2", "rmse"]
 
 
 def rmse(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
@@ -62,6 +62,38 @@ def r2(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         left, spread = np.square(predicted - observed).sum(), np.square(observed - observed.mean()).sum()
         return float(1 - left / spread) if spread else float(left == 0)
+
+
+def poisson_deviance(values: Float[Array, " n"], target: Float[Array, " n"]) -> float:
+    r"""The mean deviance of counts from the expected counts that were predicted; 0 where each is met exactly.
+
+    .. math::
+        \tfrac2n \sum_i \Big( y_i \log \frac{y_i}{\hat y_i} - y_i + \hat y_i \Big)
+
+    It is twice the log-likelihood, under Poisson distributions, that the predictions fall short of a perfect fit. An
+    error of one count weighs more where few are expected.
+
+    Args:
+        values: ``(n,)``, the expected counts, > 0.
+        target: ``(n,)``, the counts that were observed, >= 0.
+
+    Raises:
+        ValueError: shapes that don't match, no rows, NaN, an infinite or negative target, a prediction that is not > 0.
+
+    >>> round(poisson_deviance(np.array([2.0, 1.0]), np.array([2.0, 0.0])), 4)
+    1.0
+    """
+    predicted, observed = _pairs(values, target)
+    if (negative := observed < 0).any():
+        row = int(negative.argmax())
+        raise ValueError(f"target must be counts >= 0, got {observed[row]:g} in row {row}")
+    if (useless := predicted <= 0).any():
+        row = int(useless.argmax())
+        raise ValueError(f"values must be expected counts > 0, got {predicted[row]:g} in row {row}")
+    if np.isinf(predicted).any():
+        return float("inf")
+    seen = np.where(observed > 0, observed, 1)  # none observed: the logarithm has no part in it
+    return float(2 * (observed * (np.log(seen) - np.log(predicted)) - observed + predicted).mean())
 
 
 def _pairs(values: Array, target: Array) -> tuple[Floats, Floats]:

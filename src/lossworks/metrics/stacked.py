@@ -24,6 +24,7 @@ __all__ = [
     "log_loss",
     "macro_f1",
     "mae",
+    "poisson_deviance",
     "r2",
     "rmse",
 ]
@@ -130,6 +131,14 @@ def r2(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     left = _mean((_values(outputs) - target).square(), mask)
     spread = _mean((target - _mean(target, mask)[:, None]).square(), mask)
     return torch.where(spread > 0, 1 - left / torch.where(spread > 0, spread, 1), (left == 0).to(left.dtype))
+
+
+@_finite_only
+def poisson_deviance(outputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The negative mean Poisson deviance of expected counts; one that is not > 0 counts as the smallest that is."""
+    expected = _values(outputs).clamp_min(torch.finfo(outputs.dtype).tiny)
+    observed = target.to(expected.dtype)
+    return -2 * _mean(torch.xlogy(observed, observed) - torch.xlogy(observed, expected) - observed + expected, mask)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from lossworks.report.data import Difference, Reliability
+from lossworks.report.data import Difference
+from lossworks.report.panels import Bar, Line
 from lossworks.report.text import is_number, number, percent
 
 FENCE = 3.0  # interquartile ranges beyond which a value no longer widens its axis
 MAX_STEPS = 80
 MAX_PAIRS = 1500
+LABEL = 6
+"""How many characters of a bar's label there is room for."""
 
 
 @dataclass(frozen=True)
@@ -276,29 +279,43 @@ def course(
 UNIT = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
-def reliability(name: str, entry: Reliability) -> Markup:
-    """Accuracy over confidence before and after temperature, dots as large as their share of the rows."""
-    curves = [path([0, 100], [0, 100], "diagonal")]
-    marks = []
-    for moment, bins in (("before", entry["before"]), ("after", entry["after"])):
-        filled = [bin_ for bin_ in bins if bin_["count"]]
+def joined(scale: Scale, lines: Sequence[Line], summary: str) -> Markup:
+    """Lines of dots over the diagonal, each dot as large as its share of its line's weight; both axes are the scale."""
+    curves, marks = [path([0, 100], [0, 100], "diagonal")], []
+    for line in lines:
+        filled = [dot for dot in line.dots if dot.weight]
         if not filled:
             continue
-        total = sum(bin_["count"] for bin_ in filled)
-        xs = [UNIT.at(bin_["confidence"]) for bin_ in filled]
-        ys = [UNIT.at(bin_["accuracy"]) for bin_ in filled]
-        curves.append(path(xs, ys, f"curve {moment}"))
-        for bin_, x, y in zip(filled, xs, ys, strict=True):
-            tip = (
-                f"{moment}: confidence {percent(bin_['confidence'])}, right {percent(bin_['accuracy'])} "
-                f"of {number(bin_['count'], 0)} rows"
-            )
-            radius = 2 + 6 * math.sqrt(bin_["count"] / total)
-            marks.append(tag("circle", cx=place(x), cy=place(100 - y), r=radius, class_=f"dot {moment}", data_tip=tip))
+        total = sum(dot.weight for dot in filled)
+        xs, ys = [scale.at(dot.x) for dot in filled], [scale.at(dot.y) for dot in filled]
+        curves.append(path(xs, ys, f"curve {line.style}"))
+        for dot, x, y in zip(filled, xs, ys, strict=True):
+            radius = 2 + 6 * math.sqrt(dot.weight / total)
+            place_of = {"cx": place(x), "cy": place(100 - y), "r": radius}
+            marks.append(tag("circle", **place_of, class_=f"dot {line.style}", data_tip=dot.tip))
+    return panel(scale, scale, curves, marks, summary)
+
+
+def bars(scale: Scale, name: str, shown: Sequence[Bar]) -> Markup:
+    """A bar for what was observed and a dot for what was expected, both shares on the scale."""
+    width = 100 / len(shown)
+    own = Scale(0.0, float(len(shown)), ())
+    marks, labels = [], []
+    for number_, bar in enumerate(shown):
+        tip = f"{bar.label}: observed {percent(bar.observed)}, expected {percent(bar.expected)}"
+        x, top, dot = width * number_, scale.at(bar.observed), scale.at(bar.expected)
+        sized = {"x": place(x + 0.15 * width), "y": place(100 - top), "width": place(0.7 * width), "height": place(top)}
+        marks.append(tag("rect", **sized, class_="observed", data_tip=tip))
+        middle = place(x + width / 2)
+        marks.append(tag("circle", cx=middle, cy=place(100 - dot), r=3.5, class_="dot after", data_tip=tip))
+        if number_ % (1 + (len(shown) - 1) // 6) == 0:
+            labels.append(tag("text", bar.label[:LABEL], x=middle, y="100%", dy="13", class_="tick middle"))
+    furthest = max(shown, key=lambda bar: abs(bar.expected - bar.observed))
     summary = (
-        f"{name}: calibration error {number(entry['ece_before'], 3)} before, {number(entry['ece_after'], 3)} after"
+        f"{name}: furthest apart at {furthest.label}, observed {percent(furthest.observed)}, expected "
+        f"{percent(furthest.expected)}"
     )
-    return panel(UNIT, UNIT, curves, marks, summary)
+    return panel(own, scale, [], [*marks, *labels], summary)
 
 
 def residual(scale: Scale, name: str, levels: Sequence[float], values: Sequence[float], digits: int) -> Markup:
@@ -317,13 +334,11 @@ def residual(scale: Scale, name: str, levels: Sequence[float], values: Sequence[
     return drawing(*base, *lines, *median, class_="cell", summary=f"{name}: {described}")
 
 
-def agreement(scale: Scale, name: str, pairs: Sequence[tuple[float, float]]) -> Markup:
-    """Predicted over actual values, a dot a row, evenly thinned when there are many."""
+def agreement(scale: Scale, name: str, pairs: Sequence[tuple[float, float]], what: str) -> Markup:
+    """A faint dot a pair over the diagonal, evenly thinned when there are many."""
     thinned = pairs[:: math.ceil(len(pairs) / MAX_PAIRS) or 1]
     dots = "".join(
-        f"M{scale.share(actual):.1f} {100 - scale.share(predicted):.1f}h0"
-        for actual, predicted in thinned
-        if is_number(actual) and is_number(predicted)
+        f"M{scale.share(x):.1f} {100 - scale.share(y):.1f}h0" for x, y in thinned if is_number(x) and is_number(y)
     )
     curves = [path([0, 100], [0, 100], "diagonal"), tag("path", d=dots or "M0 0", class_="cloud")]
-    return panel(scale, scale, curves, [], f"{name}: predicted over actual, {number(len(thinned), 0)} rows")
+    return panel(scale, scale, curves, [], f"{name}: {what}, {number(len(thinned), 0)} rows")

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
-Task = Literal["binary", "multiclass", "real"]
+from lossworks.report.panels import Panel
 
 
 class Difference(TypedDict):
@@ -13,14 +13,6 @@ class Difference(TypedDict):
     fold: int
     repeat: int
     difference: float
-
-
-class Recall(TypedDict):
-    """Share of each class's test rows that was found: `objectives[name][c]` belongs to `classes[c]`."""
-
-    classes: Sequence[str]
-    objectives: Mapping[str, Sequence[float | None]]
-    counts: NotRequired[Sequence[int]]
 
 
 class GroupScore(TypedDict):
@@ -41,32 +33,6 @@ class Groups(TypedDict):
     names: Sequence[str]
     objectives: Mapping[str, Sequence[GroupScore]]
     counts: Sequence[int]
-
-
-class ReliabilityBin(TypedDict):
-    """Rows whose confidence fell into one bin."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-class Reliability(TypedDict):
-    """Confidence against accuracy with the temperature at 1 and as fitted; empty bins may be left out."""
-
-    before: Sequence[ReliabilityBin]
-    after: Sequence[ReliabilityBin]
-    ece_before: float
-    ece_after: float
-    temperature: float
-
-
-class Residuals(TypedDict):
-    """Predicted minus actual of a real target: its quantiles, and some (actual, predicted) pairs to draw."""
-
-    levels: Sequence[float]
-    quantiles: Mapping[str, Sequence[float]]
-    pairs: NotRequired[Mapping[str, Sequence[tuple[float, float]]]]
 
 
 class FindingEntry(TypedDict):
@@ -113,7 +79,7 @@ class ReportData:
     Args:
         title: the document's title.
         data_name: what the user called the data.
-        task: the kind of target.
+        task: what is predicted, in words.
         metric: the metric that decides; its mean is `ranking[i][metric]`.
         metric_higher_is_better: False for losses and errors.
         answer: the result in one sentence.
@@ -128,10 +94,9 @@ class ReportData:
         higher_is_better: the direction of each of `metric_columns`; one that is missing has no best value marked.
         differences: by objective, the paired differences to the reference.
         groups: where the rows have groups.
-        recall: per-class recall, for classes.
-        reliability: by objective, for classes.
+        titles: what metrics are called, by name; one that is missing goes by its name.
+        panels: what the task shows of the predictions, in order.
         curves: by objective, one (step, inner score) curve a trained model; larger is better.
-        residuals: for real targets.
         robustness: where the models were attacked.
         findings: what was seen in the data.
         candidates: what was tried and why.
@@ -148,7 +113,7 @@ class ReportData:
 
     title: str
     data_name: str
-    task: Task
+    task: str
     metric: str
     metric_higher_is_better: bool
     answer: str
@@ -167,10 +132,9 @@ class ReportData:
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
     differences: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
     groups: Groups | None = None
-    recall: Recall | None = None
-    reliability: Mapping[str, Reliability] | None = None
+    titles: Mapping[str, str] = field(default_factory=dict)
+    panels: Sequence[Panel] = ()
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]] = field(default_factory=dict)
-    residuals: Residuals | None = None
     robustness: Robustness | None = None
     findings: Sequence[FindingEntry] = ()
     candidates: Sequence[CandidateEntry] = ()

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lossworks.report import charts, text
-from lossworks.report.data import GroupScore, Recall, ReportData, Residuals
+from lossworks.report.data import GroupScore, ReportData
+from lossworks.report.drawn import drawn, most_unlike, tone
 
-MAX_CLASSES = 30
 MAX_GROUPS = 30
 
 
@@ -40,11 +40,9 @@ def render(data: ReportData) -> str:
             metrics=_metrics(data),
             differences=_differences(data),
             groups=_groups(data),
-            recall=_recall(data.recall, data.reference),
-            reliability=_reliability(data),
+            panels=_panels(data),
             learning=_learning(data),
             robustness=_robustness(data),
-            residuals=_residuals(data.residuals, _order(data)),
         )
     )
     return document.encode("utf-8", "replace").decode("utf-8")  # names of files need not be text
@@ -150,7 +148,7 @@ def _groups(data: ReportData) -> dict[str, Any] | None:
         return None
     names = [name for name in _order(data) if name in groups["objectives"]]
     columns = [groups["objectives"][name] for name in names]
-    shown = _most_unlike([[cell["mean"] for cell in column] for column in columns], MAX_GROUPS)
+    shown = most_unlike([[cell["mean"] for cell in column] for column in columns], MAX_GROUPS)
     cells = [column[index] for column in columns for index in shown]
     changes = [abs(cell["difference"]) for cell in cells if cell["difference"] is not None]
     strongest = max([*changes, 10 * (data.rope or 0.0), 1e-12])
@@ -173,60 +171,14 @@ def _groups(data: ReportData) -> dict[str, Any] | None:
 def _group_cell(cell: GroupScore, sign: int, strongest: float) -> dict[str, Any]:
     low, high, change = cell["difference_low"], cell["difference_high"], cell["difference"]
     certain = low is not None and high is not None and low * high > 0
-    return {"values": cell, "certain": certain} | _tone(0.0 if change is None else sign * change, strongest)
+    return {"values": cell, "certain": certain} | tone(0.0 if change is None else sign * change, strongest)
 
 
-def _recall(recall: Recall | None, reference: str) -> dict[str, Any] | None:
-    """The classes in which the objectives differ most, in the data's order."""
-    if recall is None or not recall["objectives"]:
-        return None
-    names = list(recall["objectives"])
-    columns = [recall["objectives"][name] for name in names]
-    counts = recall.get("counts")
-    shown = _most_unlike(columns, MAX_CLASSES)
-    base = recall["objectives"].get(reference)
-    rows = []
-    for index in shown:
-        centre = None if base is None else base[index]
-        rows.append(
-            {
-                "class": recall["classes"][index],
-                "count": None if counts is None else counts[index],
-                "cells": [_recall_cell(column[index], centre) for column in columns],
-            }
-        )
-    left_out = len(recall["classes"]) - len(shown)
-    return {"names": names, "rows": rows, "left_out": left_out, "counted": counts is not None}
-
-
-def _recall_cell(value: float | None, centre: float | None) -> dict[str, Any]:
-    change = None if value is None or centre is None else value - centre
-    return {"value": value, "change": change} | _tone(change or 0.0, 0.3)
-
-
-def _most_unlike(columns: Sequence[Sequence[float | None]], limit: int) -> list[int]:
-    """The places, at most so many, at which the columns differ most, in their order."""
-
-    def spread(index: int) -> float:
-        values = [value for column in columns if (value := column[index]) is not None]
-        return max(values) - min(values) if values else -1.0
-
-    return sorted(sorted(range(len(columns[0])), key=spread, reverse=True)[:limit])
-
-
-def _tone(change: float, strongest: float) -> dict[str, Any]:
-    """The colour of a change for the better or the worse, and how strong it is."""
-    tone = "up" if change > 0 else "down" if change < 0 else ""
-    return {"tone": tone, "strength": min(1.0, abs(change) / strongest)}
-
-
-def _reliability(data: ReportData) -> list[dict[str, Any]]:
-    entries = data.reliability or {}
-    return [
-        {"name": name, "plot": charts.reliability(name, entries[name]), "values": entries[name]}
-        for name in _order(data)
-        if name in entries
-    ]
+def _panels(data: ReportData) -> list[dict[str, Any]]:
+    """The panels that have something to show, each with its words."""
+    order = _order(data)
+    pairs = [(panel, drawn(panel, order, data.reference)) for panel in data.panels]
+    return [{"panel": panel, **found} for panel, found in pairs if found]
 
 
 def _learning(data: ReportData) -> list[dict[str, Any]]:
@@ -266,25 +218,3 @@ def _courses(
         return charts.course(x, y, name, band, behind, along=along, what=what, digits=digits)
 
     return [{"name": name, "plot": plot(name, band), "models": len(curves[name])} for name, band in found.items()]
-
-
-def _residuals(residuals: Residuals | None, order: Sequence[str]) -> dict[str, Any] | None:
-    if residuals is None:
-        return None
-    levels, quantiles = residuals["levels"], residuals["quantiles"]
-    values = [value for name in quantiles for value in quantiles[name]]
-    scale, digits = charts.Scale.over([0.0, *values]), text.decimals(values)
-    pairs = residuals.get("pairs", {})
-    shared = charts.Scale.over([value for name in pairs for pair in pairs[name] for value in pair], tick_count=3)
-    return {
-        "axis": charts.axis(scale, sign=True),
-        "levels": levels,
-        "rows": [
-            {"name": name, "plot": charts.residual(scale, name, levels, quantiles[name], digits)}
-            for name in order
-            if name in quantiles
-        ],
-        "panels": [
-            {"name": name, "plot": charts.agreement(shared, name, pairs[name])} for name in order if name in pairs
-        ],
-    }

@@ -2,12 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
-
-from lossworks.metrics.registry import METRICS
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -72,14 +70,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def label(name: str) -> str:
-    """A metric's title, or any other name in words."""
-    return METRICS[name].title if name in METRICS else name.replace("_", " ")
+def label(name: str, titles: Mapping[str, str] | None = None) -> str:
+    """The name's title, or else the name in words."""
+    return (titles or {}).get(name, name.replace("_", " "))
 
 
-def heading(name: str) -> str:
+def heading(name: str, titles: Mapping[str, str] | None = None) -> str:
     """The label with a capital."""
-    words = label(name)
+    words = label(name, titles)
     return words[:1].upper() + words[1:]
 
 

@@ -51,6 +51,8 @@ class Part(nn.Module):
         needs: The constructor arguments that come from the training data, among ``class_counts``, ``num_classes``,
             ``num_groups``, ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``.
             :func:`lossworks.compare` fills them in.
+        beside: What the part needs beside a model's outputs, the targets and :attr:`needs`, in words. Such a part is
+            never tried by :func:`lossworks.compare` unless the user asks for it.
         needs_index: Whether the part has a memory per training row and so must be given ``index=``.
         memories: The buffers with one value per training row, ``(N, ...)``, and how several values for one row in the
             same batch are merged: ``"amin"``, ``"amax"`` or ``"mean"`` replaces the stored value, ``"sum"`` is added to
@@ -69,6 +71,7 @@ class Part(nn.Module):
     helps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     needs: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[str] = ""
     needs_index: ClassVar[bool] = False
     memories: ClassVar[Mapping[str, str]] = {}
     couples_batch: ClassVar[bool] = False

@@ -118,7 +118,7 @@ FORMS = {
 def test_every_form_of_a_table_is_the_same_data_set(form, frame, tmp_path):
     data = FORMS[form](frame, tmp_path / "customers")
     dataset = read(data, target="churn", group="town")
-    assert (dataset.task, dataset.classes, dataset.group_names) == ("binary", ("no", "yes"), ("Bonn", "Ulm"))
+    assert (dataset.task.name, dataset.classes, dataset.group_names) == ("binary", ("no", "yes"), ("Bonn", "Ulm"))
     assert dataset.target.tolist() == [int(label == "yes") for label in frame["churn"]]
     assert dataset.target.dtype == np.int64
     assert dataset.group.tolist() == [int(town == "Ulm") for town in frame["town"]]
@@ -137,7 +137,7 @@ def test_arrays_are_read_from_npz_and_from_a_tuple(tmp_path):
     dataset = read(tmp_path / "d.npz", group="site")
     assert dataset.features.shape == X.shape
     assert dataset.features.dtype == np.float32
-    assert (dataset.task, dataset.classes, dataset.group_names) == ("multiclass", ("0", "1", "2"), ("s", "t"))
+    assert (dataset.task.name, dataset.classes, dataset.group_names) == ("multiclass", ("0", "1", "2"), ("s", "t"))
     direct = read((X, y))
     assert np.array_equal(direct.features, dataset.features)
     assert np.array_equal(direct.target, y)
@@ -151,7 +151,7 @@ def test_a_tuple_of_frame_and_target_is_a_table(frame):
 def test_a_real_target_of_a_csv_keeps_double_precision(csv):
     values = [1 + i * 1e-12 for i in range(20)]
     dataset = read(csv("x,y\n" + "".join(f"{i / 3},{v!r}\n" for i, v in enumerate(values))), target="y")
-    assert dataset.task == "real"
+    assert dataset.task.name == "real"
     assert dataset.target.tolist() == values
 
 
@@ -175,7 +175,7 @@ def test_a_real_target_of_a_csv_keeps_double_precision(csv):
 )
 def test_the_task_follows_the_target(values, task, classes):
     dataset = read({"x": list(range(len(values))), "y": values}, target="y")
-    assert (dataset.task, len(dataset.classes)) == (task, classes)
+    assert (dataset.task.name, len(dataset.classes)) == (task, classes)
 
 
 def test_the_task_can_be_said_and_labels_sort_as_what_they_are():
@@ -183,7 +183,7 @@ def test_the_task_can_be_said_and_labels_sort_as_what_they_are():
     assert read(numbers, target="y").classes == ("2", "9", "10")
     assert "3 classes" in read(numbers, target="y").notes[0]
     real = read(numbers, target="y", task="real")
-    assert (real.task, real.target.dtype, real.notes) == ("real", np.float64, ())
+    assert (real.task.name, real.target.dtype, real.notes) == ("real", np.float64, ())
     assert "'text'" not in error(table(), target="y", task="real")
     assert "holds text, so it is not real" in error(table(), target="y", task="real")
     assert "3 classes ('2', '9', '10')" in error(numbers, target="y", task="binary")
@@ -337,7 +337,7 @@ def test_a_target_beyond_float32_is_refused_however_it_comes(large, csv):
         frame = pl.DataFrame({"a": range(4), "b": target})
         assert says.format("row 2") in error(frame, target="b")
         assert says.format("row 2") in error(frame, target="b", columns={"b": "number"})
-    assert read(frame, target="b", columns={"b": "category"}).task == "multiclass"
+    assert read(frame, target="b", columns={"b": "category"}).task.name == "multiclass"
     assert "column 'y' (the target), row 2 is infinite" in error((np.ones((4, 1)), np.array(values)))
 
 
@@ -444,7 +444,7 @@ def test_a_mixed_target_names_row_and_value(csv):
     path = csv("x,price\n" + "".join(f"{i},{i}.5\n" for i in range(30)) + "1,free\n")
     assert "'price' (the target) mixes numbers with text: line 32 has 'free'" in error(path, target="price")
     dataset = read(path, target="price", columns={"price": "number"})
-    assert (dataset.task, len(dataset.target)) == ("real", 30)
+    assert (dataset.task.name, len(dataset.target)) == ("real", 30)
 
 
 def test_what_columns_can_not_be_is_said(frame):

@@ -9,6 +9,8 @@ from torch.testing import assert_close
 
 from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.models.scaling import Scaler
+from lossworks.comparison.tasks.multiclass import Multiclass
+from lossworks.comparison.tasks.real import Real
 from lossworks.comparison.train.engine import Trained, train
 from lossworks.comparison.train.feed import Order
 from lossworks.comparison.train.jobs import Job, Training, seed_from
@@ -29,8 +31,9 @@ from lossworks.roles import CLASSES, Loss
 from lossworks.weights import ClassBalanced
 
 ROWS = 240
-ACCURACY = find_metric("accuracy", "multiclass")
-RMSE = find_metric("rmse", "real")
+ACCURACY = find_metric("accuracy")
+RMSE = find_metric("rmse")
+MANY, REAL = Multiclass(), Real()
 SHORT = Training(batch_size=16, max_steps=30, eval_every=10, lr=3e-3, race_after=0.0)
 
 
@@ -147,7 +150,7 @@ STACKED = [alike, ldr, adaptive, truncated, balanced, penalised]
 @pytest.mark.parametrize("model", ["mlp", "linear"])
 def test_hand_written_gradients_equal_automatic_ones(x, y, make, model):
     by_hand, automatic = (
-        train(x, y, jobs(make(3)), Architecture(model, width=20, generic=generic), SHORT, ACCURACY)
+        train(x, y, jobs(make(3)), Architecture(model, width=20, generic=generic), SHORT, ACCURACY, task=MANY)
         for generic in (False, True)
     )
     assert_close(everywhere(by_hand), everywhere(automatic), atol=1e-5, rtol=1e-5)
@@ -156,17 +159,17 @@ def test_hand_written_gradients_equal_automatic_ones(x, y, make, model):
 
 @pytest.mark.parametrize("make", STACKED, ids=lambda make: make.__name__)
 def test_a_replica_does_not_depend_on_who_is_trained_beside_it(x, y, make):
-    together = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY)
-    alone = [train(x, y, [job], Architecture(width=20), SHORT, ACCURACY) for job in jobs(make(3))]
+    together = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY, task=MANY)
+    alone = [train(x, y, [job], Architecture(width=20), SHORT, ACCURACY, task=MANY) for job in jobs(make(3))]
     assert_close(everywhere(together), torch.cat([everywhere(one) for one in alone]), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [alike, adaptive, penalised], ids=lambda make: make.__name__)
 def test_the_same_arguments_give_the_same_bits(x, y, make):
     torch.manual_seed(1)
-    first = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY)
+    first = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY, task=MANY)
     torch.manual_seed(2)
-    second = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY)
+    second = train(x, y, jobs(make(3)), Architecture(width=20), SHORT, ACCURACY, task=MANY)
     assert torch.equal(everywhere(first), everywhere(second))
     assert first.curves == second.curves
 
@@ -180,7 +183,7 @@ def test_the_number_of_threads_changes_no_bit(generator):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(train(x, y, many, Architecture(width=32), training, RMSE))
+            found.append(train(x, y, many, Architecture(width=32), training, RMSE, task=REAL))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -193,7 +196,7 @@ def test_leaves_torchs_generator_and_the_objectives_as_they_were(x, y):
     wanted = torch.rand(3)
     torch.manual_seed(5)
     objectives = adaptive(2)
-    train(x, y, jobs(objectives), Architecture(width=8), SHORT, ACCURACY)
+    train(x, y, jobs(objectives), Architecture(width=8), SHORT, ACCURACY, task=MANY)
     assert torch.equal(torch.rand(3), wanted)
     assert bool((objectives[0].loss.lam == 2).all())
 
@@ -203,7 +206,7 @@ def test_leaves_torchs_generator_and_the_objectives_as_they_were(x, y):
 def test_is_the_plain_loop(x, y, loss, generic):
     pair = jobs([Objective(loss()), Objective(loss())])
     architecture = Architecture(width=20, generic=generic)
-    trained = train(x, y, pair, architecture, SHORT, ACCURACY)
+    trained = train(x, y, pair, architecture, SHORT, ACCURACY, task=MANY)
     job, loss = pair[1], loss()
     torch.manual_seed(seed_from(job.seed, 0))
     network = architecture.sized((6,), 3, CLASSES).network()
@@ -226,7 +229,7 @@ def test_is_the_plain_loop(x, y, loss, generic):
 
 
 def test_the_best_state_is_kept_and_scores_what_its_curve_says(x, y):
-    trained = train(x, y, jobs(alike(3)), Architecture(width=20), SHORT, ACCURACY)
+    trained = train(x, y, jobs(alike(3)), Architecture(width=20), SHORT, ACCURACY, task=MANY)
     for number, job in enumerate(jobs(alike(3))):
         right = trained.outputs(number, job.inner).argmax(dim=1) == y[job.inner]
         assert float(right.float().mean()) == pytest.approx(trained.best_score[number], abs=1e-6)
@@ -238,7 +241,7 @@ def test_a_metric_of_groups_scores_each_replicas_worst_group_of_its_inner_rows(x
     inner = [torch.arange(100, 160), torch.arange(100, 160)[group[100:160] < 2]]
     jobs = [Job(Objective(CrossEntropyLoss()), torch.arange(100), rows, 0, contest=i) for i, rows in enumerate(inner)]
     trained = train(
-        x, y, jobs, Architecture("linear"), SHORT, find_metric("worst_group_accuracy", "multiclass"), group=group
+        x, y, jobs, Architecture("linear"), SHORT, find_metric("worst_group_accuracy"), task=MANY, group=group
     )
     for number, rows in enumerate(inner):
         right = trained.outputs(number, rows).argmax(dim=1) == y[rows]
@@ -249,11 +252,11 @@ def test_a_metric_of_groups_scores_each_replicas_worst_group_of_its_inner_rows(x
 def test_a_replica_that_does_not_improve_stops_and_the_others_go_on(x, y):
     objectives = [Objective(SlopedCrossEntropy(torch.tensor(slope))) for slope in (1.0, 0.0, 1.0)]
     training = Training(batch_size=16, max_steps=60, eval_every=5, patience=2, weight_decay=0.0, race_after=0.0)
-    trained = train(x, y, jobs(objectives), Architecture(width=20), training, ACCURACY)
+    trained = train(x, y, jobs(objectives), Architecture(width=20), training, ACCURACY, task=MANY)
     assert [step for step, _ in trained.curves[1]] == [5, 10, 15]
     assert trained.best_step[1] == 5
     assert trained.curves[0][-1][0] > 15
-    alone = train(x, y, jobs(objectives)[2:], Architecture(width=20), training, ACCURACY)
+    alone = train(x, y, jobs(objectives)[2:], Architecture(width=20), training, ACCURACY, task=MANY)
     assert_close(trained.outputs(2, torch.arange(ROWS)), alone.outputs(0, torch.arange(ROWS)), atol=1e-5, rtol=1e-5)
 
 
@@ -261,7 +264,9 @@ def test_a_replica_that_does_not_improve_stops_and_the_others_go_on(x, y):
 def test_only_a_setting_clearly_behind_in_its_own_contest_is_dropped(x, y, race_after):
     objectives = [Objective(SlopedCrossEntropy(torch.tensor(slope))) for slope in (1.0, 0.8, 0.0, 0.0)]
     training = Training(batch_size=16, max_steps=80, eval_every=10, lr=1e-2, weight_decay=0.0, race_after=race_after)
-    trained = train(x, y, jobs(objectives, contests=[0, 0, 0, 1]), Architecture(width=20), training, ACCURACY)
+    trained = train(
+        x, y, jobs(objectives, contests=[0, 0, 0, 1]), Architecture(width=20), training, ACCURACY, task=MANY
+    )
     so_far = [max(score for _, score in curve[:4]) for curve in trained.curves]
     assert so_far[0] != so_far[1]
     assert trained.dropped == [False, False, race_after > 0, False]
@@ -269,11 +274,11 @@ def test_only_a_setting_clearly_behind_in_its_own_contest_is_dropped(x, y, race_
 
 
 def test_the_module_gives_the_outputs_and_loads_into_an_empty_one(x, y):
-    trained = train(x, y, jobs(ldr(2)), Architecture(width=20), SHORT, ACCURACY)
+    trained = train(x, y, jobs(ldr(2)), Architecture(width=20), SHORT, ACCURACY, task=MANY)
     module = trained.module(1)
     assert_close(module(x), trained.outputs(1, torch.arange(ROWS)), atol=1e-5, rtol=1e-5)
     architecture = Architecture.from_json(trained.architectures[1].to_json())
-    empty = architecture.empty_module()
+    empty = architecture.empty_module(Multiclass().empty_head(architecture.kind, architecture.outputs))
     empty.load_state_dict(module.state_dict())
     assert torch.equal(empty(x), module(x))
 
@@ -281,7 +286,9 @@ def test_the_module_gives_the_outputs_and_loads_into_an_empty_one(x, y):
 def test_real_targets_are_standardised_inside_and_come_back_in_their_own_unit(x):
     y = x[:, 0].double() + 0.1 * x[:, 1].double()
     make = [Objective(SquaredLoss()), Objective(GeneralRobustLoss())]
-    plain, moved = (train(x, target, jobs(make), Architecture(width=20), SHORT, RMSE) for target in (y, 1000 + 50 * y))
+    plain, moved = (
+        train(x, target, jobs(make), Architecture(width=20), SHORT, RMSE, task=REAL) for target in (y, 1000 + 50 * y)
+    )
     assert_close(everywhere(moved), 1000 + 50 * everywhere(plain), atol=0.01, rtol=1e-4)
     assert_close(moved.best_score[0], 50 * plain.best_score[0], rtol=1e-3, atol=0)
     assert everywhere(plain).shape == (2, ROWS)
@@ -291,7 +298,7 @@ def test_logits_over_bins_are_read_as_values(x):
     y = 10 + 3 * x[:, 0]
     losses = [HLGaussLoss(torch.tensor(-3.0), torch.tensor(3.0 + number), num_bins=21) for number in range(2)]
     training = Training(batch_size=32, max_steps=150, eval_every=30, lr=1e-2)
-    trained = train(x, y, jobs([Objective(loss) for loss in losses]), Architecture(width=20), training, RMSE)
+    trained = train(x, y, jobs([Objective(loss) for loss in losses]), Architecture(width=20), training, RMSE, task=REAL)
     assert min(trained.best_score) > -1.5
     bins = trained.module(1)[:2](x)
     job = jobs([Objective(losses[1])] * 2)[1]
@@ -304,7 +311,13 @@ def test_one_score_serves_a_binary_loss(x):
     y = (x[:, 0] > 0).long()
     training = Training(batch_size=16, max_steps=60, eval_every=20, lr=1e-2)
     trained = train(
-        x, y, jobs([Objective(ScaledLogistic()) for _ in range(2)]), Architecture(width=20), training, ACCURACY
+        x,
+        y,
+        jobs([Objective(ScaledLogistic()) for _ in range(2)]),
+        Architecture(width=20),
+        training,
+        ACCURACY,
+        task=MANY,
     )
     assert trained.outputs(0, torch.arange(5)).shape == (5,)
     assert min(trained.best_score) > 0.8
@@ -318,7 +331,7 @@ def test_a_replica_that_diverges_does_not_stop_the_others(x, y, same):
         x[180:, 0] = 1.0
     objectives = [Objective(SlopedCrossEntropy(scale)) for scale in scales]
     training = Training(batch_size=16, max_steps=30, eval_every=10, lr=1e30 if same else 3e-3, race_after=0.0)
-    trained = train(x, y, jobs(objectives), Architecture(width=20), training, ACCURACY)
+    trained = train(x, y, jobs(objectives), Architecture(width=20), training, ACCURACY, task=MANY)
     assert trained.best_score[1] == float("-inf")
     assert trained.best_step[1] == 0
     assert len(trained.curves[1]) == 1
@@ -329,14 +342,16 @@ def test_a_replica_that_diverges_does_not_stop_the_others(x, y, same):
 def test_what_a_loss_learns_is_trained_for_each_replica(x):
     y = x[:, 0] + torch.where(torch.arange(ROWS) % 7 == 0, 20.0, 0.0)
     objectives = [Objective(GeneralRobustLoss(alpha=1.5, learn=True)) for _ in range(2)]
-    alone, together = (train(x, y, jobs(objectives)[:count], Architecture(width=20), SHORT, RMSE) for count in (1, 2))
+    alone, together = (
+        train(x, y, jobs(objectives)[:count], Architecture(width=20), SHORT, RMSE, task=REAL) for count in (1, 2)
+    )
     assert_close(everywhere(together)[:1], everywhere(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_unlike_objectives_are_trained_side_by_side(x, y):
     objectives = [*alike(1), *ldr(2), *penalised(1)]
-    trained = train(x, y, jobs(objectives), Architecture(width=20), SHORT, ACCURACY)
-    alone = [train(x, y, [job], Architecture(width=20), SHORT, ACCURACY) for job in jobs(objectives)]
+    trained = train(x, y, jobs(objectives), Architecture(width=20), SHORT, ACCURACY, task=MANY)
+    alone = [train(x, y, [job], Architecture(width=20), SHORT, ACCURACY, task=MANY) for job in jobs(objectives)]
     assert_close(everywhere(trained), torch.cat([everywhere(one) for one in alone]), atol=1e-5, rtol=1e-5)
 
 
@@ -344,7 +359,7 @@ def test_images_through_the_convolutional_network(generator):
     images = torch.randn(ROWS, 1, 6, 6, generator=generator)
     y = (images[:, 0, :3].mean(dim=(1, 2)) > images[:, 0, 3:].mean(dim=(1, 2))).long()
     training = Training(batch_size=32, max_steps=60, eval_every=20, lr=1e-2)
-    trained = train(images, y, jobs(ldr(2)), Architecture("cnn", width=8), training, ACCURACY)
+    trained = train(images, y, jobs(ldr(2)), Architecture("cnn", width=8), training, ACCURACY, task=MANY)
     assert trained.notes == []
     assert min(trained.best_score) > 0.7
     assert_close(trained.module(0)(images[:9]), trained.outputs(0, torch.arange(9)), atol=1e-5, rtol=1e-5)
@@ -355,8 +370,8 @@ def batch_normed(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 def test_running_statistics_are_each_replicas_own(x, y):
-    trained = train(x, y, jobs(ldr(2)), Architecture(batch_normed), SHORT, ACCURACY)
-    alone = train(x, y, jobs(ldr(2))[1:], Architecture(batch_normed), SHORT, ACCURACY)
+    trained = train(x, y, jobs(ldr(2)), Architecture(batch_normed), SHORT, ACCURACY, task=MANY)
+    alone = train(x, y, jobs(ldr(2))[1:], Architecture(batch_normed), SHORT, ACCURACY, task=MANY)
     assert_close(trained.outputs(1, torch.arange(ROWS)), alone.outputs(0, torch.arange(ROWS)), atol=1e-5, rtol=1e-5)
     norm = trained.module(1)[1][1]
     assert int(norm.num_batches_tracked) == trained.best_step[1]
@@ -365,7 +380,7 @@ def test_running_statistics_are_each_replicas_own(x, y):
 
 def test_what_vmap_cannot_stack_is_trained_one_at_a_time_and_says_so(x, y):
     architecture = Architecture(lambda shape, outputs: Branching(shape[0], outputs))
-    trained = train(x, y, jobs(ldr(3)), architecture, SHORT, ACCURACY)
+    trained = train(x, y, jobs(ldr(3)), architecture, SHORT, ACCURACY, task=MANY)
     assert len(trained.notes) == 1
     assert "one at a time" in trained.notes[0]
     assert min(trained.best_score) > 0
@@ -374,21 +389,30 @@ def test_what_vmap_cannot_stack_is_trained_one_at_a_time_and_says_so(x, y):
 def test_random_perturbations_are_drawn_from_the_seed(x, y):
     objectives = [Objective(CrossEntropyLoss(), perturb=GaussianNoise(torch.tensor(0.5))) for _ in range(8)]
     wide = Architecture(width=128)
-    first, second = (train(x, y, jobs(objectives), wide, SHORT, ACCURACY) for _ in range(2))
-    clean = train(x, y, jobs(alike(8)), wide, SHORT, ACCURACY)
+    first, second = (train(x, y, jobs(objectives), wide, SHORT, ACCURACY, task=MANY) for _ in range(2))
+    clean = train(x, y, jobs(alike(8)), wide, SHORT, ACCURACY, task=MANY)
     assert torch.equal(everywhere(first), everywhere(second))
     assert not torch.allclose(everywhere(first), everywhere(clean), atol=1e-3)
 
 
 def test_progress_rises_to_the_total_and_stop_ends_with_what_there_is(x, y):
     seen = []
-    trained = train(x, y, jobs(ldr(2)), Architecture(width=8), SHORT, ACCURACY, progress=lambda *now: seen.append(now))
+    trained = train(
+        x,
+        y,
+        jobs(ldr(2)),
+        Architecture(width=8),
+        SHORT,
+        ACCURACY,
+        task=MANY,
+        progress=lambda *now: seen.append(now),
+    )
     assert [done for done, _, _ in seen] == [20, 40, 60]
     assert {total for _, total, _ in seen} == {60}
     assert seen[-1][2] == max(trained.best_score)
     assert trained.complete
     answers = iter([False, True])
-    stopped = train(x, y, jobs(ldr(2)), Architecture(width=8), SHORT, ACCURACY, stop=lambda: next(answers))
+    stopped = train(x, y, jobs(ldr(2)), Architecture(width=8), SHORT, ACCURACY, task=MANY, stop=lambda: next(answers))
     assert not stopped.complete
     assert [len(curve) for curve in stopped.curves] == [1, 1]
 
@@ -444,7 +468,7 @@ def test_images_are_scaled_by_channel(generator):
 def test_wrong_arguments_are_named(x, y, wrong, message):
     x, y, given = wrong(x, y)
     with pytest.raises(ValueError, match=message):
-        train(x, y, given, Architecture(), SHORT, ACCURACY)
+        train(x, y, given, Architecture(), SHORT, ACCURACY, task=MANY)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest():

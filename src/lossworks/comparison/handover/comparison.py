@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from lossworks.checks import InputError
+from lossworks.comparison.candidates import OUTSIDE
 from lossworks.comparison.handover.model import Model
 from lossworks.comparison.handover.outcome import Outcome
 from lossworks.comparison.handover.recipe import recipe
 from lossworks.comparison.handover.reporting import answer, report_data
-from lossworks.comparison.plan import OUTSIDE, derive_seed, inner_split, training_facts
 from lossworks.comparison.read.tables import load
+from lossworks.comparison.splits import derive_seed, inner_split
 from lossworks.comparison.train.engine import one_thread, train
-from lossworks.comparison.train.evaluate import fitted_temperature
 from lossworks.comparison.train.jobs import Job
-from lossworks.metrics.registry import find_metric
 from lossworks.report import render
 from lossworks.runs.files import whole, whole_folder
 
@@ -45,25 +44,31 @@ class Comparison(Outcome):
 
     @cached_property
     def _model(self) -> Model:
-        candidate, dataset = self.candidate(self.winner), self.dataset
+        candidate, dataset, task = self.candidate(self.winner), self.dataset, self.plan.task
         setting = self.chosen_setting(self.winner)
         everything = np.arange(len(dataset.target))
         seed = derive_seed(self.plan.seed, "final", candidate.name)
-        fit, inner = inner_split(everything, dataset.target, dataset.task != "real", seed)
+        fit, inner = inner_split(everything, task.strata(dataset.target), seed)
+        facts = task.training_facts(dataset.target, fit, len(dataset.classes), len(dataset.group_names))
         job = Job(
-            objective=candidate.objective(
-                setting, training_facts(dataset.target, fit, len(dataset.classes), len(dataset.group_names))
-            ),
+            objective=candidate.objective(setting, facts),
             fit=torch.from_numpy(fit),
             inner=torch.from_numpy(inner),
             seed=seed,
             contest=0,
         )
-        y = torch.from_numpy(dataset.target).to(torch.float32 if dataset.task == "real" else torch.int64)
-        metric = find_metric(self.plan.metric, dataset.task)
         group = None if dataset.group is None else torch.from_numpy(dataset.group)
-        training, device = self.plan.training, self.device
-        trained = train(self.x, y, [job], self.architecture, training, metric, group=group, device=device)
+        trained = train(
+            self.x,
+            task.tensor(dataset.target),
+            [job],
+            self.architecture,
+            self.plan.training,
+            self.plan.metric,
+            task=task,
+            group=group,
+            device=self.device,
+        )
         with one_thread():
             outputs = trained.outputs(0, torch.from_numpy(inner)).cpu()
             if not bool(outputs.isfinite().all()):
@@ -71,14 +76,14 @@ class Comparison(Outcome):
                     f"the model of {candidate.name} that was trained on all rows diverged, though those of the folds "
                     "did not: choose another --seed, or in Python a smaller training=Training(lr=...)"
                 )
-            temperature = 1.0 if dataset.task == "real" else fitted_temperature(outputs, dataset.target[inner])
+            temperature = task.calibration((outputs, dataset.target[inner]))
         return Model(
-            task=dataset.task,
+            task=task,
             target_name=dataset.target_name,
             classes=dataset.classes,
             objective=candidate.name,
             setting=candidate.setting(setting),
-            temperature=temperature,
+            temperature=1.0 if temperature is None else temperature,
             encoder=self.encoder,
             architecture=trained.architectures[0],
             network=trained.module(0).cpu().eval(),
@@ -124,7 +129,7 @@ class Comparison(Outcome):
         return {
             "answer": self.answer,
             "winner": self.winner,
-            "metric": self.plan.metric,
+            "metric": self.plan.metric.name,
             "partial": self.partial,
             "seconds": round(self.seconds, 1),
             "ranking": [_finite(row) for row in self.ranking.to_dicts()],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,11 @@ from lossworks.checks import InputError, shown
 from lossworks.comparison.attack import RESTARTS, STEPS, Attack, accuracy_curve
 from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.read.columns import check_kind
-from lossworks.comparison.read.dataset import Task, read_features, read_labelled
+from lossworks.comparison.read.dataset import read_features, read_labelled
 from lossworks.comparison.read.encode import Encoder
+from lossworks.comparison.tasks.base import Task
+from lossworks.comparison.tasks.known import find_task, tasks
+from lossworks.roles import KINDS, Kind
 from lossworks.runs.files import check_own, parse_json
 from lossworks.runs.memory import is_out_of_memory
 
@@ -38,9 +41,9 @@ class Model:
     """A trained model with everything that it needs to predict on new rows.
 
     Attributes:
-        task: ``"binary"``, ``"multiclass"`` or ``"real"``.
+        task: What it predicts.
         target_name: The column that it predicts.
-        classes: The labels in the order of the probabilities; empty for real targets.
+        classes: The labels in the order of the probabilities; empty where the target is no class.
         objective: The name of the objective that it was trained with, and ``setting`` its setting.
         temperature: What the logits are divided by before they are read as probabilities.
         encoder: How raw columns become numbers.
@@ -60,7 +63,7 @@ class Model:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def scores(self, data: Any) -> Tensor:
-        """Logits ``(n, C)``, or values ``(n,)``, of raw rows: a file, a polars or pandas frame, a dict, or an array."""
+        """Logits ``(n, C)``, or scores or values ``(n,)``, of raw rows: a file, a frame, a dict, or an array."""
         features, place = read_features(data, {"columns": self.columns})
         x = torch.from_numpy(self.encoder.transform(features, place))
         try:
@@ -74,24 +77,18 @@ class Model:
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """Class probabilities ``(n, C)``, at the temperature that was fitted on inner rows."""
-        if self.task == "real":
-            raise InputError(f"{self.target_name!r} is real-valued: there are no class probabilities, use predict")
-        return class_probabilities(self.scores(data).double(), self.temperature).numpy()
+        return self.task.probabilities(self.scores(data), self.temperature, self.target_name)
 
     def predict(self, data: Any) -> np.ndarray:
-        """The most probable label of each row as text ``(n,)``, or its value as float64."""
-        if self.task == "real":
-            return self.scores(data).double().numpy()
-        return np.asarray(self.classes)[self.predict_proba(data).argmax(axis=1)]
+        """The answer for each row ``(n,)``: the most probable label as text, or the value as float64."""
+        return self.task.answers(self._predicted(data), self.classes)
 
     def frame(self, data: Any) -> pl.DataFrame:
         """The predictions as a table: the label or value, and one probability a class."""
-        if self.task == "real":
-            return pl.DataFrame({f"predicted_{self.target_name}": self.predict(data)})
-        probabilities = self.predict_proba(data)
-        labels = np.asarray(self.classes)[probabilities.argmax(axis=1)]
-        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
-        return pl.DataFrame({f"predicted_{self.target_name}": labels, **columns})
+        return self.task.frame(self._predicted(data), self.target_name, self.classes)
+
+    def _predicted(self, data: Any) -> np.ndarray:
+        return self.task.predicted(self.scores(data), self.temperature)
 
     def robustness(
         self,
@@ -119,8 +116,8 @@ class Model:
         Raises:
             InputError: a real target, labels that the model does not know, columns that cannot be moved.
         """
-        if self.task == "real":
-            raise InputError(f"{self.target_name!r} is real-valued: there is no accuracy to attack")
+        if not self.task.has_classes:
+            raise InputError(f"{self.target_name!r} is {self.task.title}: there is no accuracy to attack")
         attack = Attack.parse(f"{norm}:{eps}", self.encoder)
         for name, value, low in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
             check_option(name, value, low)
@@ -146,7 +143,7 @@ class Model:
         (folder / "model.safetensors").write_bytes(save(state))
         described = {
             "version": VERSION,
-            "task": self.task,
+            "task": self.task.name,
             "target": self.target_name,
             "classes": list(self.classes),
             "objective": self.objective,
@@ -164,14 +161,6 @@ def check_option(name: str, value: object, low: int, high: int | None = None) ->
     most, end = (2**63 - 1, "below 2**63") if high is None else (high, f"<= {high:,}")
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
         raise InputError(f"{name} must be an int >= {low} and {end}, got {shown(value)}")
-
-
-def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities ``(n, C)`` of logits ``(n, C)``, or ``(n, 2)`` of the scores ``(n,)`` of class 1."""
-    scaled = logits / temperature
-    if scaled.ndim == 1:
-        scaled = torch.stack([torch.zeros_like(scaled), scaled], dim=1)
-    return scaled.softmax(dim=1)
 
 
 def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
@@ -216,9 +205,10 @@ def load_model(folder: str | Path, factory: Any = None) -> Model:
         architecture = Architecture.from_json(described["architecture"], factory=factory)
         if architecture.input_shape != encoder.width:
             raise ValueError(f"a network of inputs {architecture.input_shape} does not fit rows of {encoder.width}")
-        network = architecture.loaded(load_file(check_own(folder / "model.safetensors")))
+        task = find_task(described["task"])
+        network = architecture.loaded(load_file(check_own(folder / "model.safetensors")), task.empty_head)
         return Model(
-            task=described["task"],
+            task=task,
             target_name=described["target"],
             classes=tuple(described["classes"]),
             objective=described["objective"],
@@ -258,9 +248,10 @@ def _check_fields(described: Mapping[str, Any]) -> None:
     for name, kind in FIELDS.items():
         if not isinstance(described[name], kind):
             raise ValueError(f"model.json: {name} must be of type {kind.__name__}, got {shown(described[name])}")
-    task, classes, outputs = described["task"], described["classes"], described["architecture"].get("outputs")
-    if task not in get_args(Task):
-        raise ValueError(f"model.json: there is no task {shown(task)}")
+    classes, outputs = described["classes"], described["architecture"].get("outputs")
+    if described["task"] not in tasks():
+        raise ValueError(f"model.json: there is no task {shown(described['task'])}")
+    task = find_task(described["task"])
     if not all(isinstance(name, str) for name in classes):
         raise ValueError("model.json: classes must be texts")
     if not 0 < described["temperature"] < math.inf:
@@ -269,10 +260,17 @@ def _check_fields(described: Mapping[str, Any]) -> None:
         if not isinstance(kind, str):
             raise ValueError(f"model.json: columns must say how each is read, got {shown(kind)}")
         check_kind(name, kind)
-    kind = described["architecture"].get("kind")
-    wanted = {"classes": outputs, "binary": 2, "real": 0}.get(kind) if isinstance(kind, str) else None
-    if (task == "real") != (kind == "real") or len(classes) != wanted or len(set(classes)) != len(classes):
-        raise ValueError(f"model.json: {len(classes)} classes do not fit a {task} model of {shown(outputs)} outputs")
+    named = described["architecture"].get("kind")
+    trained_for = KINDS.get(named) if isinstance(named, str) else None
+    if trained_for is None or not task.fits(trained_for) or not _classes_fit(task, trained_for, classes, outputs):
+        raise ValueError(
+            f"model.json: {len(classes)} classes do not fit a {task.name} model of {shown(outputs)} outputs"
+        )
+
+
+def _classes_fit(task: Task, kind: Kind, classes: list[str], outputs: object) -> bool:
+    wanted = kind.levels(outputs) if task.has_classes and isinstance(outputs, int) else 0
+    return len(classes) == wanted and len(set(classes)) == len(classes)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from lossworks.comparison.candidates import Candidate
 from lossworks.comparison.findings import Finding
 from lossworks.comparison.models.architecture import Architecture
-from lossworks.comparison.plan import Candidate, Plan
+from lossworks.comparison.plan import Plan
 from lossworks.comparison.read.dataset import Dataset
 from lossworks.comparison.read.encode import Encoder
 from lossworks.verdict.judge import Judgement, by_group, winner

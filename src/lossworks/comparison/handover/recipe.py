@@ -7,20 +7,14 @@ from keyword import iskeyword
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 
 from lossworks.comparison.handover.outcome import Outcome
 from lossworks.roles import Loss, Part
 
-FROM_DATA = {
-    "class_counts": "torch.bincount(y[fit], minlength=len(dataset.classes)).float()",
-    "num_classes": "len(dataset.classes)",
-    "num_groups": "len(dataset.group_names)",
-    "num_samples": "len(y)",
-    "v_min": "max(float(y[fit].min()) - 0.5, -6.0)",
-    "v_max": "min(float(y[fit].max()) + 0.5, 6.0)",
-}
-"""How the recipe finds what a part asks of the training rows; real targets are standardised there."""
+FROM_DATA = {"num_groups": "len(dataset.group_names)", "num_samples": "len(y)"}
+"""How the recipe finds what a part asks of any data; what is asked of the target, the task's own lines say."""
 
 Settings = Mapping[type[Part], Mapping[str, Any]]
 
@@ -62,7 +56,7 @@ def inner_error():
     """What decides when to stop: {error_name} on rows that the model does not train on."""
     model.eval()
     with torch.no_grad():
-        predicted = objective.loss.predict(model(x[inner]))
+        predicted = {predicted}
     model.train()
     return {error}
 
@@ -95,22 +89,18 @@ def recipe(comparison: Outcome, source: str | None) -> str:
     name, plan, dataset = comparison.winner, comparison.plan, comparison.dataset
     candidate, training = comparison.candidate(name), plan.training
     number = comparison.chosen_setting(name)
-    objective = candidate.objective(number, _placeholders(candidate.parts))
-    real = dataset.task == "real"
-    one_score = isinstance(objective.loss, Loss) and objective.loss.kind.flat and not real
+    sizes = len(dataset.classes), len(dataset.group_names)
+    facts = plan.task.training_facts(dataset.target, np.arange(len(dataset.target)), *sizes)
+    objective = candidate.objective(number, facts)
+    lines = plan.task.recipe(objective.loss)
+    from_data = FROM_DATA | dict(lines.facts)
     options = {key: value for key, value in dataset.options.items() if value}
     where = repr(source) if source is None or source.startswith("/") else f"HERE / {source!r}"
-    target = (
-        "values = torch.from_numpy(dataset.target).float()\n"
-        "y = (values - values[fit].mean()) / values[fit].std()  # the losses are made for targets of unit scale"
-        if real
-        else "y = torch.from_numpy(dataset.target)"
-    )
-    wrong = "(predicted.argmax(1) != y[inner])" if not one_score else "((predicted > 0.5) != y[inner].bool())"
     settings: Settings = (
         {} if candidate.own is not None else dict(zip(candidate.parts, candidate.settings[number], strict=True))
     )
-    own_code = not isinstance(comparison.architecture.model, str) or "runpy" in _objective(objective, settings)
+    composed = _objective(objective, settings, from_data)
+    own_code = not isinstance(comparison.architecture.model, str) or "runpy" in composed
     return TEMPLATE.format(
         name=_harmless(name),
         setting=_harmless(candidate.setting(number)),
@@ -120,15 +110,16 @@ def recipe(comparison: Outcome, source: str | None) -> str:
         scaling=comparison.architecture.scaling,
         seed=plan.seed,
         read=f"read({where}, **{options!r})" if source is not None else "embedded()",
-        target=target,
-        objective=_objective(objective, settings),
+        target=lines.target,
+        objective=composed,
         network=_network(comparison, objective.loss),
         parameters=_LEARNED if any(True for _ in objective.parameters()) else "model.parameters()",
         group="" if dataset.group is None else ", group=torch.from_numpy(dataset.group)[batch]",
         lr=training.lr,
         weight_decay=training.weight_decay,
-        error_name="mean squared error (standardised)" if real else "error rate",
-        error="(predicted - y[inner]).square().mean().item()" if real else f"{wrong}.float().mean().item()",
+        predicted=f"objective.loss.{'' if isinstance(objective.loss, Loss) else 'kind.'}predict(model(x[inner]))",
+        error_name=lines.error_name,
+        error=lines.error,
         schedule=f"objective.set_progress(step / {training.max_steps})\n    " if objective.scheduled else "",
         max_steps=training.max_steps,
         batch_size=training.batch_size,
@@ -144,7 +135,7 @@ def _harmless(text: str) -> str:
 def _network(comparison: Outcome, loss: Any) -> str:
     """The layers as code; a factory of the user's own is run from the file that it was defined in."""
     model, shape = comparison.architecture.model, tuple(comparison.x.shape[1:])
-    outputs = loss.output_size(len(comparison.dataset.classes))
+    outputs = comparison.plan.task.outputs(loss, torch.from_numpy(comparison.dataset.target))
     if isinstance(model, str):
         network = comparison.architecture.sized(shape, outputs, loss.kind).network()
         layers = [f"nn.{layer!r}" for layer in network.children()]
@@ -158,19 +149,6 @@ def _network(comparison: Outcome, loss: Any) -> str:
 def _from_file(thing: Any) -> str:
     """How the script gets at a function or class of the user's own."""
     return f"runpy.run_path({inspect.getsourcefile(thing) or ''!r})[{getattr(thing, '__name__', '')!r}]"
-
-
-def _placeholders(parts: tuple[type[Part], ...]) -> dict[str, Any]:
-    """Something to build the parts with; the script asks the training rows instead."""
-    known = {
-        "class_counts": torch.ones(2),
-        "num_classes": 2,
-        "num_groups": 2,
-        "num_samples": 1,
-        "v_min": -1.0,
-        "v_max": 1.0,
-    }
-    return {name: known[name] for part in parts for name in part.needs}
 
 
 def _parts(objective: Any) -> list[Part]:
@@ -195,26 +173,29 @@ def _ours(part: Part) -> bool:
     return type(part).__module__.startswith("lossworks.")
 
 
-def _objective(objective: Any, settings: Settings) -> str:
-    written = [f"loss={_part(objective.loss, settings)}"]
+def _objective(objective: Any, settings: Settings, from_data: Mapping[str, str]) -> str:
+    def code(part: Any) -> str:
+        return _part(part, settings, from_data)
+
+    written = [f"loss={code(objective.loss)}"]
     if objective.weights is not None:
-        written.append(f"weights={_part(objective.weights, settings)}")
+        written.append(f"weights={code(objective.weights)}")
     if objective.perturb is not None:
-        written.append(f"perturb={_part(objective.perturb, settings)}")
+        written.append(f"perturb={code(objective.perturb)}")
     if len(objective.penalties):
-        written.append(f"penalties=[{', '.join(_part(penalty, settings) for penalty in objective.penalties)}]")
+        written.append(f"penalties=[{', '.join(map(code, objective.penalties))}]")
     return f"lw.Objective({', '.join(written)})"
 
 
-def _part(part: Any, settings: Settings) -> str:
+def _part(part: Any, settings: Settings, from_data: Mapping[str, str]) -> str:
     """The call that builds a part: what it needs of the data, then what differs from its defaults."""
     arguments, setting = [], settings.get(type(part), {})
     for name, parameter in inspect.signature(type(part).__init__).parameters.items():
         value = getattr(part, name, None)
         if name in setting:
             arguments.append(f"{name}={_value(setting[name])}")
-        elif name in type(part).needs and name in FROM_DATA:
-            arguments.append(f"{name}={FROM_DATA[name]}")
+        elif name in type(part).needs and name in from_data:
+            arguments.append(f"{name}={from_data[name]}")
         elif value is not None and not _same(value, parameter.default):
             arguments.append(f"{name}={_value(value)}")
     return f"{_callable(part)}({', '.join(arguments)})"
@@ -234,7 +215,7 @@ def _same(value: Any, default: Any) -> bool:
 def _value(value: Any) -> str:
     """A constructor's argument as code."""
     if isinstance(value, Part):
-        return _part(value, {})
+        return _part(value, {}, {})
     if isinstance(value, torch.Tensor):
         return repr(value.item()) if value.ndim == 0 else f"torch.tensor({value.tolist()})"
     if isinstance(value, torch.Generator):

@@ -2,28 +2,25 @@
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from lossworks.catalog import papers
 from lossworks.comparison.attack import RESTARTS, ROBUST, ROWS, STEPS, VERIFIED, Attack
+from lossworks.comparison.candidates import OUTSIDE
 from lossworks.comparison.handover.outcome import Outcome
-from lossworks.comparison.plan import OUTSIDE, Plan
-from lossworks.comparison.train.evaluate import LEVELS, PAIRS, worst_group_name
-from lossworks.metrics.registry import METRICS, find_metric, metrics_for
+from lossworks.comparison.plan import Plan
+from lossworks.comparison.tasks.base import Target
+from lossworks.metrics.registry import worst_group
 from lossworks.report.data import (
     CandidateEntry,
     Difference,
     Groups,
     GroupScore,
-    Recall,
-    Reliability,
-    ReliabilityBin,
     ReportData,
-    Residuals,
     Reuse,
     Robustness,
 )
@@ -32,7 +29,7 @@ from lossworks.runs.software import versions
 
 def answer(plan: Plan, ranking: pl.DataFrame, winner: str) -> str:
     """The result in one sentence, the outside line never left out."""
-    metric = find_metric(plan.metric)
+    metric = plan.metric
     rows = {row["objective"]: row for row in ranking.to_dicts()}
     reference = rows[plan.reference]
     if winner != plan.reference:
@@ -75,25 +72,21 @@ def _p(value: float | None) -> str:
 def report_data(comparison: Outcome, run: Path | None) -> ReportData:
     """Everything that the report shows of this comparison; ``run`` is the folder that it was saved to, if it was."""
     plan, dataset, ranking = comparison.plan, comparison.dataset, comparison.ranking
-    metric = find_metric(plan.metric, dataset.task)
+    metric, target = plan.metric, Target(dataset.target, dataset.classes)
     by_objective: dict[str, list[dict[str, Any]]] = {}
     chosen = _chosen_keys(comparison)
     for replica in comparison.replicas:
         if _key(replica) in chosen and not replica.get("diverged"):
             by_objective.setdefault(replica["objective"], []).append(replica)
-    columns = [known.name for known in metrics_for(dataset.task)]
-    higher = {name: METRICS[name].higher_is_better for name in columns}
-    if dataset.group is not None:
-        columns.append(worst_group_name(metric.name))
-        higher[columns[-1]] = metric.higher_is_better
+    reported = [*plan.task.metrics, *([] if dataset.group is None else [worst_group(metric)])]
+    higher = {known.name: known.higher_is_better for known in reported}
     if plan.attack is not None:
-        columns += [ROBUST, VERIFIED] if plan.attack.certify else [ROBUST]
-        higher |= {ROBUST: True, VERIFIED: True}
-    classes = dataset.task != "real"
+        higher |= {ROBUST: True} | ({VERIFIED: True} if plan.attack.certify else {})
+    portraits = {name: [replica["portrait"] for replica in rows] for name, rows in by_objective.items()}
     return ReportData(
         title=f"{dataset.target_name} · lossworks compare",
         data_name=dataset.name,
-        task=dataset.task,
+        task=plan.task.described(target),
         metric=metric.name,
         metric_higher_is_better=metric.higher_is_better,
         answer=answer(plan, ranking, comparison.winner),
@@ -102,16 +95,15 @@ def report_data(comparison: Outcome, run: Path | None) -> ReportData:
         winner=comparison.winner,
         partial=comparison.partial,
         ranking=ranking.to_dicts(),
-        metric_columns=columns,
+        metric_columns=list(higher),
         higher_is_better=higher,
+        titles={known.name: known.title for known in reported},
         differences=_differences(by_objective, plan),
         groups=_groups(comparison),
-        recall=_recall(by_objective, dataset.classes, dataset.target) if classes else None,
-        reliability={name: _reliability(rows) for name, rows in by_objective.items()} if classes else None,
+        panels=plan.task.panels(portraits, target, plan.reference),
         curves={
             name: [replica["curve"] for replica in rows if replica.get("curve")] for name, rows in by_objective.items()
         },
-        residuals=None if classes else _residuals(by_objective),
         robustness=None if plan.attack is None else _robustness(by_objective, plan.attack),
         findings=[{"level": f.level, "text": f.text, "numbers": f.numbers} for f in comparison.findings],
         candidates=_candidates(comparison),
@@ -144,7 +136,7 @@ def _chosen_keys(comparison: Outcome) -> set[tuple[Any, ...]]:
 
 
 def _differences(by_objective: dict[str, list[dict[str, Any]]], plan: Plan) -> dict[str, list[Difference]]:
-    metric = plan.metric
+    metric = plan.metric.name
     reference = {(r["fold"], r["repeat"]): r["metrics"][metric] for r in by_objective.get(plan.reference, ())}
     return {
         name: [
@@ -178,54 +170,10 @@ def _groups(comparison: Outcome) -> Groups | None:
             }
         )
     return {
-        "metric": find_metric(comparison.plan.metric).of_one_group,
+        "metric": comparison.plan.metric.of_one_group,
         "names": dataset.group_names,
         "objectives": objectives,
         "counts": np.bincount(dataset.group, minlength=len(dataset.group_names)).tolist(),
-    }
-
-
-def _recall(by_objective: dict[str, list[dict[str, Any]]], classes: Sequence[str], target: np.ndarray) -> Recall:
-    def mean(rows: list[dict[str, Any]], k: int) -> float | None:
-        known = [r["recall"][k] for r in rows if r["recall"][k] is not None]
-        return float(np.mean(known)) if known else None
-
-    return {
-        "classes": list(classes),
-        "objectives": {name: [mean(rows, k) for k in range(len(classes))] for name, rows in by_objective.items()},
-        "counts": np.bincount(target, minlength=len(classes)).tolist(),
-    }
-
-
-def _reliability(rows: list[dict[str, Any]]) -> Reliability:
-    def bins(when: str) -> list[ReliabilityBin]:
-        confidence, right, count = np.sum([r["reliability"][when] for r in rows], axis=0).T
-        return [
-            {"confidence": float(c / n), "accuracy": float(a / n), "count": int(n)}
-            for c, a, n in zip(confidence, right, count, strict=True)
-            if n
-        ]
-
-    return {
-        "before": bins("before"),
-        "after": bins("after"),
-        "ece_before": float(np.mean([r["ece_before"] for r in rows])),
-        "ece_after": float(np.mean([r["metrics"]["ece"] for r in rows])),
-        "temperature": float(np.median([r["temperature"] for r in rows])),
-    }
-
-
-def _residuals(by_objective: dict[str, list[dict[str, Any]]]) -> Residuals:
-    return {
-        "levels": list(LEVELS),
-        "quantiles": {
-            name: np.mean([r["residuals"]["quantiles"] for r in rows], axis=0).tolist()
-            for name, rows in by_objective.items()
-        },
-        "pairs": {
-            name: [(actual, value) for r in rows for actual, value in r["residuals"]["pairs"]][: 10 * PAIRS]
-            for name, rows in by_objective.items()
-        },
     }
 
 
@@ -235,8 +183,6 @@ def _robustness(by_objective: dict[str, list[dict[str, Any]]], attack: Attack) -
 
 
 def _candidates(comparison: Outcome) -> list[CandidateEntry]:
-    from lossworks.catalog import papers
-
     entries: list[CandidateEntry] = []
     for candidate in comparison.plan.candidates:
         rows = comparison.results.filter((pl.col("objective") == candidate.name) & pl.col("chosen"))
@@ -256,13 +202,7 @@ def _candidates(comparison: Outcome) -> list[CandidateEntry]:
 def _method(comparison: Outcome) -> list[str]:
     plan, training = comparison.plan, comparison.plan.training
     rope = comparison.judgement.rope
-    stratified = "" if plan.task == "real" else ", each class in its share"
-    calibrated = (
-        ""
-        if plan.task == "real"
-        else " One temperature a model is fitted on the same inner rows before probabilities are scored, so that "
-        "losses that do not estimate probabilities are judged fairly on log-loss and calibration error."
-    )
+    calibrated = f" {plan.task.calibrating}" if plan.task.calibrating else ""
     attacked = (
         []
         if plan.attack is None
@@ -281,9 +221,9 @@ def _method(comparison: Outcome) -> list[str]:
     )
     return [
         f"Every objective trains the same model ({comparison.architecture.described()}) on the same {plan.folds} "
-        f"folds, drawn {plan.repeats} times{stratified}. A fold's test rows are used once, to score. Within its "
-        f"training rows, {training.batch_size} rows a step for at most {training.max_steps} steps, with early stopping "
-        f"and the choice of the setting on inner rows that the model does not train on.{calibrated}",
+        f"folds, drawn {plan.repeats} times{plan.task.splitting}. A fold's test rows are used once, to score. Within "
+        f"its training rows, {training.batch_size} rows a step for at most {training.max_steps} steps, with early "
+        f"stopping and the choice of the setting on inner rows that the model does not train on.{calibrated}",
         "A difference is the objective's score less the reference's on the same test rows. Its interval and p-value "
         "are those of the corrected resampled t-test (Nadeau and Bengio 2003), which allows for training rows that "
         "folds share; the p-values are adjusted over the candidates by Holm's method.",

@@ -15,37 +15,12 @@ from lossworks.comparison.models.scaling import Scaler, Scaling
 from lossworks.roles import CLASSES, KINDS, Kind
 from lossworks.runs.memory import is_out_of_memory
 
-__all__ = ["ARCHITECTURES", "Architecture", "Factory", "Values", "architecture_of"]
+__all__ = ["ARCHITECTURES", "Architecture", "Factory", "architecture_of"]
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 ARCHITECTURES = ("mlp", "linear", "cnn")
 GIVEN = "as --model FILE.py:FUNCTION (in Python factory=)"
 """How a user gives a factory to a trained model."""
-
-
-class Values(nn.Module):
-    """Real values in the target's own unit, of one standardised output or of logits over bins.
-
-    Args:
-        support: The standardised value that each bin stands for, ``(k,)``; not read where there is one output.
-        mean: Of the target over the fit rows.
-        std: Likewise.
-    """
-
-    support: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, support: Tensor, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("support", support)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, output: Tensor) -> Tensor:
-        """``(n,)`` of ``(n, k)``."""
-        standardised = output.softmax(dim=-1) @ self.support if len(self.support) > 1 else output.flatten()
-        return (standardised.to(self.mean.dtype) * self.std + self.mean).to(output.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,7 @@ class Architecture:
         }
         return f"{self.model}, {hidden[self.model]}"
 
-    def sized(self, input_shape: tuple[int, ...], outputs: int, kind: Kind) -> "Architecture":
+    def sized(self, input_shape: tuple[int, ...], outputs: int, kind: Kind = CLASSES) -> "Architecture":
         """The same for data and a loss that are known."""
         return replace(self, input_shape=input_shape, outputs=outputs, kind=kind)
 
@@ -111,16 +86,17 @@ class Architecture:
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
-    def empty_module(self) -> nn.Sequential:
+    def empty_module(self, head: nn.Module) -> nn.Sequential:
         """The whole module with values to be loaded: scaler, network, head."""
         shape = (self.input_shape[0],) + (1,) * (len(self.input_shape) - 1)
         scaling: Scaling = "standard" if len(self.input_shape) > 1 else self.scaling
         scaler = Scaler(torch.zeros(shape), torch.ones(shape), scaling)
-        one = torch.ones((), dtype=torch.float64)
-        return self.assembled(scaler, self.network(), Values(torch.zeros(self.outputs), one * 0, one))
+        return nn.Sequential(scaler, self.network(), head)
 
-    def loaded(self, state: Mapping[str, Tensor]) -> nn.Sequential:
+    def loaded(self, state: Mapping[str, Tensor], make_head: Callable[[Kind, int], nn.Module]) -> nn.Sequential:
         """The whole module with these values; nothing is allocated before they are known to fit.
+
+        ``make_head`` makes the head for a kind of target and a number of outputs.
 
         Raises:
             InputError: a factory fails, or its network is not the one that was trained.
@@ -128,7 +104,7 @@ class Architecture:
         """
         own = isinstance(self.model, str)
         with torch.device("meta" if own else "cpu"):
-            module: nn.Sequential = self.empty_module()
+            module: nn.Sequential = self.empty_module(make_head(self.kind, self.outputs))
         try:
             for name, tensor in module.state_dict().items():
                 if name in state and state[name].dtype != tensor.dtype:
@@ -142,11 +118,6 @@ class Architecture:
                 f"({' '.join(str(error).split())}): give the same factory {GIVEN}"
             ) from error
         return module
-
-    def assembled(self, scaler: Scaler, network: nn.Module, values: Values) -> nn.Sequential:
-        """A plain module from rows ``(n, *input_shape)`` to logits ``(n, C)``, scores ``(n,)`` or values ``(n,)``."""
-        one_score = nn.Flatten(0) if self.kind.flat else nn.Identity()
-        return nn.Sequential(scaler, network, values if self.kind.scalable else one_score)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; a factory is kept as a word, as its code is not ours to save."""

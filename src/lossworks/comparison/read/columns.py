@@ -7,10 +7,12 @@ import polars as pl
 from lossworks.checks import InputError, nearest
 from lossworks.comparison.read.tables import Place
 
-__all__ = ["as_number", "as_text", "check_kind", "prepare", "way_on"]
+__all__ = ["MOST_CLASSES_OF_NUMBERS", "as_number", "as_text", "check_kind", "prepare", "way_on"]
 
 KINDS = ("category", "date", "number")
 MOST_TEXTS = 1000
+MOST_CLASSES_OF_NUMBERS = 20
+"""Up to so many different numbers may be labels."""
 MOSTLY = 0.8  # from this share of numbers on, a column of texts is taken for numbers with a few wrong entries
 
 DATE = r"^\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ]\d{1,2}:\d{2}.*)?\s*$"

@@ -5,21 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from lossworks.checks import InputError, nearest
-from lossworks.comparison.read.columns import MOSTLY, as_number, as_text, check_kind, prepare
+from lossworks.comparison.read.columns import MOST_CLASSES_OF_NUMBERS, MOSTLY, as_number, as_text, check_kind, prepare
 from lossworks.comparison.read.tables import Arrays, Place, listed, load, series
+from lossworks.comparison.tasks.base import Target, Task
+from lossworks.comparison.tasks.known import find_task, tasks
 
-__all__ = ["Dataset", "Task", "check_folds", "embedded", "read", "read_features"]
-
-Task = Literal["binary", "multiclass", "real"]
+__all__ = ["Dataset", "check_folds", "embedded", "read", "read_features"]
 
 EMBEDDED = {"anes96": "party"}
-MOST_CLASSES_OF_NUMBERS = 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Dataset:
         name: The file's stem, or ``"data"``.
         features: The columns without target, group and dropped ones; or float32 ``(n, d)`` or ``(n, c, h, w)``.
         target: ``(n,)`` int64 class codes, or float64 values.
-        classes: The labels as text, in the order of their codes; empty when real.
+        task: What it asks for.
+        classes: The labels as text, in the order of their codes; empty where the target is no class.
         group: ``(n,)`` int64 codes into ``group_names``, if a group was named.
         source: The file, if there is one.
         options: How it was read; ``read(source, **options)`` reads it again.
@@ -54,7 +54,7 @@ def read(
     data: Any,
     *,
     target: str | None = None,
-    task: Task | None = None,
+    task: str | None = None,
     group: str | None = None,
     drop: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
@@ -65,8 +65,8 @@ def read(
         data: A path (.csv, .tsv, .txt, .parquet, .arrow, .feather, .ipc, .npz with arrays ``X`` and ``y``), a polars or
             pandas frame, a dict of columns, or a tuple ``(X, y)``.
         target: The column to predict; needed for tables. In an NPZ file the array's name, ``"y"`` unless said.
-        task: ``"binary"``, ``"multiclass"`` or ``"real"``; found from the target unless said: texts, booleans and whole
-            numbers of few distinct values are classes.
+        task: The name of the task, such as ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``; found from the
+            target unless said: texts, booleans and whole numbers of few distinct values are classes.
         group: A column that names each row's group; it is no feature.
         drop: Columns to leave out.
         columns: What columns are: ``"category"`` (text, the 100 most common kept apart), ``"number"`` (text that is no
@@ -75,10 +75,9 @@ def read(
     Raises:
         InputError: one line that says what is wrong, where, and what to do.
     """
-    if task is not None and task not in get_args(Task):
-        raise InputError(
-            f"task must be one of {listed(get_args(Task))}, got {task!r}{nearest(str(task), get_args(Task))}"
-        )
+    if task is not None and task not in tasks():
+        raise InputError(f"task must be one of {listed(list(tasks()))}, got {task!r}{nearest(str(task), tasks())}")
+    asked = None if task is None else find_task(task)
     names = ["X", target or "y"] + ([group] if group else [])
     raw, place = load(data, exact=target, arrays=names)
     drop, columns = list(drop), dict(columns or {})
@@ -87,10 +86,10 @@ def read(
             raise InputError(
                 f"{place.label} holds arrays, whose columns have no names: drop= and columns= are for tables"
             )
-        return _of_arrays(raw, place, names, task)
+        return _of_arrays(raw, place, names, asked)
     if target is None and isinstance(data, tuple):
         target = "y"
-    return _of_table(raw, place, target, task, group, drop, columns)
+    return _of_table(raw, place, target, asked, group, drop, columns)
 
 
 def read_features(data: Any, options: Mapping[str, Any] | None = None) -> tuple[pl.DataFrame | np.ndarray, Place]:
@@ -147,22 +146,23 @@ def embedded(name: str = "anes96") -> Dataset:
 
 
 def check_folds(dataset: Dataset, folds: int) -> None:
-    """Raise unless every class (or the table) has a row for each fold."""
-    rows = len(dataset.target)
-    if dataset.task == "real" or rows < folds:
+    """Raise unless every stratum of the target, or else the table, has a row for each fold."""
+    rows, strata = len(dataset.target), dataset.task.strata(dataset.target)
+    if strata is None or rows < folds:
         if rows < 2 * folds:
             raise InputError(
                 f"{_label(dataset)} has {rows} rows, too few for {folds} folds: use --folds {max(2, rows // 2)}"
             )
         return
-    counts = np.bincount(dataset.target, minlength=len(dataset.classes))
+    counts = np.bincount(strata, minlength=len(dataset.classes))
     rarest = int(counts.argmin())
     if (few := int(counts[rarest])) < folds:
         way = (
             f"use --folds {few}, or leave the class's rows out" if few >= 2 else "leave its row out, or add rows of it"
         )
+        name = dataset.classes[rarest] if dataset.classes else str(rarest)
         raise InputError(
-            f"{_label(dataset)}, column {dataset.target_name!r}: class {dataset.classes[rarest]!r} has {few} "
+            f"{_label(dataset)}, column {dataset.target_name!r}: class {name!r} has {few} "
             f"row{'s' * (few != 1)}, fewer than the {folds} folds: {way}"
         )
 
@@ -213,7 +213,7 @@ def _of_table(
     gone = len(labels) - int(kept.sum())
     if gone == len(labels):
         raise InputError(f"{place.label}, column {target!r} (the target) has no values: choose another --target")
-    values, found, classes = _target(labels, place, task)
+    target_read, found, notes = _target(labels, place, task)
     groups, group_names = _groups(table[group].filter(kept)) if group else (None, ())
 
     prepared = []
@@ -232,20 +232,19 @@ def _of_table(
             f"{place.label} has no columns beside the target and those left out: there is nothing to learn from"
         )
 
-    notes = [] if task else _task_notes(labels, found, len(classes))
     if gone:
         notes.append(f"{gone:,} row{'s' * (gone > 1)} without a target {'were' if gone > 1 else 'was'} left out")
     return Dataset(
         name=place.path.stem if place.path else "data",
         features=pl.DataFrame(prepared),
-        target=values,
+        target=target_read.values,
         task=found,
         target_name=target,
-        classes=classes,
+        classes=target_read.classes,
         group=groups,
         group_names=group_names,
         source=place.path,
-        options={"target": target, "task": found, "group": group, "drop": drop, "columns": kinds},
+        options={"target": target, "task": found.name, "group": group, "drop": drop, "columns": kinds},
         notes=tuple(notes),
     )
 
@@ -295,8 +294,8 @@ def _target_as_found(column: pl.Series, place: Place, kind: str | None) -> pl.Se
     return column.to_physical().cast(pl.Float64).fill_nan(None)
 
 
-def _target(labels: pl.Series, place: Place, task: Task | None) -> tuple[np.ndarray, Task, tuple[str, ...]]:
-    """The target's codes or values, its task, and the classes."""
+def _target(labels: pl.Series, place: Place, asked: Task | None) -> tuple[Target, Task, list[str]]:
+    """The target, its task, and what is to be said of how it was understood."""
     where = f"{place.label}, column {labels.name!r} (the target)"
     labels = labels.drop_nulls()
     distinct = labels.unique().sort()
@@ -304,42 +303,11 @@ def _target(labels: pl.Series, place: Place, task: Task | None) -> tuple[np.ndar
         raise InputError(
             f"{where} has one value, {str(distinct[0])!r}, in all {len(labels)} rows: there is nothing to predict"
         )
-    found = task or _task_of(labels, distinct)
-    if found == "real":
-        if not labels.dtype.is_numeric():
-            held = "text" if labels.dtype == pl.String else "booleans"
-            raise InputError(f"{where} holds {held}, so it is not real: leave task= out")
-        return labels.cast(pl.Float64).to_numpy().copy(), found, ()
-    if found == "binary" and len(distinct) != 2:
-        raise InputError(
-            f"{where} has {len(distinct)} classes ({listed(as_text(distinct).to_list(), 4)}), so it is not binary"
-        )
-    codes = labels.replace_strict(distinct, pl.Series(range(len(distinct)), dtype=pl.Int64), return_dtype=pl.Int64)
-    return codes.to_numpy().copy(), found, tuple(as_text(distinct).to_list())
-
-
-def _task_of(labels: pl.Series, distinct: pl.Series) -> Task:
-    if labels.dtype.is_numeric():
-        whole = not labels.dtype.is_float() or bool((distinct == distinct.round(0)).all())
-        # few distinct whole numbers are labels: at most 20, and at most 5 % of the rows (up to 10 if each has 5 rows)
-        rows = len(labels)
-        if not whole or len(distinct) > min(MOST_CLASSES_OF_NUMBERS, max(2, min(10, rows // 5), rows // 20)):
-            return "real"
-    return "binary" if len(distinct) == 2 else "multiclass"
-
-
-def _task_notes(labels: pl.Series, task: Task, classes: int) -> list[str]:
-    """Say how numbers were understood where they could have been meant otherwise."""
-    if not labels.dtype.is_numeric():
-        return []
-    if task == "multiclass":
-        return [f"the target's whole numbers were taken for {classes} classes; --task real takes them as amounts"]
-    distinct = labels.drop_nulls().n_unique()
-    if task == "real" and not labels.dtype.is_float() and distinct <= 100:
-        return [
-            f"the target's {distinct} different numbers were taken for amounts; --task multiclass takes them as classes"
-        ]
-    return []
+    if asked is not None:
+        return asked.read(labels, distinct, where), asked, []
+    found = next(task for task in tasks().values() if task.recognises(labels, distinct))
+    note = found.note(labels, distinct)
+    return found.read(labels, distinct, where), found, [] if note is None else [note]
 
 
 def _groups(column: pl.Series) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -365,22 +333,22 @@ def _of_arrays(arrays: Arrays, place: Place, names: list[str], task: Task | None
         raise InputError(
             f"{place.label}, array {target_name!r} has no value (NaN) in row {row}: leave the row out of X and y"
         )
-    values, found, classes = _target(labels, place, task)
+    target_read, found, notes = _target(labels, place, task)
     groups, group_names = (
         _groups(_vector(arrays[group_name], group_name, len(features), place)) if group_name else (None, ())
     )
     return Dataset(
         name=place.path.stem if place.path else "data",
         features=features,
-        target=values,
+        target=target_read.values,
         task=found,
         target_name=target_name,
-        classes=classes,
+        classes=target_read.classes,
         group=groups,
         group_names=group_names,
         source=place.path,
-        options={"target": target_name, "task": found, "group": group_name, "drop": [], "columns": {}},
-        notes=tuple([] if task else _task_notes(labels, found, len(classes))),
+        options={"target": target_name, "task": found.name, "group": group_name, "drop": [], "columns": {}},
+        notes=tuple(notes),
     )
 
 

@@ -12,8 +12,9 @@ from math import isfinite, prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from lossworks.comparison.models.architecture import Architecture, Values
+from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.models.scaling import Scaler, TargetScale
+from lossworks.comparison.tasks.base import Task
 from lossworks.comparison.train.feed import Feed, Order, Table
 from lossworks.comparison.train.jobs import Job, Replica, Training, seed_from
 from lossworks.comparison.train.packing import (
@@ -29,8 +30,7 @@ from lossworks.comparison.train.packing import (
 from lossworks.comparison.train.risk import StackedObjective
 from lossworks.comparison.train.stack import LayerStack, ModuleStack, Stack
 from lossworks.metrics.registry import Metric
-from lossworks.objective import Objective
-from lossworks.roles import CLASSES, REAL, Loss, Part, Perturbation
+from lossworks.roles import Kind, Part, Perturbation
 from lossworks.runs.memory import is_out_of_memory
 
 __all__ = ["Trained", "one_thread", "train"]
@@ -67,7 +67,7 @@ class Trained:
     _replicas: list[Replica] = field(repr=False)
 
     def outputs(self, replica: int, rows: Tensor) -> Tensor:
-        """Logits ``(len(rows), C)``, scores ``(len(rows),)`` of binary losses, or values in the target's unit."""
+        """What the task's head makes of the rows: class logits, scores, or values in the target's unit."""
         module, x = self.module(replica), self._table.x
         at_once = max(1, EVALUATED_VALUES // prod(self._table.shape))
         with torch.inference_mode():
@@ -79,7 +79,7 @@ class Trained:
         with torch.random.fork_rng([]):
             network = one.architecture.network().to(self._table.x.device)
         network.load_state_dict(one.best, strict=False)
-        return copy.deepcopy(one.architecture.assembled(one.scaler, network, one.values)).eval()
+        return copy.deepcopy(nn.Sequential(one.scaler, network, one.head)).eval()
 
 
 @dataclass
@@ -141,15 +141,15 @@ class _Tile:
                     replica.best = self.stack.snapshot(start + offset)
 
     def _outputs(self, index: Tensor, some: slice) -> Tensor:
-        """Outputs ``(r, n, k)``, real ones as values in the target's own unit."""
+        """What the heads make of the outputs, ``(r, n, k)``; values are in the target's own unit."""
         at_once = max(1, EVALUATED_VALUES // (len(index) * prod(self.table.shape)))
         outputs = torch.cat(
             [self.stack.outputs(self.feed.inputs(rows, some), some) for rows in index.split(at_once, 1)], 1
         )
-        if not self.replicas[0].architecture.kind.scalable:
+        if isinstance(self.replicas[0].head, (nn.Identity, nn.Flatten)):  # the numbers are what they were
             return outputs
         pairs = zip(outputs, self.replicas[some], strict=True)
-        return torch.stack([replica.values(output) for output, replica in pairs])[..., None]
+        return torch.stack([replica.head(output) for output, replica in pairs])[..., None]
 
 
 def train(
@@ -160,6 +160,7 @@ def train(
     training: Training,
     metric: Metric,
     *,
+    task: Task,
     group: Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -177,12 +178,13 @@ def train(
 
     Args:
         x: ``(n, *shape)``; it is gathered from and never copied, but to the device.
-        y: ``(n,)``, int64 classes or floating-point values, which are standardised by each job's fit rows.
+        y: ``(n,)``, the targets as the task has them in training; what it scales, it scales by each job's fit rows.
         jobs: The replicas.
         architecture: What they are.
         training: How they are trained.
         metric: Its score on inner rows decides when a replica is best; where it lies in [0, 1], settings of one contest
             that are behind its best by more than two binomial standard errors are dropped at ``race_after``.
+        task: What the targets are: it says how many outputs a loss needs, and what reads them.
         group: ``(n,)`` int64, for weightings that need it.
         device: Where it happens.
         progress: Called with the steps done, their total and the best score, after each evaluation.
@@ -201,7 +203,7 @@ def train(
     table = Table(x.to(device, torch.float32), y.to(device), None if group is None else group.to(device))
     with _quiet_and_seeded(device), torch.no_grad():
         with _crew() as crew:
-            replicas, notes = crew.submit(_replicas, table, jobs, architecture).result(), list[str]()
+            replicas, notes = crew.submit(_replicas, table, jobs, architecture, task).result(), list[str]()
         racing = bool(training.race_after) and metric.bounded01
         pieces = pieces_of(replicas, training, partial(_cannot_stack, table, training), notes)
         waiting = packed(units_of(pieces, racing), training, memory)
@@ -393,13 +395,13 @@ def _groups(table: Table) -> Tensor:
 
 
 def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
-    """How many rows a standard error goes by: all for accuracy, else the rarest class's, once for each class.
+    """How many rows a standard error goes by: all, or where each class counts the same the rarest's, once for each.
 
     Of a metric of groups, the fewest that a group has.
     """
 
     def count(rows: Tensor) -> int:
-        if metric.of_one_group == "accuracy" or table.y.is_floating_point():
+        if not metric.by_class:
             return len(rows)
         counts = table.y[rows].bincount()
         present = counts[counts > 0]
@@ -416,32 +418,20 @@ def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
 
 
 @torch.no_grad()
-def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture) -> list[Replica]:
-    real = table.y.is_floating_point()
-    classes = 1 if real else int(table.y.max()) + 1
-    fitted: dict[tuple[int, int], tuple[Scaler, TargetScale]] = {}
+def _replicas(table: Table, jobs: Sequence[Job], architecture: Architecture, task: Task) -> list[Replica]:
+    fitted: dict[tuple[int, int, Kind], tuple[Scaler, TargetScale | None]] = {}
     replicas = []
     for number, job in enumerate(jobs):
-        key = (job.fit.data_ptr(), len(job.fit))
-        if key not in fitted:
-            scale = TargetScale.fit(table.y, job.fit.to(table.y.device)) if real else TargetScale()
-            fitted[key] = (Scaler.fit(table.x, job.fit, architecture.scaling), scale)
         loss = job.objective.loss
-        kind = loss.kind if isinstance(loss, Loss) else (REAL if real else CLASSES)
-        sized = architecture.sized(table.shape, loss.output_size(classes) if isinstance(loss, Loss) else classes, kind)
+        key = (job.fit.data_ptr(), len(job.fit), loss.kind)
+        if key not in fitted:
+            scale = task.scale(loss.kind, table.y, job.fit.to(table.y.device))
+            fitted[key] = (Scaler.fit(table.x, job.fit, architecture.scaling), scale)
+        sized = architecture.sized(table.shape, task.outputs(loss, table.y), loss.kind)
         scaler, scale = fitted[key]
-        values = _values(job.objective, scale, sized.outputs, table.x.device)
-        replicas.append(Replica(number, job, sized, scaler, scale, values))
+        head = task.head(loss, sized.outputs, scale).to(table.x.device)
+        replicas.append(Replica(number, job, sized, scaler, scale, head))
     return replicas
-
-
-def _values(objective: Objective, scale: TargetScale, outputs: int, device: torch.device) -> Values:
-    """What reads the outputs of a real loss; bins are found by asking what each of them alone predicts."""
-    loss, support = objective.loss, torch.zeros(outputs)
-    if isinstance(loss, Loss) and loss.kind.scalable and outputs > 1:
-        support = loss.predict(1e4 * torch.eye(outputs)).detach()
-    mean, std = (torch.tensor(value, dtype=torch.float64) for value in (scale.mean, scale.std))
-    return Values(support, mean, std).to(device)
 
 
 def _tile(table: Table, replicas: list[Replica], training: Training) -> _Tile:
@@ -454,7 +444,7 @@ def _tile(table: Table, replicas: list[Replica], training: Training) -> _Tile:
     options = (networks, objectives, training.lr, training.weight_decay, squeeze)
     by_hand = replicas[0].architecture.layered and StackedObjective(objectives[:1], table.x.device).risk_alone
     stack: Stack = (LayerStack if by_hand else ModuleStack)(*options)
-    targets = [replica.target for replica in replicas] if kind.scalable else []
+    targets = [replica.target for replica in replicas if replica.target is not None]
     feed = Feed(table, [replica.order for replica in replicas], [replica.scaler for replica in replicas], targets)
     for number, replica in enumerate(replicas):
         replica.best = replica.best or stack.snapshot(number)

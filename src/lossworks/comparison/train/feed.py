@@ -22,7 +22,7 @@ class Table:
 
     Attributes:
         x: ``(n, *shape)`` float32.
-        y: ``(n,)``, int64 classes or float64 values.
+        y: ``(n,)``, int64 classes or floating-point values.
         group: ``(n,)`` int64, or None.
     """
 
@@ -62,7 +62,7 @@ class Feed:
         table: The data.
         orders: One a replica.
         scalers: One a replica, all of one kind.
-        targets: One a replica for real targets, else empty.
+        targets: One a replica where targets are scaled, else empty.
     """
 
     def __init__(

@@ -5,10 +5,10 @@ from math import isfinite
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossworks.checks import check_between, check_int, check_positive
-from lossworks.comparison.models.architecture import Architecture, Values
+from lossworks.comparison.models.architecture import Architecture
 from lossworks.comparison.models.scaling import Scaler, TargetScale
 from lossworks.comparison.train.feed import Order
 from lossworks.comparison.train.risk import State
@@ -74,8 +74,8 @@ class Replica:
     job: Job
     architecture: Architecture
     scaler: Scaler
-    target: TargetScale
-    values: Values
+    target: TargetScale | None
+    head: nn.Module
     order: Order = field(init=False)
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: State = field(default_factory=dict)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from lossworks.checks import InputError
 from lossworks.comparison.attack import ROBUST, ROWS, SHARES, VERIFIED, Attack, accuracy_curve, verified_accuracy
+from lossworks.comparison.candidates import OUTSIDE
 from lossworks.comparison.models.architecture import Architecture
-from lossworks.comparison.models.boosting import boosted_outputs
-from lossworks.comparison.plan import OUTSIDE, Group, Plan, Replica, derive_seed, jobs_of
+from lossworks.comparison.plan import Group, Plan, Replica, jobs_of
 from lossworks.comparison.read.dataset import Dataset
+from lossworks.comparison.splits import derive_seed
+from lossworks.comparison.tasks.base import Target
 from lossworks.comparison.train.engine import Trained, one_thread, train
 from lossworks.comparison.train.evaluate import evaluate, thinned
-from lossworks.metrics.registry import find_metric
 from lossworks.runs.memory import budget, is_out_of_memory
 from lossworks.runs.units import Results, Tell, Unit
 
@@ -48,9 +49,8 @@ class Workload:
     group: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
-        dtype = torch.float32 if self.dataset.task == "real" else torch.int64
         group = self.dataset.group
-        object.__setattr__(self, "y", torch.from_numpy(self.dataset.target).to(dtype))
+        object.__setattr__(self, "y", self.dataset.task.tensor(self.dataset.target))
         object.__setattr__(self, "group", None if group is None else torch.from_numpy(group))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,7 +143,8 @@ def _trained(
         jobs,
         workload.architecture,
         workload.plan.training,
-        find_metric(workload.plan.metric, workload.dataset.task),
+        workload.plan.metric,
+        task=workload.plan.task,
         group=workload.group,
         device=workload.device,
         progress=lambda steps, total, _: tell(len(jobs) * steps / total),
@@ -201,11 +202,13 @@ def _attacked(
 
 def _boosted(workload: Workload, tell: Tell, stop: Callable[[], bool]) -> Results | None:
     plan, dataset, results = workload.plan, workload.dataset, []
+    table, target = workload.x.flatten(1).numpy(), Target(dataset.target, dataset.classes)
     for number, split in enumerate(plan.splits):
         if stop():
             return None
         tell(number)
-        outputs = boosted_outputs(dataset, workload.x, split, plan.seed)
+        seed = derive_seed(plan.seed, OUTSIDE, split.fold, split.repeat)
+        outputs = plan.task.outside(table, target, np.concatenate([split.fit, split.inner]), split.test, seed)
         found = evaluate(dataset, plan.metric, inner=None, test=(split.test, outputs))
         results.append(_named(plan, OUTSIDE, "default", number) | found | {"setting_number": 0, "inner_score": 0.0})
     return results
