@@ -90,6 +90,7 @@ def test_another_ctrl_c_is_no_traceback(monkeypatch, capfd):
     def ended(code):
         raise SystemExit(code)
 
+    monkeypatch.setattr("sys.argv", ["lossworks", "compare"])
     monkeypatch.setattr("lossworks.cli.main", interrupted)
     monkeypatch.setattr(os, "_exit", ended)
     before = signal.getsignal(signal.SIGINT)

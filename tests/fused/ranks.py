@@ -40,7 +40,9 @@ def example(loss, dtype=torch.float64, scale=1.0):
     elif loss.kind.levels(columns):
         target = torch.randint(2, (ROWS, columns), generator=generator).to(torch.float64)
     else:
-        target = draw(ROWS) if loss.output_size() > 1 else draw(ROWS, columns)
+        shape = (ROWS,) if loss.output_size() > 1 else (ROWS, columns)
+        target = loss.kind.example_target(ROWS * columns, columns, torch.float64, generator)
+        target = target[: torch.Size(shape).numel()].reshape(shape)
     index = torch.arange(ROWS) if loss.needs_index else None
     none = loss.rows(torch.zeros(0, columns, dtype=torch.float64), target[:0], None if index is None else index[:0])[0]
     shape = (ROWS, *none.shape[1:])

@@ -291,6 +291,8 @@ HELPERS = {
     "lossworks.checks.readable": "asked of tensors alone, after the checks",
     "lossworks.checks.taken": "a context around a user's code",
     "lossworks.optim.sharpness.buffers_kept": "a context around an optimizer's passes, after its checks",
+    "lossworks.objective.micro_batches.arguments_of": "names its argument as its caller does: parts",
+    "lossworks.roles.kinds.declare_kind": "called where a class is made",
     "lossworks.optim.steps.norm_of": "of gradients that the optimizers have checked",
     "lossworks.roles.part.cite": "a decorator for authors",
     "lossworks.roles.reduction.weighted_reduction": "reduces what the losses have checked",

@@ -5,7 +5,8 @@ from sklearn.metrics import log_loss
 from torch.testing import assert_close
 
 from lossworks.comparison import InputError
-from lossworks.comparison.plan import candidate_from_name
+from lossworks.comparison.candidates import candidate_from_name
+from lossworks.comparison.tasks.known import find_task
 from lossworks.losses import BPRLoss, LogisticLoss
 from lossworks.objective import Objective
 
@@ -57,10 +58,10 @@ def test_the_gradient_in_both_scores_survives_an_objective_and_halves(scores):
     assert (halves.grad != 0).all()
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "real"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "real", "counts"])
 def test_no_table_has_its_targets(task):
     with pytest.raises(InputError, match=f"'BPRLoss' is for pairs of scores, but the target is {task}"):
-        candidate_from_name("BPRLoss", "", task)
+        candidate_from_name("BPRLoss", "", find_task(task))
 
 
 def test_scores_that_do_not_pair_are_refused(scores):
