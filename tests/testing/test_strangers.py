@@ -69,6 +69,58 @@ def test_a_part_that_cannot_be_called_by_its_example_says_so():
     assert "no call of it" in check_part(Plain())["repeatable"]
 
 
+@pytest.mark.parametrize(
+    "given", [None, 3, "LDRLoss", torch.zeros(2), [strangers.PowerLoss()], {}, torch, float("nan")]
+)
+def test_what_is_no_part_is_refused_in_one_line(given):
+    with pytest.raises(TypeError, match=r"^part must be an instance of a role, a class or a function, got .*$") as said:
+        check_part(given)
+    assert "\n" not in str(said.value)
+
+
+def test_a_wrapper_that_is_already_around_an_optimizer_is_refused():
+    made = strangers.Decayed(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1), 0.1)
+    with pytest.raises(TypeError, match=r"part must be the class Decayed, or a function that makes one"):
+        check_part(made)
+
+
+class Asking(strangers.PowerLoss):
+    """A loss whose constructor needs what the class does not declare."""
+
+    settings = ()
+
+    def __init__(self, power):
+        if not isinstance(power, float):
+            raise RuntimeError("no\nlonger")
+        super().__init__(power)
+
+
+class Asked(Asking):
+    """One that declares what its constructor refuses."""
+
+    settings = ({"power": 1},)
+
+
+@pytest.mark.parametrize(("part", "said"), [(Asking, "missing 1 required .*'power'"), (Asked, "no")])
+def test_a_class_that_cannot_be_built_says_what_to_give(part, said):
+    with pytest.raises(TypeError, match=rf"^part must be an instance of {part.__name__}, .* settings .*: .*{said}$"):
+        check_part(part)
+
+
+class Talkative(strangers.PowerWeights):
+    """Weights that end in an error of several lines, which is not the contract's."""
+
+    def forward(self, losses, *, index=None, group=None, target=None):
+        raise KeyError("losses\nand more")
+
+
+def test_an_error_from_inside_a_part_is_said_in_one_line_with_its_type():
+    with pytest.raises(AssertionError, match=r"^\w+\(Talkative\): KeyError: .*losses") as said:
+        check_part(Talkative())
+    assert "\n" not in str(said.value)
+    assert isinstance(said.value.__cause__, KeyError)
+
+
 BROKEN = [
     (strangers.NegativeWeights(), "non_negative", "the least weight is -"),
     (strangers.PlaceWeights(), "equal_rows_get_equal_weights", "rows of the one loss"),

@@ -311,6 +311,8 @@ def check_part(
 
     Raises:
         AssertionError: the first check that fails, with its name and the part's.
+        TypeError: what is no part: a number, a text, a tensor or a module; a wrapper that is already around an
+            optimizer; a class that cannot be built, with what its constructor said.
 
     >>> from lossworks.losses import CrossEntropyLoss
     >>> check_part(CrossEntropyLoss())["gradcheck"]
@@ -336,6 +338,9 @@ def run_check(subject: Subject, name: str, check: Check) -> str:
             return reason
         try:
             check.run(subject)
-        except Exception as error:
+        except AssertionError as error:
             raise AssertionError(f"{name}({subject.name}): {error}") from error
+        except Exception as error:
+            said = str(error).partition("\n")[0]
+            raise AssertionError(f"{name}({subject.name}): {type(error).__name__}: {said}") from error
     return PASSED

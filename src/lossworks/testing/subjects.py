@@ -1,15 +1,18 @@
 """A part as the contract takes it, with what its checks may need."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
+from lossworks.checks import shown
 from lossworks.objective import Objective
 from lossworks.roles import Part, Selector, Wrapper
 from lossworks.testing.calls import Call, NoExampleError, documented_call
@@ -18,6 +21,9 @@ from lossworks.testing.inputs import Recipe, build
 from lossworks.testing.ranks import Ranks
 
 __all__ = ["Subject", "subject_of"]
+
+NOT_PARTS = (str, bytes, bool, int, float, complex, list, tuple, dict, set, Tensor, np.ndarray, ModuleType)
+"""Values of these types are no parts, whatever their docstrings say."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,35 @@ def subject_of(part: Any, setting: Mapping[str, Any] | None = None, **given: Any
         setting: Of a class, how it is built; its first setting by default.
         given: What :class:`Subject` takes beside.
     """
+    if part is None or isinstance(part, NOT_PARTS):
+        raise TypeError(f"part must be an instance of a role, a class or a function, got {shown(part)}")
     name = getattr(part, "__name__", type(part).__name__)
+    if isinstance(part, Wrapper):
+        raise TypeError(f"part must be the class {name}, or a function that makes one from an optimizer, got one made")
     if inspect.isclass(part):
-        chosen = part.settings[0] if setting is None and hasattr(part, "settings") else (setting or {})
+        declared: Sequence[Mapping[str, Any]] = getattr(part, "settings", ())
+        chosen = declared[0] if setting is None and declared else (setting or {})
         if issubclass(part, Wrapper):
             part = Recipe(part, chosen)
         elif issubclass(part, Selector) and not chosen:
             part = documented_call(part).owner
         elif issubclass(part, (Part, Objective, Selector)):
-            part = build(part, chosen)
+            part = _built(part, chosen)
     elif callable(part) and not isinstance(part, (nn.Module, Selector)) and not hasattr(part, "papers"):
         part = _recipe(part)
     return Subject(part, name, **given)
+
+
+def _built(part: type[Any], setting: Mapping[str, Any]) -> Any:
+    """An instance of the class."""
+    try:
+        return build(part, setting)
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise TypeError(
+            f"part must be an instance of {part.__name__}, or the class must say in settings and needs how one is "
+            f"built: {said}"
+        ) from error
 
 
 def _recipe(factory: Any) -> Any:

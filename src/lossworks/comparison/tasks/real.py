@@ -52,7 +52,7 @@ class Real(Task):
         """See :class:`Task`."""
         if not labels.dtype.is_numeric():
             held = "text" if labels.dtype == pl.String else "booleans"
-            raise InputError(f"{where} holds {held}, so it is not {self.name}: leave task= out")
+            raise InputError(f"{where} holds {held}, so it is not {self.name}: leave out --task or task=")
         return Target(labels.cast(pl.Float64).to_numpy().copy())
 
     def note(self, labels: pl.Series, distinct: pl.Series) -> str | None:
