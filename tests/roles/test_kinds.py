@@ -129,6 +129,23 @@ def test_a_wrong_kind_is_refused_where_the_class_is_made(role):
         type("Wrong", (role,), {"kind": "clases"})
     with pytest.raises(TypeError, match=r"Wrong.kind must be a Kind or the name of one, got 3"):
         type("Wrong", (role,), {"kind": 3})
+    with pytest.raises(TypeError, match=r"Wrong.kind must be a Kind or the name of one, got None"):
+        type("Wrong", (role,), {"kind": None})
+
+
+@pytest.mark.parametrize("role", [Loss, BatchLoss])
+def test_a_kind_that_lacks_what_messages_and_saved_models_say_is_refused_where_it_is_used(role):
+    nameless = type("Nameless", (Kind,), dict.fromkeys(Kind.__abstractmethods__, print))
+    with pytest.raises(TypeError, match=r"Wrong.kind: Nameless must define name and title"):
+        type("Wrong", (role,), {"kind": nameless()})
+
+
+@pytest.mark.parametrize("role", [Loss, BatchLoss])
+def test_an_instance_has_no_kind_of_its_own(role):
+    loss = type("Own", (role,), {"kind": "real"})()
+    with pytest.raises(TypeError, match=r"Own.kind is set in the class body, not on an instance: .* kind = 'binary'"):
+        loss.kind = "binary"
+    assert loss.kind == REAL
 
 
 def test_a_loss_of_counts_has_all_that_the_base_gives(generator):

@@ -1,18 +1,18 @@
 """The role of a loss that couples its whole batch."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.distributed import ProcessGroup, gather_rows
-from lossworks.roles.kinds import REAL, Kind, declare_kind
+from lossworks.roles.kinds import REAL, Kind, TakesKind
 from lossworks.roles.part import Part
 
 __all__ = ["BatchLoss"]
 
 
-class BatchLoss(Part):
+class BatchLoss(TakesKind, Part):
     """A loss that couples the whole batch and has no value per row, so that it refuses a ``Weighting``.
 
     When the batch is split over ranks, it is exact by :meth:`over_ranks`, which :class:`lossworks.Objective` calls.
@@ -24,10 +24,6 @@ class BatchLoss(Part):
     kind: ClassVar[Kind] = REAL
     couples_batch = True
     role = "loss"
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        declare_kind(cls)
 
     def output_size(self, num_classes: int = 1) -> int:
         """How many outputs a model needs for this loss."""

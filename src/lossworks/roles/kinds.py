@@ -37,7 +37,7 @@ __all__ = [
     "Pairs",
     "Real",
     "Rows",
-    "declare_kind",
+    "TakesKind",
     "find_kind",
 ]
 
@@ -353,15 +353,38 @@ def find_kind(name: str) -> Kind:
     return KINDS[check_choice("kind", name, KINDS)]
 
 
-def declare_kind(part: type[Any]) -> None:
-    """If this class body gives ``kind`` as a name, replace the name by the kind.
+class TakesKind:
+    """What takes a target of some kind, and says in its class body which one.
+
+    The kind holds for the whole class, because a comparison chooses losses by it before it builds one.
+
+    Attributes:
+        kind: The :class:`Kind`; a class body may give the kind's name.
 
     Raises:
-        ValueError: ``kind`` is the name of no kind.
-        TypeError: ``kind`` is neither a kind nor a name.
+        ValueError: a class body gives the name of no kind.
+        TypeError: a class body gives neither a kind nor a name, a kind without a name or a title, or an instance is
+            given a kind of its own.
     """
-    given = part.__dict__.get("kind")
-    if isinstance(given, str):
-        part.kind = KINDS[check_choice(f"{part.__name__}.kind", given, KINDS)]
-    elif given is not None and not isinstance(given, Kind):
-        raise TypeError(f"{part.__name__}.kind must be a Kind or the name of one, got {shown(given)}")
+
+    kind: ClassVar[Kind]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" not in cls.__dict__:
+            return
+        given: Any = cls.__dict__["kind"]
+        if isinstance(given, str):
+            cls.kind = KINDS[check_choice(f"{cls.__name__}.kind", given, KINDS)]
+        elif not isinstance(given, Kind):
+            raise TypeError(f"{cls.__name__}.kind must be a Kind or the name of one, got {shown(given)}")
+        elif missing := [word for word in ("name", "title") if not hasattr(given, word)]:
+            raise TypeError(f"{cls.__name__}.kind: {type(given).__name__} must define {' and '.join(missing)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "kind":
+            own = type(self).__name__
+            raise TypeError(
+                f"{own}.kind is set in the class body, not on an instance: write kind = {shown(value)} there"
+            )
+        super().__setattr__(name, value)

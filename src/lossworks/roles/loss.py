@@ -18,7 +18,7 @@ from lossworks.checks import (
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
 from lossworks.roles.closed_form import ClosedForm
-from lossworks.roles.kinds import CLASSES, Kind, declare_kind
+from lossworks.roles.kinds import CLASSES, Kind, TakesKind
 from lossworks.roles.part import AnyFunction, Part
 from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
 from lossworks.roles.remember import remembering
@@ -37,7 +37,7 @@ def _of_floats(predict: AnyFunction) -> AnyFunction:
     return cast(AnyFunction, checked)
 
 
-class Loss(Part):
+class Loss(TakesKind, Part):
     """A loss with one value per row: subclasses define :meth:`per_sample`, this class adds torch's conventions.
 
     The class attribute ``kind`` says which kind of target it takes:
@@ -71,7 +71,6 @@ class Loss(Part):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        declare_kind(cls)
         if "per_sample" in cls.__dict__ and "closed_form" not in cls.__dict__:
             cls.closed_form = Loss.closed_form  # type: ignore[method-assign]  # the inherited one is another loss's
         if "predict" in cls.__dict__:
