@@ -24,6 +24,7 @@ from torch import nn
 from lossworks.catalog import parts
 from lossworks.comparison.tasks.binary import Binary
 from lossworks.losses import CrossEntropyLoss, FocalLoss, HuberLoss, SquaredLoss
+from lossworks.objective import Objective
 from lossworks.penalties import WeightMagnitudePenalty
 from lossworks.perturb import GaussianNoise
 from lossworks.roles import BINARY, CLASSES, REAL, Loss
@@ -291,6 +292,7 @@ def test_a_diverged_training_warns(rows):
         ({"loss": "SquaredLoss"}, ValueError, "loss: 'SquaredLoss' is for real values, but the target is binary"),
         ({"loss": HuberLoss()}, ValueError, "loss: 'HuberLoss' is for real values, but the target is binary"),
         ({"loss": FocalLoss}, TypeError, "loss must be a name from the catalog or a lossworks Loss"),
+        ({"loss": Objective(FocalLoss())}, TypeError, r"or a lossworks Loss, got Objective\( [^\n]*$"),
         ({"weights": "Balanced"}, ValueError, "loss and weights: no part is called 'Balanced'"),
         ({"weights": FocalLoss()}, TypeError, "weights must be a lossworks weights part, got FocalLoss"),
         (

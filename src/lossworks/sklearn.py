@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from lossworks.checks import check_between
+from lossworks.checks import check_between, shown
 from lossworks.comparison.candidates import candidate_from_name, check_kind
 from lossworks.comparison.handover.model import ROWS_AT_ONCE
 from lossworks.comparison.models.architecture import Architecture, Factory
@@ -137,7 +137,7 @@ class _ObjectiveEstimator(BaseEstimator):
     def _objective(self, task: Task, facts: dict[str, Any]) -> Objective:
         """The parts that were named, with what they need of the training rows, and those that were given."""
         if not isinstance(self.loss, (str, Loss, BatchLoss)):
-            raise TypeError(f"loss must be a name from the catalog or a lossworks Loss, got {self.loss!r}")
+            raise TypeError(f"loss must be a name from the catalog or a lossworks Loss, got {shown(self.loss)}")
         name, argument = (self.loss if isinstance(self.loss, str) else task.reference), "loss"
         if isinstance(self.weights, str):
             name, argument = f"{name}+{self.weights}", "loss and weights"
@@ -147,7 +147,7 @@ class _ObjectiveEstimator(BaseEstimator):
         given = None if isinstance(self.weights, str) else self.weights
         for role, part, other in (("weights", named.weights, given), ("perturb", named.perturb, self.perturb)):
             if part is not None and other is not None:
-                raise ValueError(f"{role}: {name!r} names {type(part).__name__} already, got also {other!r}")
+                raise ValueError(f"{role}: {name!r} names {type(part).__name__} already, got also {shown(other)}")
         return Objective(
             named.loss if isinstance(self.loss, str) else self.loss,
             weights=named.weights if given is None else given,

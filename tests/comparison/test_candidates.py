@@ -57,6 +57,13 @@ class Attentive(Agreement):
         return super().forward(output, target)
 
 
+class Unweighted(Agreement):
+    """A loss of a batch that leaves out what every such loss takes."""
+
+    def forward(self, output, target):
+        return super().forward(output, target)
+
+
 class Tempered(Loss):
     """Cross-entropy at another temperature, which is in no one's list."""
 
@@ -227,6 +234,10 @@ def test_a_user_s_own_objective_is_copied_for_each_replica(dataset):
         (["LDRLoss+ClassBalanced+UniformWeights"], "at most one weighting"),
         (["LDRLoss+SampleWeights"], "weights of your own"),
         ({"mine": torch.nn.CrossEntropyLoss()}, "must be a lossworks Loss or Objective"),
+        ({"mine": LDRLoss}, "must be a lossworks Loss or Objective, as an object, got <class .*LDRLoss"),
+        ([LDRLoss()], r"^objectives must be names of the catalog, as a list, or .*, got \[LDRLoss"),
+        ("LDRLoss", r"^objectives must be names of the catalog, as a list, or .*, got 'LDRLoss'"),
+        ({"mine": Unweighted()}, r"'mine': Unweighted.forward must take sample_weight="),
         ({"mine": HuberLoss()}, "is for real values"),
         ({OUTSIDE: LDRLoss()}, "is the name of the outside line"),
     ],

@@ -122,7 +122,13 @@ def test_outliers_of_a_real_target(rng):
     columns["y"][:9] = 1000
     found = findings(columns)["outliers"]
     assert (found.numbers["count"], found.numbers["furthest"], found.helps) == (9, 1000, ("outliers",))
-    assert "9 values of 'y' (1 %)" in found.text
+    assert "9 values of 'y' (1 %) lie more" in found.text
+
+
+def test_one_outlier_is_one_value(rng):
+    columns = {name: column[:100] for name, column in values(rng).items()}
+    columns["y"][0] = 1000
+    assert "1 value of 'y' (1 %) lies more" in findings(columns)["outliers"].text
 
 
 def test_heavy_tails_of_a_real_target(rng):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lossworks.catalog import Entry, claims, papers, parts
-from lossworks.checks import InputError, nearest
+from lossworks.checks import InputError, nearest, shown
 from lossworks.comparison.attack import Attack
 from lossworks.comparison.findings import Finding
 from lossworks.comparison.read.dataset import Dataset
@@ -117,6 +117,11 @@ def choose_candidates(
         own = [candidate for candidate in given if candidate.name == reference.name]
         return (*(own or [reference]), *(candidate for candidate in given if candidate.name != reference.name))
     if objectives is not None:
+        if isinstance(objectives, str) or not all(isinstance(name, str) for name in objectives):
+            raise InputError(
+                f"objectives must be names of the catalog, as a list, or {{name: Loss or Objective}}, "
+                f"got {shown(objectives)}"
+            )
         asked = [name for name in dict.fromkeys(objectives) if name != reference.name]
         chosen = [candidate_from_name(name, "asked for", task, grouped=grouped) for name in asked]
     else:
@@ -291,6 +296,8 @@ def check_kind(argument: str, name: str, loss: type[Loss] | type[BatchLoss], tas
             f"{argument}: {name!r} couples its batch and takes {' and '.join(further)} beside outputs and targets, "
             f"which a table does not have"
         )
+    if issubclass(loss, BatchLoss) and "sample_weight" not in inspect.signature(loss.forward).parameters:
+        raise InputError(f"{argument}: {name!r}: {loss.__name__}.forward must take sample_weight=, as a BatchLoss does")
 
 
 def _refuse_ungrouped(argument: str, name: str, chosen: Sequence[type[Part]]) -> None:
@@ -302,7 +309,9 @@ def _refuse_ungrouped(argument: str, name: str, chosen: Sequence[type[Part]]) ->
 
 def _own(name: str, given: Loss | BatchLoss | Objective, dataset: Dataset) -> Candidate:
     if not isinstance(given, (Loss, BatchLoss, Objective)):
-        raise InputError(f"objectives[{name!r}] must be a lossworks Loss or Objective, got {type(given).__name__}")
+        raise InputError(
+            f"objectives[{name!r}] must be a lossworks Loss or Objective, as an object, got {shown(given)}"
+        )
     objective = given if isinstance(given, Objective) else Objective(given)
     check_kind("objectives", name, type(objective.loss), dataset.task)
     if dataset.group is None:

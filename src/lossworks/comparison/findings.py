@@ -207,9 +207,10 @@ def _outliers(view: _View) -> Finding | None:
     if not reach or share < NOTABLE_OUTLIERS:
         return None
     furthest = float(view.target[np.abs(view.target - (q1 + q3) / 2).argmax()])
+    lie = "value of {!r} ({}) lies" if outside.sum() == 1 else "values of {!r} ({}) lie"
     return Finding(
         "outliers",
-        f"{outside.sum():,} values of {view.dataset.target_name!r} ({_percent(share)}) lie more than 3 interquartile "
+        f"{outside.sum():,} {lie.format(view.dataset.target_name, _percent(share))} more than 3 interquartile "
         f"ranges outside the middle half ({q1:.4g} to {q3:.4g}); the furthest is {furthest:.4g}.",
         {"share": share, "count": int(outside.sum()), "q25": q1, "q75": q3, "furthest": furthest},
         ("outliers",),
