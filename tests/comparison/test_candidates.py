@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 import lossworks as lw
 from lossworks import catalog
-from lossworks.catalog import parts
+from lossworks.catalog import Entry, parts
 from lossworks.checks import InputError
 from lossworks.comparison import Training
 from lossworks.comparison.attack import Attack
-from lossworks.comparison.candidates import MOST, OUTSIDE, candidate_from_name, choose_candidates
+from lossworks.comparison.candidates import MOST, OUTSIDE, _place, candidate_from_name, choose_candidates
 from lossworks.comparison.findings import Finding
 from lossworks.comparison.read.dataset import read
 from lossworks.comparison.tasks.known import tasks
@@ -114,6 +114,25 @@ def test_however_much_is_found_the_number_of_candidates_is_bounded(dataset):
     chosen = choose_candidates(dataset, everything, None)
     assert len(chosen) == MOST
     assert len(set(names(chosen))) == MOST
+
+
+def test_each_rule_of_the_order_outweighs_all_that_come_after_it():
+    shown_and_old, shown, old = ("song2023ict", "nelder1972glm"), ("song2023ict",), ("nelder1972glm", "song2023ict")
+
+    def entry(name, papers, kind="classes", needs=(), helps=("noisy labels",)):
+        part = type("Own", (Loss,), {"kind": kind, "needs": needs})
+        return Entry(name, "loss", "losses", part, papers, helps)
+
+    ordered = [
+        entry("f", shown_and_old),
+        entry("e", shown),
+        entry("d", shown_and_old, needs=("num_classes",)),
+        entry("c", shown_and_old, kind="binary"),
+        entry("b", old),
+        entry("a", shown_and_old, helps=("imbalance", "noisy labels")),
+    ]
+    places = [_place(tasks()["multiclass"], "noisy labels", one) for one in ordered]
+    assert places == sorted(places)
 
 
 def test_a_measured_claim_that_showed_comes_before_one_that_is_not_measured(dataset):

@@ -74,6 +74,7 @@ def test_rows_of_classes_are_positions_and_ignored_ones_have_class_zero():
     assert rows.kept.tolist() == [True, True, False, True, True, False, True, True]
     assert rows.shape == (2, 4)
     assert CLASSES.filled(target, -1).flatten().tolist() == rows.target.tolist()
+    assert CLASSES.kept(torch.tensor([0, 255, 2]), 255).tolist() == [True, False, True]
 
 
 def test_class_probabilities_are_rows_of_which_all_are_kept(generator):

@@ -92,6 +92,11 @@ def test_what_the_loss_is_trained_on_and_what_the_head_makes_of_it_are_in_one_un
     assert torch.allclose(real(torch.tensor([[-9.0], [0.0]])), torch.tensor([0.02, 2.0]))
 
 
+def test_where_all_counts_to_fit_on_are_zero_the_unit_is_one():
+    scale = find_task("counts").scale(PoissonLoss.kind, torch.tensor([0.0, 0.0, 3.0]), torch.arange(2))
+    assert (scale.mean, scale.std) == (0.0, 1.0)
+
+
 def test_counts_are_never_taken_for_granted():
     numbers = {"x": list(range(200)), "y": [k % 4 for k in range(200)]}
     assert read(numbers, target="y").task.name == "multiclass"
