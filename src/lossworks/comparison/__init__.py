@@ -1,7 +1,8 @@
-"""The main job: which objective is better on this data, is the difference real, and the trained model.
+"""Comparison of objectives: it finds which objective is better on a data set, and hands over the trained model.
 
-The data takes one way: it is read (``read``), examined (``findings``), planned (``plan``), trained (``train``), judged
-(:mod:`lossworks.verdict`) and handed over (``handover``). What depends on what is predicted stands in ``tasks``.
+A comparison has six steps. The data is read (``read``) and examined (``findings``), and the trainings are planned
+(``plan``). The models are trained (``train``) and judged (:mod:`lossworks.verdict`), and the result is handed over
+(``handover``). All code that depends on the kind of target is in ``tasks``.
 """
 
 from lossworks.checks import InputError

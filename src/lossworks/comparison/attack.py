@@ -1,4 +1,4 @@
-"""How a trained model holds up when its inputs are moved: the share of rows that no move within a ball makes wrong."""
+"""Attacks on trained models: the share of rows that stay right when each input is moved within a ball."""
 
 import copy
 import math
@@ -27,29 +27,29 @@ __all__ = [
 ]
 
 ROBUST = "robust_accuracy"
-"""What the accuracy under attack is called in tables."""
+"""The name in tables of the accuracy under attack."""
 VERIFIED = "verified_accuracy"
-"""What the share of rows that no attack can make wrong is called."""
+"""The name in tables of the share of rows that no attack can make wrong."""
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
-"""The radii of a curve, in the attack's own."""
+"""The radii of a robustness curve, as multiples of the attack's radius."""
 LARGEST = torch.finfo(torch.float32).max / SHARES[-1]
-"""The largest radius: a curve's own are still numbers in float32."""
+"""The largest radius of an attack, for which all radii of the curve are still finite in float32."""
 STEPS, RESTARTS = 20, 5
 TRAINING_STEPS = 7
 ROWS = 1000
-"""How many rows of a test fold are attacked at most."""
+"""The largest number of rows of a test fold that are attacked."""
 AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Who moves the inputs, and how far: PGD in a ball, in the units of the scaled columns.
+    """An attack on the inputs: PGD within a ball, whose radius is in the units of the scaled columns.
 
     Attributes:
         norm: ``"linf"`` or ``"l2"``.
         eps: The ball's radius.
-        columns: The encoded columns that may move; None where all may.
-        certify: Whether the rows that no attack can make wrong are counted too.
+        columns: The encoded columns that the attack may change; None if it may change all.
+        certify: Whether to also count the rows that no attack can make wrong.
     """
 
     norm: str
@@ -59,7 +59,7 @@ class Attack:
 
     @classmethod
     def parse(cls, text: str, encoder: Encoder) -> "Attack":
-        """The attack that ``NORM:RADIUS`` names, on what the encoder's columns hold.
+        """Build the attack from ``NORM:RADIUS``, on those of the encoder's columns that can be moved.
 
         >>> from lossworks.comparison.read.encode import Encoder
         >>> Attack.parse("linf:0.1", Encoder(shape=(3,))).eps
@@ -78,17 +78,17 @@ class Attack:
         return cls(norm, eps, movable(encoder))
 
     def search(self, eps: float, *, steps: int, restarts: int, generator: torch.Generator | None) -> PGD:
-        """What looks for the worst input in a ball of this radius."""
+        """The PGD that searches for the worst input within a ball of this radius."""
         return PGD(eps, steps, norm=self.norm, restarts=restarts, generator=generator, columns=self.columns)
 
     def settings(self) -> dict[str, object]:
-        """Those of a :class:`~lossworks.perturb.PGD` to train against it."""
+        """The arguments of a :class:`~lossworks.perturb.PGD` that trains against this attack."""
         where = {} if self.columns is None else {"columns": self.columns}
         return {"eps": self.eps, "norm": self.norm, "steps": TRAINING_STEPS, **where}
 
 
 def movable(encoder: Encoder) -> tuple[int, ...] | None:
-    """The encoded columns that hold numbers or dates, None where all do; categories and indicators cannot move."""
+    """The encoded columns that hold numbers or dates, or None if all do; categories and indicators cannot be moved."""
     if encoder.shape is not None:
         return None
     numbers: list[int] = []
@@ -112,16 +112,19 @@ def accuracy_curve(
     steps: int = STEPS,
     restarts: int = RESTARTS,
 ) -> list[tuple[float, float]]:
-    """The accuracy within each radius, from 0 on; a row that is lost within one is lost within all larger ones.
+    """The accuracy under attack at each radius, as pairs (radius, accuracy) that begin with radius 0.
+
+    A row that is made wrong at one radius counts as wrong at all larger radii.
 
     Args:
         module: A scaler, a network and a head, as an ``Architecture`` assembles them.
-        x: Encoded rows.
-        target: Their classes.
-        attack: Its norm and columns.
-        radii: Rising, > 0.
-        seed: Of the restarts.
-        steps: Of each search, and ``restarts`` how many searches.
+        x: The encoded rows.
+        target: The classes of the rows.
+        attack: The attack, whose norm and columns are used; its own radius is not.
+        radii: The radii, > 0, in ascending order.
+        seed: The seed of the restarts.
+        steps: The number of steps of each search.
+        restarts: The number of searches for each row.
     """
     generator = torch.Generator(x.device).manual_seed(seed)
     with torch.no_grad():
@@ -138,7 +141,7 @@ def accuracy_curve(
 
 
 def _withstands(module: nn.Sequential, scaled: Tensor, target: Tensor, search: PGD) -> Tensor:
-    """Which rows keep their class at the worst input that is found."""
+    """Which rows keep their class at the worst input that the search finds."""
 
     def risk(rows: Tensor) -> Tensor:
         return -cw_margin_loss(_logits(module, rows), target)
@@ -154,7 +157,7 @@ def _logits(module: nn.Sequential, scaled: Tensor) -> Tensor:
 
 
 def check_certified(network: nn.Module, attack: Attack, shape: tuple[int, ...]) -> None:
-    """Raise unless the network's bounds are known, and the attack's ball is one that bounds are known over."""
+    """Raise unless there are bounds for the layers of the network and for the attack's ball."""
     if attack.norm != "linf" and attack.columns is not None:
         raise InputError("certify: in l2 all columns must hold numbers; use --attack linf:RADIUS, or --drop the others")
     try:
@@ -166,7 +169,7 @@ def check_certified(network: nn.Module, attack: Attack, shape: tuple[int, ...]) 
 
 @torch.no_grad()
 def verified_accuracy(module: nn.Sequential, x: Tensor, target: Int[Tensor, " n"], attack: Attack) -> float:
-    """The share of rows that are right wherever in the ball their input lies, by linear bounds on the outputs."""
+    """The share of rows that linear bounds on the outputs prove right for every input in the ball."""
     sure = [
         _sure(module[1], module[0](rows), wanted, attack)
         for rows, wanted in zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)

@@ -1,9 +1,9 @@
-"""Which objectives are tried, and why: the user's own, or those of the catalog that help with what is found.
+"""The candidates of a comparison: the user's own objectives, or those of the catalog that help with this data.
 
-The catalog alone says what there is, so a new part is tried without a line here. A part is chosen for a *trouble*, a
-word of the catalog's vocabulary: one that any data of the task may have (for each of these, the best part that fits),
-one that a finding points to, or one that comes with the user's groups or attack (for these, the best few, in turn, as
-long as there is room). Which part is best for a trouble, :func:`_place` says.
+The candidates are taken from the catalog alone, so a new part is tried without a change in this file. A part is chosen
+for a *trouble*, a term of the catalog's vocabulary. For each trouble that any data set of the task may have, the best
+fitting part is tried. For each trouble that a finding points to, and for those that come with the user's groups or
+attack, the best few parts are tried in turn, as long as there is room. :func:`_place` ranks the parts for a trouble.
 """
 
 import copy
@@ -29,23 +29,23 @@ from lossworks.roles import BatchLoss, Loss, Part, Penalty, Perturbation, Weight
 __all__ = ["OUTSIDE", "Candidate", "candidate_from_name", "check_kind", "choose_candidates", "compose"]
 
 OUTSIDE = "gradient boosting"
-"""What the line from outside is called, which is no candidate."""
+"""The name of the outside line, which is not a candidate."""
 ROLES = (Loss, BatchLoss, Weighting, Perturbation, Penalty)
-"""What an objective is composed of."""
+"""The roles of the parts that an objective is composed of."""
 FOLDERS = ("losses", "weights", "perturb", "penalties")
-"""Where parts stand whose model gives one output a row, which is what ``compare`` trains."""
+"""The folders whose parts take models with one output vector per row, as ``compare`` trains them."""
 PLAIN = {"self", "output", "target", "sample_weight"}
-"""What the forward of a loss that couples its batch may take."""
+"""The arguments that the ``forward`` of a loss that couples its batch may have."""
 FOUND = 5
-"""How many parts are tried for each trouble that was found."""
+"""The largest number of parts that are tried for each trouble that was found."""
 MOST = 12
-"""How many candidates there are at most, the reference among them."""
+"""The largest number of candidates, including the reference."""
 MOST_SETTINGS = 4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One objective under comparison: parts from the catalog, or the user's own instance, and the settings to try."""
+    """One objective of a comparison with the settings to try: parts of the catalog, or the user's own instance."""
 
     name: str
     why: str
@@ -55,18 +55,18 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """How many settings there are."""
+        """The number of settings."""
         return len(self.settings) if self.own is None else 1
 
     def setting(self, number: int) -> str:
-        """The setting in words: ``lam=3``, or ``default``."""
+        """The setting as text, such as ``lam=3`` or ``default``."""
         if self.own is not None:
             return "as given"
         named = [f"{key}={_short(value)}" for mapping in self.settings[number] for key, value in mapping.items()]
         return ", ".join(named) or "default"
 
     def objective(self, number: int, facts: Mapping[str, Any]) -> Objective:
-        """The objective in that setting, what it needs of the training rows filled in, its floats as tensors."""
+        """Build the objective in this setting, with its floats as tensors and what it needs from the training rows."""
         if self.own is not None:
             return copy.deepcopy(self.own)
         built = [
@@ -76,7 +76,7 @@ class Candidate:
         return compose(built)
 
     def stacks(self, number: int) -> tuple[Any, ...]:
-        """What settings must share to be trained in one group: all that is not a float."""
+        """The key of the settings that can be trained in one group: everything in a setting that is not a float."""
         if self.own is not None:
             return ()
         return tuple(
@@ -87,7 +87,7 @@ class Candidate:
 
 
 def compose(built: Sequence[Part]) -> Objective:
-    """The objective of these parts, each in its own role."""
+    """Compose these parts into an objective, each in its own role."""
     weights = [part for part in built if isinstance(part, Weighting)]
     perturb = [part for part in built if isinstance(part, Perturbation)]
     return Objective(
@@ -104,9 +104,10 @@ def choose_candidates(
     objectives: Sequence[str] | Mapping[str, Loss | BatchLoss | Objective] | None,
     attack: Attack | None = None,
 ) -> tuple[Candidate, ...]:
-    """The candidates, the reference first: those that were asked for, or those that help with what was found.
+    """Choose the candidates, with the reference first.
 
-    Under an attack, a perturbation that can be set to an attack is set to this one.
+    They are the objectives that the user asks for, or by default those that help with what was found in the data. If
+    there is an attack, perturbations that have an attack's arguments are set to this attack.
     """
     task, grouped = dataset.task, dataset.group is not None
     reference = candidate_from_name(task.reference, "the reference", task)
@@ -134,7 +135,7 @@ def choose_candidates(
 
 
 def _whys(dataset: Dataset, findings: Sequence[Finding], attack: Attack | None) -> dict[str, str]:
-    """Names of candidates, each with why it is tried: what any data may need first, then the troubles in turn."""
+    """Names of candidates, each with the reason to try it: those for any data first, then those for each trouble."""
     helping = functools.partial(_helping, dataset.task, _fitting(dataset))
     always = [(helping(term)[:1], f"worth trying on any data: helps with {term}") for term in dataset.task.troubles]
     troubles = [(helping(term)[:FOUND], why) for term, why in _troubles(dataset, findings)]
@@ -147,7 +148,7 @@ def _whys(dataset: Dataset, findings: Sequence[Finding], attack: Attack | None) 
 
 
 def _troubles(dataset: Dataset, findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """The troubles of this data, each with why a part that helps with it is tried."""
+    """The troubles of this data, each with the reason to try a part that helps with it."""
     found: dict[str, str] = {}
     if dataset.group is not None:
         found |= {"groups": "guards the worst group", "worst case": "guards the worst rows, whatever their group"}
@@ -166,17 +167,17 @@ def _in_turn(troubles: Sequence[tuple[Sequence[str], str]]) -> Iterator[tuple[st
 
 
 def _helping(task: Task, fitting: Sequence[Entry], term: str) -> list[str]:
-    """The candidates that help with a trouble, best first; what is no loss stands beside the reference."""
+    """The candidates that help with a trouble, best first; a part that is not a loss is joined to the reference."""
     found = [entry for entry in fitting if term in entry.helps]
     return [_candidate_name(task, entry) for entry in sorted(found, key=functools.partial(_place, task, term))]
 
 
 def _place(task: Task, term: str, entry: Entry) -> tuple[Any, ...]:
-    """Where a part comes among those that help with a trouble: the smaller, the earlier.
+    """The sort key of a part among those that help with a trouble; the smallest comes first.
 
-    First come the parts that name the trouble first of what they help with; then those of whose own paper, the first
-    that they name, the claim was measured and showed; then those for the reference's kind of target, those that need
-    the least of the data, and those that are longest known.
+    The key compares, in this order: the trouble's place in what the part helps with; whether the claim of the part's
+    own paper (the first that it names) was measured and shown; whether the part takes the reference's kind of target;
+    how few facts it needs from the data; and how old the method is, older first.
     """
     kind = parts()[task.reference].part.kind
     return (
@@ -190,7 +191,7 @@ def _place(task: Task, term: str, entry: Entry) -> tuple[Any, ...]:
 
 
 def _fitting(dataset: Dataset) -> list[Entry]:
-    """The parts that can be tried by themselves on this data."""
+    """The parts that can be tried on this data without anything else."""
     grouped = dataset.group is not None
     rows, sizes = np.arange(len(dataset.target)), (len(dataset.classes), len(dataset.group_names))
     facts = dataset.task.training_facts(dataset.target, rows, *sizes).keys()
@@ -204,7 +205,10 @@ def _fitting(dataset: Dataset) -> list[Entry]:
 
 
 def _aimed(dataset: Dataset, attack: Attack, guards: Sequence[str]) -> list[str]:
-    """The best perturbation that can be set to the attack; with groups, together with the best guard of the worst."""
+    """Candidates with the best perturbation that can be set to the attack.
+
+    It is joined to the reference alone and, if the rows have groups, also to the best guard of the worst group.
+    """
     task = dataset.task
     entries = [
         entry
@@ -220,12 +224,12 @@ def _aimed(dataset: Dataset, attack: Attack, guards: Sequence[str]) -> list[str]
 
 
 def _can_be_set(part: type[Part], attack: Attack) -> bool:
-    """Whether a perturbation takes all that an attack says."""
+    """Whether a perturbation has all of the attack's settings as arguments."""
     return attack.settings().keys() <= inspect.signature(part.__init__).parameters.keys()
 
 
 def _against(attack: Attack | None, candidate: Candidate) -> Candidate:
-    """The candidate whose perturbation, if it can be, is set to the attack; beside each setting of the other parts."""
+    """The candidate with its perturbation set to the attack, if possible, for each setting of the other parts."""
     if attack is None:
         return candidate
     aimed = [issubclass(part, Perturbation) and _can_be_set(part, attack) for part in candidate.parts]
@@ -240,7 +244,7 @@ def _candidate_name(task: Task, entry: Entry) -> str:
 
 
 def _entries() -> dict[str, Entry]:
-    """The parts that an objective for a table can have."""
+    """The catalog's parts that an objective of a comparison can be composed of."""
     return {
         name: entry
         for name, entry in parts().items()
@@ -249,7 +253,7 @@ def _entries() -> dict[str, Entry]:
 
 
 def _further_inputs(part: type[Part]) -> list[str]:
-    """What a loss that couples its batch takes beside outputs, targets and weights."""
+    """The arguments that a loss that couples its batch takes besides outputs, targets and weights."""
     if not issubclass(part, BatchLoss):
         return []
     return [name for name in inspect.signature(part.forward).parameters if name not in PLAIN]
@@ -261,9 +265,9 @@ def _further_inputs(part: type[Part]) -> list[str]:
 def candidate_from_name(
     name: str, why: str, task: Task, argument: str = "objectives", *, grouped: bool = False
 ) -> Candidate:
-    """A candidate from the catalog: a loss, or a loss and other parts joined by ``+``; errors name ``argument``.
+    """Build a candidate from the catalog by its name: a loss, or a loss and other parts joined by ``+``.
 
-    ``grouped`` is whether the rows have groups.
+    Error messages begin with ``argument``; ``grouped`` says whether the rows have groups.
     """
     known, chosen = _entries(), []
     for piece in name.split("+"):
@@ -288,7 +292,7 @@ def candidate_from_name(
 
 
 def check_kind(argument: str, name: str, loss: type[Loss] | type[BatchLoss], task: Task) -> None:
-    """Raise unless the loss is for this task's kind of target, and takes nothing but outputs and targets."""
+    """Raise unless the loss can be trained on this task and takes nothing but outputs and targets."""
     if not task.fits(loss.kind):
         raise InputError(f"{argument}: {name!r} is for {loss.kind.title}, but the target is {task.name}")
     if further := _further_inputs(loss):
@@ -320,7 +324,7 @@ def _own(name: str, given: Loss | BatchLoss | Objective, dataset: Dataset) -> Ca
 
 
 def _as_tensors(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The setting with its floats as 0-d tensors, so that replicas in different settings stack."""
+    """The setting with its floats as 0-d tensors, so that replicas in different settings can be stacked."""
     return {key: torch.tensor(value) if isinstance(value, float) else value for key, value in mapping.items()}
 
 

@@ -1,4 +1,4 @@
-"""What in the data makes the choice of an objective matter, in plain words with numbers."""
+"""Findings: properties of the data that matter for the choice of an objective, in plain words with numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ NOTABLE_NOISE = 0.05
 CONFIDENT = 1.5
 MANY_CLASSES = 50
 NOTABLE_OUTLIERS = 0.001
-HEAVY_TAIL = 4.0  # of (q97.5 - q2.5) / (q75 - q25); 2.9 for a normal distribution, 4.2 for Student's t with 3 degrees
+HEAVY_TAIL = 4.0  # for (q97.5 - q2.5) / (q75 - q25); it is 2.9 for a normal and 4.2 for Student's t with 3 degrees
 NEARLY_UNIQUE = 0.95
 LEAKS = 0.98
 SMALL_GROUP = 50
@@ -31,14 +31,15 @@ LEAK_ROWS, LEAK_CELLS = 5_000, 2_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One property of the data that was found.
 
     Attributes:
-        key: Its short name.
-        text: Plain words, numbers included.
-        numbers: The same numbers, as JSON values.
-        helps: What objectives should help with, in the catalog's words.
-        level: ``"warning"`` where a result cannot be trusted before it is looked at.
+        key: The short name of the finding.
+        text: The finding in plain words, with its numbers.
+        numbers: The same numbers as JSON values.
+        helps: The troubles, in the catalog's words, that objectives should help with.
+        level: ``"warning"`` if no result can be trusted before the user has looked into the finding; otherwise
+            ``"notice"`` or ``"info"``.
     """
 
     key: str
@@ -50,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _View:
-    """What the checks look at; images, whose columns are pixels, have no table."""
+    """The data as the checks see it; the table is empty for images, whose columns are pixels."""
 
     dataset: Dataset
     matrix: np.ndarray
@@ -62,7 +63,7 @@ class _View:
         return self.dataset.target
 
     def sample(self, most: int) -> np.ndarray:
-        """Sorted row numbers, at most so many."""
+        """Draw at most this many row numbers, and return them sorted."""
         rows = len(self.target)
         if rows <= most:
             return np.arange(rows)
@@ -70,12 +71,12 @@ class _View:
 
 
 def examine(dataset: Dataset, matrix: np.ndarray, *, seed: int) -> tuple[Finding, ...]:
-    """The findings on a data set, warnings first.
+    """Examine a data set and return the findings, warnings first.
 
     Args:
-        dataset: As it was read.
-        matrix: Its features, encoded.
-        seed: Of the rows that are looked at where there are too many, and of the trees.
+        dataset: The data set as it was read.
+        matrix: The encoded features.
+        seed: The seed of the trees, and of the draw of rows if there are too many to look at all of them.
     """
     features = dataset.features
     if isinstance(features, np.ndarray):
@@ -89,7 +90,7 @@ def examine(dataset: Dataset, matrix: np.ndarray, *, seed: int) -> tuple[Finding
 
 
 def _percent(share: float) -> str:
-    """The share as percent, with more digits where it is small."""
+    """The share as a percentage, with more digits if it is small."""
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
 
 
@@ -134,9 +135,11 @@ def _many_classes(view: _View) -> Finding | None:
 
 
 def _label_noise(view: _View) -> Finding | None:
-    """Confident learning: a row's label is contradicted by a class that is as probable as it is where it is the label.
+    """Find label noise by confident learning.
 
-    It must also be clearly more probable than the label: where classes merely overlap, fewer rows are blamed.
+    A row's label is contradicted by another class if that class is at least as probable on the row as it is on average
+    on the rows that carry it as their label. The class must also be clearly more probable than the row's own label, so
+    that fewer rows are blamed if classes merely overlap.
     """
     names = view.dataset.classes
     if not names:
@@ -174,9 +177,10 @@ def _label_noise(view: _View) -> Finding | None:
 
 
 def _out_of_bag(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Class probabilities of each row by the random trees that did not see it.
+    """The class probabilities of each row by the random trees that were not trained on it.
 
-    One tree is held at a time, and its leaves grow with the rows and classes, so that time and memory do not.
+    Only one tree is in memory at a time, and its leaves get larger with the number of rows and classes, so that time
+    and memory stay bounded.
     """
     rng = np.random.default_rng(seed)
     rows = len(x)
@@ -298,7 +302,7 @@ def _repeated_rows(view: _View) -> Finding | None:
 
 
 def _same_features(view: _View) -> pl.DataFrame:
-    """A row for each set of rows with equal features: how many, and with how many different targets."""
+    """One row for each set of rows with equal features: the number of rows and of different targets among them."""
     features = view.dataset.features
     hashes = features.hash_rows() if isinstance(features, pl.DataFrame) else _hash(features)
     sets = pl.DataFrame({"hash": hashes, "target": view.target}).group_by("hash")
@@ -306,13 +310,13 @@ def _same_features(view: _View) -> pl.DataFrame:
 
 
 def _hash(x: np.ndarray) -> np.ndarray:
-    """One 64-bit number a row, the same for equal rows."""
+    """One 64-bit number for each row, the same for equal rows."""
     flat = x.reshape(len(x), -1)
     factors = np.random.default_rng(0).integers(2**63, size=flat.shape[1], dtype=np.uint64) | np.uint64(1)
     step = max(1, 4_000_000 // flat.shape[1])
     hashes = []
     for start in range(0, len(flat), step):
-        words = (flat[start : start + step] + np.float32(0)).view(np.uint32).astype(np.uint64)  # + 0 makes -0 into 0
+        words = (flat[start : start + step] + np.float32(0)).view(np.uint32).astype(np.uint64)  # + 0 turns -0 into 0
         mixed = (words + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
         hashes.append((mixed ^ (mixed >> np.uint64(29))) @ factors)
     return np.concatenate(hashes)
@@ -387,7 +391,7 @@ def _nearly_unique(view: _View) -> Finding | None:
 
 
 def _leaks(view: _View) -> Finding | None:
-    """Columns that alone predict the target, by trees on rows that they did not see."""
+    """Find columns that alone predict the target, by trees that are tested on rows outside their training."""
     rows = view.sample(min(LEAK_ROWS, max(500, LEAK_CELLS // max(view.table.width, 1))))
     target = view.target[rows]
     if not view.dataset.classes:
@@ -413,7 +417,7 @@ def _leaks(view: _View) -> Finding | None:
 
 
 def _ordered(column: pl.Series) -> np.ndarray:
-    """The column as numbers (texts by their rank), with what is missing below all else."""
+    """The column as numbers, with texts as their ranks and missing values below all other values."""
     numbers = column if column.dtype.is_numeric() or column.dtype == pl.Boolean else column.rank("dense")
     values = numbers.cast(pl.Float64)
     low = values.min()
@@ -421,7 +425,7 @@ def _ordered(column: pl.Series) -> np.ndarray:
 
 
 def _alone(values: np.ndarray, target: np.ndarray, classes: int) -> float:
-    """Balanced accuracy (or R²) of one column as predictor, each half of the rows by a tree on the other."""
+    """The balanced accuracy (or R²) of a tree on one column; each half of the rows is tested by the other's tree."""
     half = np.empty(len(target), dtype=bool)
     half[np.argsort(target, kind="stable")] = np.arange(len(target)) % 2 == 0
     column = values[:, None]

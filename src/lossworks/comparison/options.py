@@ -1,4 +1,4 @@
-"""The options of a comparison: checked, and as plain values that a run folder keeps."""
+"""The options of a comparison: their checks, and their form as plain values that a run folder keeps."""
 
 import sys
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from lossworks.runs.folder import RUN, Options
 __all__ = ["OPTIONS", "attack_of", "check_model", "check_options", "find_device", "metric_of"]
 
 MOST_REPEATS = 1_000
-"""Each is a row of the plan for every model: of a million the plan alone would take all memory."""
+"""The largest number of repeats: the plan has a row for every model, and would take all memory for a million."""
 
 
 def find_device(device: str) -> torch.device:
-    """The device of that name, if this machine has it."""
+    """The device of this name; raise if this machine does not have it."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
@@ -37,7 +37,7 @@ def find_device(device: str) -> torch.device:
 
 
 def metric_of(name: str | None, dataset: Dataset) -> Metric:
-    """The metric of that name, if the task has it, or the task's default."""
+    """The metric of this name among those of the task, or the task's default metric if there is no name."""
     if name is None:
         return dataset.task.default_metric(dataset.target)
     try:
@@ -52,7 +52,7 @@ def metric_of(name: str | None, dataset: Dataset) -> Metric:
 def attack_of(
     text: str | None, certify: bool, dataset: Dataset, encoder: Encoder, architecture: Architecture
 ) -> Attack | None:
-    """The attack that ``"linf:0.1"`` and the like name, if the data and the network have one."""
+    """Build the attack from a text such as ``"linf:0.1"``; raise if the data or the network do not allow it."""
     if not isinstance(certify, bool):
         raise InputError(f"certify must be True or False, got {certify!r}")
     if text is None:
@@ -81,7 +81,10 @@ def check_options(folds: int, repeats: int, seed: int, budget: float | None, rop
 
 
 def check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
-    """A digest of what a factory of the user's own makes, which must be a network from such rows to the outputs."""
+    """Check that the user's model factory builds a network for these rows, and return a digest of the network.
+
+    It is empty for the built-in architectures.
+    """
     if isinstance(architecture.model, str):
         return ""
     name = getattr(architecture.model, "__name__", "model")
@@ -103,11 +106,11 @@ def check_model(architecture: Architecture, shape: tuple[int, ...]) -> str:
     return f"{digest_of(network)} {behaves}"
 
 
-# In a run folder
+# The options in a run folder
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The option as JSON has it; what is the user's own code goes by its name alone."""
+    """The option as a JSON value; the user's own code is represented by its name alone."""
     if name == "model" and not isinstance(value, str):
         return {"own": str(getattr(value, "__name__", type(value).__name__))}
     if name == "objectives" and isinstance(value, Mapping):
@@ -120,7 +123,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _is_plain(name: str, value: Any) -> bool:
-    """Whether the option is one that :func:`_plain` makes, what is in it too."""
+    """Whether the option, with everything in it, is a value that :func:`_plain` can return."""
     if name in ("model", "objectives") and isinstance(value, dict):
         own = value.get("own")
         return len(value) == 1 and (isinstance(own, str) if name == "model" else _are_texts(own))
@@ -134,7 +137,10 @@ def _are_texts(values: Any) -> bool:
 
 
 def _again(folder: Path, name: str, kept: Any, given: Any, default: Any) -> Any:
-    """The option's value: the user's own again, or what the folder has, which the user may repeat."""
+    """The option's value in a resumed run: the one in the folder, or the user's own code, which must be given again.
+
+    The user may repeat the folder's value; any other value is an error.
+    """
     if isinstance(kept, dict) and "own" in kept:
         own = kept["own"]
         if _plain(name, given) == kept or (name == "model" and callable(given)):

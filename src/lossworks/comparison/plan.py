@@ -1,6 +1,6 @@
-"""What will be trained: the candidates on every fold, in groups that are trained together.
+"""The plan of a comparison: every candidate on every fold, in groups that are trained together.
 
-The plan is a function of the data, the options and the seed alone, so the same seed gives the same plan.
+The plan depends on the data, the options and the seed alone, so the same seed gives the same plan.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class Group:
-    """Replicas of one candidate that are trained together, and are committed to the journal together."""
+    """Replicas of one candidate that are trained together and committed to the journal together."""
 
     number: int
     candidate: int
@@ -62,7 +62,7 @@ class Plan:
     attack: Attack | None = None
 
     def fingerprint(self, data: Sequence[np.ndarray], *also: object) -> str:
-        """A digest that two runs on this data share when they would train the same models."""
+        """A digest that is equal for two runs if they would train the same models on the same data."""
         said = [self.task.name, self.metric.name, self.seed, self.folds, self.repeats, self.training, *also]
         said += [] if self.attack is None else [self.attack]
         said += [
@@ -79,7 +79,7 @@ class Plan:
 
 
 def digest_of(module: nn.Module) -> str:
-    """A digest of what a module is made of and of every value in it, the same in every process."""
+    """A digest of a module's structure and of every value in it; it is the same in every process."""
     plain = [
         (name, type(part).__qualname__, sorted((k, repr(v)) for k, v in vars(part).items() if not k.startswith("_")))
         for name, part in module.named_modules()
@@ -92,7 +92,7 @@ def digest_of(module: nn.Module) -> str:
 
 
 def default_training(rows: int) -> Training:
-    """How long and in what steps to train on so many rows."""
+    """The default batch size, number of steps and learning rate for this number of rows."""
     batch = 64 if rows < 4_000 else 128 if rows < 20_000 else 256 if rows < 200_000 else 512
     steps = int(np.clip(40 * rows / batch, 400, 3_000))
     return Training(batch_size=batch, max_steps=steps, eval_every=max(steps // 40, 10), patience=10, lr=3e-3)
@@ -109,7 +109,7 @@ def make_plan(
     training: Training | None = None,
     attack: Attack | None = None,
 ) -> Plan:
-    """The whole plan: the reference's groups first, so that a run cut short still has what others are judged by."""
+    """Make the plan, with the reference's groups first, so that a run that is cut short can still be judged."""
     splits = make_splits(len(dataset.target), dataset.task.strata(dataset.target), folds, repeats, seed)
     groups: list[Group] = []
     for number, candidate in enumerate(candidates):
@@ -138,7 +138,7 @@ def make_plan(
 
 
 def _chunks(replicas: list[Replica], size: int) -> list[tuple[Replica, ...]]:
-    """Pieces of at most ``size`` that never part the settings of one split, which race each other."""
+    """Divide the replicas into pieces of at most ``size``; settings of one split race each other and stay together."""
     pieces: list[list[Replica]] = [[]]
     for _, together in itertools.groupby(replicas, key=lambda replica: replica.split):
         contest = list(together)
@@ -149,7 +149,7 @@ def _chunks(replicas: list[Replica], size: int) -> list[tuple[Replica, ...]]:
 
 
 def jobs_of(plan: Plan, group: Group, dataset: Dataset) -> list[Job]:
-    """The group's replicas as the engine takes them."""
+    """The group's replicas as jobs for the engine."""
     candidate, jobs = plan.candidates[group.candidate], []
     sizes = len(dataset.classes), len(dataset.group_names)
     for replica in group.replicas:

@@ -1,4 +1,4 @@
-"""What one trained model's result is made of."""
+"""The fields of one trained model's result, and the check that a journal holds such results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +28,10 @@ OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
 
 
 def check_replicas(replicas: Sequence[Mapping[str, Any]], where: object) -> None:
-    """Raise unless each result has the fields, of the kinds, that a run writes.
+    """Raise unless each result has exactly the fields and types that a run writes.
 
     Raises:
-        InputError: what is not as a run writes it; ``where`` it was read.
+        InputError: a result that no run has written; the message begins with ``where``, the place it was read from.
     """
     try:
         for replica in replicas:

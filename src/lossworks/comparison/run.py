@@ -1,4 +1,4 @@
-"""The main job from end to end: read, examine, plan, train, judge, hand over."""
+"""A comparison from end to end: read, examine, plan, train, judge, hand over."""
 
 import inspect
 import time
@@ -61,51 +61,56 @@ def compare(
     memory: int | str | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
-    """Train every fitting objective on this data, side by side, and say which is better and whether that is real.
+    """Train every fitting objective on this data, side by side; say which is better and whether the difference is real.
 
     Args:
         data: A file (CSV, TSV, Parquet, Arrow, or NPZ with ``X`` and ``y``), a polars or pandas frame, a dict of
-            columns, or a pair ``(X, y)`` of arrays. Without data the embedded example is used.
+            columns, or a pair ``(X, y)`` of arrays. By default the embedded example is used.
         target: The column to predict.
-        objectives: Names from the catalog (parts joined by ``+``), or ``{name: Loss or Objective}``; by default those
-            of the catalog that help with what is found in the data. The task's reference (cross-entropy, the squared
-            loss, or the Poisson loss) is always among them.
-        metric: What decides; by default accuracy, balanced accuracy where classes are imbalanced, RMSE where real, the
-            Poisson deviance of counts.
-            With groups ``"worst_group_accuracy"`` and the like let the worst group decide.
+        objectives: Names from the catalog (parts joined by ``+``), or a dict ``{name: Loss or Objective}``. By default
+            they are those of the catalog that help with what is found in the data. The task's reference
+            (cross-entropy, the squared loss, or the Poisson loss) is always among them.
+        metric: The metric that decides. By default it is accuracy, or balanced accuracy if the classes are imbalanced;
+            RMSE for a real target; and the Poisson deviance for counts. With groups, the worst group decides under
+            ``"worst_group_accuracy"`` and its like.
         model: ``"mlp"``, ``"linear"``, ``"cnn"`` (images), or a factory ``(input_shape, outputs) -> nn.Module``.
-        folds: How many folds, >= 2, and ``repeats`` how often they are drawn anew, 1 to 1,000.
-        group: A column of groups; the worst group's metric is then reported beside the mean, and objectives that guard
-            the worst group or the worst rows are tried. It is no feature.
-        seed: Of everything that is drawn.
-        budget: Seconds after which no further group of models is begun; what is finished is reported as partial.
+        folds: The number of folds, >= 2.
+        repeats: How many times the folds are drawn, 1 to 1,000.
+        group: A column that names each row's group; it is not used as a feature. The metric of the worst group is then
+            reported beside the mean, and objectives that guard the worst group or the worst rows are tried.
+        seed: The seed of every random draw.
+        budget: A number of seconds, after which no further group of models is started; what is finished is then
+            reported as a partial result.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        out: The run folder to write; none is written without it. An unfinished run of the same plan is continued.
-        task: ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``, where the target's column does not say it
-            right; that numbers are counts it never says by itself.
+        out: The run folder to write; by default none is written. If it holds an unfinished run of the same plan, that
+            run is continued.
+        task: ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``, if the task that is recognised from the target
+            is not the right one. Counts are never recognised; they must always be named.
         drop: Columns to leave out.
-        columns: How to read columns that do not say it themselves: ``{"signup": "date"}``; or ``"category"``,
-            ``"number"``.
-        rope: The region of practical equivalence in the metric's unit; 0.01 for metrics in [0, 1], else 1 % of the
-            reference.
-        training: Batch size, steps and the like.
-        attack: ``"linf:0.1"`` or ``"l2:0.5"``, a norm and a radius: the accuracy on inputs that PGD (20 steps, 5
-            restarts) moves within that ball is reported too, and objectives that train against it are tried. The ball
-            is in the units of the scaled columns, and moves numbers and dates alone.
-        certify: Whether the accuracy that bounds on the network prove against every attack in that ball is reported
-            too; the network must be of layers whose bounds are known, as ``"mlp"`` and ``"linear"`` are.
-        resume: The folder of a run that was stopped, however: it goes on with the data and the options that the folder
-            names, to the same results as if it had never stopped. Data that was no file, a model factory and objectives
-            of your own are given again; ``budget``, ``engine``, ``memory`` and ``watch`` are this call's own.
-        engine: ``"local"``, or ``"ray"`` for the machines of a Ray cluster: the same numbers, from wherever they come.
-        address: Of the Ray cluster's head, ``"HOST:PORT"`` or ``"auto"``; without it this machine's processors.
-        memory: What the models in training may take beside the data, such as ``"4GB"`` or a number of bytes; by default
-            half of what is free. Models are trained in parts where they would take more, which changes no number. It is
-            the local engine's; on a Ray cluster each task takes its share of what its node has free.
-        watch: Called with a :class:`Progress` while it runs.
+        columns: How to read columns whose values do not show it, such as ``{"signup": "date"}``; the other kinds are
+            ``"category"`` and ``"number"``.
+        rope: Half the width of the region of practical equivalence, in the metric's unit; by default 0.01 for metrics
+            in [0, 1], and 1 % of the reference's mean for others.
+        training: The batch size, number of steps and other settings of the training.
+        attack: A norm and a radius, such as ``"linf:0.1"`` or ``"l2:0.5"``. The accuracy on inputs that PGD (20 steps,
+            5 restarts) moves within that ball is then reported too, and objectives that train against the attack are
+            tried. The radius is in the units of the scaled columns, and only numbers and dates are moved.
+        certify: Whether to also report the share of rows that bounds on the network prove right under every attack
+            within that ball. The bounds must be known for all layers of the network, as for ``"mlp"`` and ``"linear"``.
+        resume: The folder of a run that was stopped in any way. The run is continued with the folder's data and
+            options, and its results are the same as if it had never stopped. Data that did not come from a file, a
+            model factory and objectives of your own must be given again. ``budget``, ``engine``, ``memory`` and
+            ``watch`` are not kept in the folder; they apply to this call.
+        engine: ``"local"``, or ``"ray"`` for the machines of a Ray cluster; the numbers are the same.
+        address: The address of the Ray cluster's head, ``"HOST:PORT"`` or ``"auto"``; by default it is taken from
+            ``RAY_ADDRESS``, and if that is not set, Ray uses this machine's processors.
+        memory: The memory that the models in training may use besides the data, such as ``"4GB"`` or a number of bytes;
+            by default half of what is free. Models that would need more are trained in parts, which changes no number.
+            It applies to the local engine; on a Ray cluster each task uses its share of its node's free memory.
+        watch: Called with a :class:`Progress` from time to time during the run.
 
     Raises:
-        InputError: what does not fit in the data or the options, in one line that says what, where and what to do.
+        InputError: the data or the options have a fault; the message says in one line what, where and what to do.
     """
     asked: dict[str, Any] = {
         "target": target,
@@ -176,7 +181,7 @@ def _compare(
     )
     model = check_model(architecture, matrix.shape[1:])
     rows, width = len(matrix), _width(dataset.features)
-    dataset = replace(dataset, features=dataset.features[:0])  # the table is not needed again once it is encoded
+    dataset = replace(dataset, features=dataset.features[:0])  # the table is not needed after it is encoded
     x = torch.from_numpy(matrix)
     groups = [] if dataset.group is None else [dataset.group]
     fingerprint = plan.fingerprint([matrix, dataset.target, *groups], architecture.described(), model, device.type)
@@ -224,19 +229,19 @@ def _compare(
 
 
 class _Leader:
-    """The objective with the best mean of the deciding metric so far."""
+    """Tracks the objective with the best mean of the deciding metric so far."""
 
     def __init__(self, plan: Plan) -> None:
         self.reference, self.decides = plan.reference, plan.metric
         self.scores: dict[str, list[float]] = {}
 
     def count(self, results: Results) -> None:
-        """Take note of a group's models."""
+        """Add the results of a group's models."""
         for replica in results:
             self.scores.setdefault(replica["objective"], []).append(replica["metrics"][self.decides.name])
 
     def best(self) -> str:
-        """The objective and its mean."""
+        """The best objective so far with its mean, as text; empty if there are no results yet."""
         if not self.scores:
             return ""
         means = {name: float(np.mean(values)) for name, values in self.scores.items()}
@@ -244,7 +249,7 @@ class _Leader:
         return f"{best} {means[best]:.3f}"
 
     def enough(self) -> bool:
-        """Whether the reference is there, by which the others are judged."""
+        """Whether there are results of the reference, which the others are compared with."""
         return self.reference in self.scores
 
 
@@ -254,7 +259,7 @@ def _require_reference(replicas: Sequence[Mapping[str, Any]], plan: Plan) -> Non
 
 
 def _require_finite(comparison: Comparison, out: Path) -> None:
-    """Raise if the reference is nowhere finite, so that its model cannot be handed over; the report is written."""
+    """Raise if every model of the reference diverged, so that there is none to hand over; write the report first."""
     reference = comparison.plan.reference
     if all(replica.get("diverged") for replica in comparison.replicas if replica["objective"] == reference):
         report = comparison.report(out / "report.html")
@@ -266,7 +271,7 @@ def _require_finite(comparison: Comparison, out: Path) -> None:
 
 
 def _flat(replica: Mapping[str, Any]) -> dict[str, Any]:
-    """A replica's result as a row of the results' table."""
+    """A replica's result as a row of the table of results."""
     named = (
         "objective",
         "setting",

@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are tested: repeated folds, and in each the inner rows."""
+"""The splits of the rows: repeated folds with test rows, and within the training rows of each the inner rows."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ INNER_MOST = 10_000
 
 @dataclass(frozen=True)
 class Split:
-    """One fold of one repeat: rows to fit on, inner rows for early stopping and settings, rows to test on."""
+    """One fold of one repeat: rows to fit on, inner rows (which stop training and choose the setting) and test rows."""
 
     fold: int
     repeat: int
@@ -24,7 +24,7 @@ class Split:
 
 
 def make_splits(rows: int, strata: np.ndarray | None, folds: int, repeats: int, seed: int) -> tuple[Split, ...]:
-    """Repeated folds of so many rows, in each of which every stratum has its share; inner rows likewise."""
+    """Draw repeated folds of this many rows; every stratum has its share in each fold and in its inner rows."""
     splits = []
     for repeat in range(repeats):
         draw = derive_seed(seed, "folds", repeat)
@@ -38,13 +38,15 @@ def make_splits(rows: int, strata: np.ndarray | None, folds: int, repeats: int, 
 def inner_split(
     rows: np.ndarray, strata: np.ndarray | None, seed: int, share: float = INNER_SHARE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to fit on and the inner rows, in shares of the strata where every stratum has two rows or more.
+    """Divide rows into rows to fit on and inner rows.
+
+    Each stratum has its share in both, if every stratum has two rows or more.
 
     Args:
-        rows: The rows to divide.
-        strata: The stratum of every row there is, of these and others; None where there are none.
-        seed: Of the draw.
-        share: How many become inner rows, at most 10,000.
+        rows: The numbers of the rows to divide.
+        strata: The stratum of every row of the data, not of these alone; None if there are no strata.
+        seed: The seed of the draw.
+        share: The share of the rows that become inner rows, at most 10,000 rows.
     """
     size = min(max(round(share * len(rows)), 1), INNER_MOST)
     own = None if strata is None else strata[rows]
@@ -57,5 +59,5 @@ def inner_split(
 
 
 def derive_seed(*parts_of_it: object) -> int:
-    """A seed from names and numbers, the same on every machine."""
+    """Derive a seed from names and numbers; it is the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts_of_it).encode()).digest()[:4], "little") >> 1

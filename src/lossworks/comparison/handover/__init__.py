@@ -1,1 +1,1 @@
-"""What a comparison hands over: the result, the report, the trained model, the recipe."""
+"""Handing over: a comparison's result, report, trained model and recipe."""

@@ -1,4 +1,4 @@
-"""What a comparison gives back: the ranking and its reasons, the trained model, the report, the run folder."""
+"""The result of a comparison: the ranking and its reasons, the trained model, the report and the run folder."""
 
 from functools import cached_property
 from math import isfinite
@@ -26,11 +26,12 @@ class Comparison(Outcome):
     """The result of :func:`lossworks.compare`: the ranking, the trained model, the report and the run folder.
 
     Attributes:
-        plan: What was trained.
-        findings: What was seen in the data, in plain words.
-        judgement: The ranking and what it rests on.
-        results: One row a trained model: setting, fold, repeat, whether its setting was chosen, every metric.
-        partial: Why the run is incomplete, or None.
+        plan: The plan of what was trained.
+        findings: What was found in the data, in plain words.
+        judgement: The ranking with the tests behind it.
+        results: One row for each trained model: its setting, fold and repeat, whether its setting was chosen, and every
+            metric.
+        partial: The reason why the run is incomplete, or None if it is complete.
     """
 
     @property
@@ -39,7 +40,7 @@ class Comparison(Outcome):
         return answer(self.plan, self.ranking, self.winner)
 
     def model(self) -> Model:
-        """The winner, trained on all rows but the inner ones that stop it and set its temperature."""
+        """The winner, trained on all rows except inner rows, which stop the training and set the temperature."""
         return self._model
 
     @cached_property
@@ -99,7 +100,7 @@ class Comparison(Outcome):
         return path
 
     def save(self, path: str | Path) -> Path:
-        """Write the run folder: report, results, model, recipe; all of them or none."""
+        """Write the run folder with report, results, model and recipe: either all of them or none."""
         folder = Path(path)
         model = self.model()
         with whole_folder(folder) as staging:
@@ -111,7 +112,10 @@ class Comparison(Outcome):
         return folder
 
     def _source(self, folder: Path) -> str | None:
-        """Where the recipe reads the data: the user's file, a copy of what came without one, or the embedded set."""
+        """The path from which the recipe reads the data, or None for the embedded data.
+
+        It is the user's file, or a copy in the run folder if the data did not come from a file.
+        """
         if self.dataset.source is not None:
             return str(Path(self.dataset.source).resolve())
         if self.data is None:
@@ -125,7 +129,7 @@ class Comparison(Outcome):
         return "data.parquet"
 
     def to_json(self) -> dict[str, Any]:
-        """The result for scripts."""
+        """The result as JSON values, for scripts."""
         return {
             "answer": self.answer,
             "winner": self.winner,
@@ -140,5 +144,5 @@ class Comparison(Outcome):
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as JSON has it, which knows no NaN and no infinity."""
+    """The row with None in place of NaN and infinities, which JSON does not have."""
     return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""The trained model that a run hands over: preprocessing, network and calibration, saved without a pickle."""
+"""The trained model that a run hands over: preprocessing, network and calibration, saved without pickle."""
 
 import json
 import math
@@ -30,9 +30,9 @@ from lossworks.runs.memory import is_out_of_memory
 VERSION = 1
 ROWS_AT_ONCE = 16_384
 POINTS = 6
-"""How many radii a model's robustness is measured at, 0 among them."""
+"""The number of radii at which a model's robustness is measured, including 0."""
 FORMULA = "^\\s*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
-"""How a text begins that a spreadsheet may run; East Asian settings read full-width signs as the plain ones."""
+"""The start of a text that a spreadsheet may run as a formula; East Asian settings also accept full-width signs."""
 NUMBER = r"^[+\-]?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?$"
 
 
@@ -41,14 +41,16 @@ class Model:
     """A trained model with everything that it needs to predict on new rows.
 
     Attributes:
-        task: What it predicts.
-        target_name: The column that it predicts.
-        classes: The labels in the order of the probabilities; empty where the target is no class.
-        objective: The name of the objective that it was trained with, and ``setting`` its setting.
-        temperature: What the logits are divided by before they are read as probabilities.
-        encoder: How raw columns become numbers.
-        network: From encoded rows to one value or one logit a class.
-        columns: How raw columns are read that do not say it themselves, such as ``{"signup": "date:%Y-%m-%d"}``.
+        task: The task, which says what kind of target the model predicts.
+        target_name: The column that the model predicts.
+        classes: The labels in the order of the probabilities; empty if the target is not a class.
+        objective: The name of the objective that the model was trained with.
+        setting: The setting of that objective.
+        temperature: The number that the logits are divided by before they are turned into probabilities.
+        encoder: The encoder that turns raw columns into numbers.
+        architecture: The architecture of the network.
+        network: The network, which maps encoded rows to one value, one score or one logit per class.
+        columns: How to read raw columns whose values do not show it, such as ``{"signup": "date:%Y-%m-%d"}``.
     """
 
     task: Task
@@ -63,7 +65,7 @@ class Model:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def scores(self, data: Any) -> Tensor:
-        """Logits ``(n, C)``, or scores or values ``(n,)``, of raw rows: a file, a frame, a dict, or an array."""
+        """The logits ``(n, C)``, or scores or values ``(n,)``, of raw rows: a file, a frame, a dict or an array."""
         features, place = read_features(data, {"columns": self.columns})
         x = torch.from_numpy(self.encoder.transform(features, place))
         try:
@@ -76,15 +78,15 @@ class Model:
             raise InputError(f"model: the network of your own fails ({type(error).__name__}: {reason})") from error
 
     def predict_proba(self, data: Any) -> np.ndarray:
-        """Class probabilities ``(n, C)``, at the temperature that was fitted on inner rows."""
+        """The class probabilities ``(n, C)``, at the temperature that was fitted on the inner rows."""
         return self.task.probabilities(self.scores(data), self.temperature, self.target_name)
 
     def predict(self, data: Any) -> np.ndarray:
-        """The answer for each row ``(n,)``: the most probable label as text, or the value as float64."""
+        """The prediction for each row ``(n,)``: the most probable label as text, or the value as float64."""
         return self.task.answers(self._predicted(data), self.classes)
 
     def frame(self, data: Any) -> pl.DataFrame:
-        """The predictions as a table: the label or value, and one probability a class."""
+        """The predictions as a table: the label or value of each row, and a column of probabilities for each class."""
         return self.task.frame(self._predicted(data), self.target_name, self.classes)
 
     def _predicted(self, data: Any) -> np.ndarray:
@@ -100,21 +102,22 @@ class Model:
         restarts: int = RESTARTS,
         seed: int = 0,
     ) -> pl.DataFrame:
-        """How the accuracy falls as inputs may be moved further: ``radius`` from 0 to ``eps``, and ``accuracy``.
+        """Measure the accuracy under attack, as a table of ``radius`` (from 0 to ``eps``) and ``accuracy``.
 
-        PGD looks for the worst input in a ball in the units of the scaled columns; only numbers and dates are moved.
-        What it does not find may still be there.
+        PGD searches for the worst input within a ball, whose radius is in the units of the scaled columns; only numbers
+        and dates are moved. A stronger attack may find worse inputs.
 
         Args:
             data: Rows with their target: a file, a polars or pandas frame, a dict, or a pair ``(X, y)``.
             eps: The largest radius, > 0.
             norm: ``"linf"`` or ``"l2"``.
-            steps: Of each search, >= 1.
-            restarts: How often each begins anew, >= 1.
-            seed: Of the restarts, >= 0.
+            steps: The number of steps of each search, >= 1.
+            restarts: The number of searches for each row, >= 1.
+            seed: The seed of the restarts, >= 0.
 
         Raises:
-            InputError: a real target, labels that the model does not know, columns that cannot be moved.
+            InputError: the target is not a class; a label is unknown to the model; no column can be moved; an argument
+                is out of range.
         """
         if not self.task.has_classes:
             raise InputError(f"{self.target_name!r} is {self.task.title}: there is no accuracy to attack")
@@ -138,7 +141,7 @@ class Model:
         return pl.DataFrame(curve, schema={"radius": pl.Float64, "accuracy": pl.Float64}, orient="row")
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``model.json`` into the folder, the latter when all else is there."""
+        """Write ``model.safetensors``, and then ``model.json``, which marks the model as complete, into the folder."""
         state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         (folder / "model.safetensors").write_bytes(save(state))
         described = {
@@ -157,16 +160,16 @@ class Model:
 
 
 def check_option(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise unless the option is an ``int`` from ``low`` to ``high``, without one of 64 bits."""
+    """Raise unless the option is an ``int`` from ``low`` to ``high``; by default ``high`` is the largest of 64 bits."""
     most, end = (2**63 - 1, "below 2**63") if high is None else (high, f"<= {high:,}")
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
         raise InputError(f"{name} must be an int >= {low} and {end}, got {shown(value)}")
 
 
 def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same table with texts that a spreadsheet would run as formulas quoted, in cells and in column names.
+    """Quote all texts that a spreadsheet would run as formulas, both in cells and in column names.
 
-    A text that is a number, such as the label -1, runs nothing and stays as it is.
+    A text that is a number, such as the label -1, is not a formula and is not changed.
     """
     texts = pl.selectors.string()
     risky = texts.str.contains(FORMULA) & ~texts.str.contains(NUMBER)
@@ -180,22 +183,23 @@ def spreadsheet_safe(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_csv(frame: pl.DataFrame, path: Path | None = None) -> str | None:
-    """The table as CSV that is safe to open in a spreadsheet, in a file or as text.
+    """Write the table as CSV that is safe to open in a spreadsheet; without a path, return it as text.
 
-    All texts stand in quotation marks, so that no separator that a spreadsheet may take for the comma parts them.
+    All texts are in quotation marks, so that a spreadsheet does not split them at a separator other than the comma.
     """
     return spreadsheet_safe(frame).write_csv(path, quote_style="non_numeric")
 
 
 def load_model(folder: str | Path, factory: Any = None) -> Model:
-    """The model of a run folder.
+    """Load the trained model of a run folder.
 
     Args:
         folder: The run folder.
-        factory: The model factory, where the run was trained with one of the user's own: its code is not in the folder.
+        factory: The model factory, if the run was trained with the user's own; the folder does not contain its code.
 
     Raises:
-        InputError: not a run folder, one of another version, or a damaged one.
+        InputError: the folder is not a run folder, is of another version or is damaged; or the factory is missing, is
+            not needed or builds another network.
     """
     folder = Path(folder)
     described = _read_description(folder)
@@ -238,11 +242,11 @@ FIELDS = {
     "encoder": dict,
     "columns": dict,
 }
-"""What ``model.json`` holds; nothing else is read."""
+"""The fields of ``model.json`` and their types; any other field is an error."""
 
 
 def _check_fields(described: Mapping[str, Any]) -> None:
-    """Raise unless the description has exactly the known fields, each of its kind, and they fit together."""
+    """Raise unless the description has exactly the known fields, each of its type, and they fit together."""
     if strange := sorted(set(described) ^ set(FIELDS)):
         raise ValueError(f"model.json has{' not' * (strange[0] in FIELDS)} the field {strange[0]!r}")
     for name, kind in FIELDS.items():

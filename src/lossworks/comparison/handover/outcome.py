@@ -1,4 +1,4 @@
-"""What a comparison came to: the ranking and what it rests on."""
+"""The outcome of a comparison: the ranking, and the data, plan and results behind it."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ from lossworks.verdict.judge import Judgement, by_group, winner
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was planned, found and judged: all that the report and the recipe tell of.
+    """What a comparison planned, found and judged: everything that the report and the recipe need.
 
     Attributes:
-        plan: What was trained.
-        findings: What was seen in the data, in plain words.
-        judgement: The ranking and what it rests on.
-        results: One row a trained model: setting, fold, repeat, whether its setting was chosen, every metric.
-        partial: Why the run is incomplete, or None.
+        plan: The plan of what was trained.
+        findings: What was found in the data, in plain words.
+        judgement: The ranking with the tests behind it.
+        results: One row for each trained model: its setting, fold and repeat, whether its setting was chosen, and every
+            metric.
+        partial: The reason why the run is incomplete, or None if it is complete.
     """
 
     dataset: Dataset
@@ -52,13 +53,15 @@ class Outcome:
 
     @property
     def winner(self) -> str:
-        """The best objective that is really better than the reference, or else the reference."""
+        """The best objective whose verdict is ``better`` than the reference, or else the reference."""
         return winner(self.ranking)
 
     @cached_property
     def groups(self) -> pl.DataFrame | None:
-        """The deciding metric of each group of rows, with its interval and difference to the reference; see
-        :func:`lossworks.verdict.judge.by_group`. None without groups."""
+        """The deciding metric of each group of rows, with its interval and its difference to the reference.
+
+        It is None if the rows have no groups; see :func:`lossworks.verdict.judge.by_group` for the columns.
+        """
         if self.dataset.group is None:
             return None
         return by_group(
@@ -70,11 +73,11 @@ class Outcome:
         )
 
     def chosen_setting(self, objective: str) -> int:
-        """The setting of the objective that was chosen most often on inner rows, the first where there is a tie."""
+        """The number of the objective's setting that was chosen in most folds; the first one if there is a tie."""
         rows = self.results.filter((pl.col("objective") == objective) & pl.col("chosen"))
         counts = Counter(rows["setting_number"].to_list())
         return min(counts, key=lambda number: (-counts[number], number))
 
     def candidate(self, objective: str) -> Candidate:
-        """The candidate of that name."""
+        """The candidate of this name."""
         return next(candidate for candidate in self.plan.candidates if candidate.name == objective)

@@ -1,4 +1,4 @@
-"""The lines that train the winner in a plain PyTorch loop, as a script that runs as it is."""
+"""The recipe: a script that trains the winner in a plain PyTorch loop and runs as it is."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from lossworks.comparison.handover.outcome import Outcome
 from lossworks.roles import Loss, Part
 
 FROM_DATA = {"num_groups": "len(dataset.group_names)", "num_samples": "len(y)"}
-"""How the recipe finds what a part asks of any data; what is asked of the target, the task's own lines say."""
+"""The expressions for what a part needs from any data; the task gives those for what a part needs from the target."""
 
 Settings = Mapping[type[Part], Mapping[str, Any]]
 
@@ -84,7 +84,7 @@ def recipe(comparison: Outcome, source: str | None) -> str:
 
     Args:
         comparison: The finished comparison.
-        source: The data's path, absolute or beside the recipe; None for the embedded data.
+        source: The path of the data, absolute or relative to the recipe's folder; None for the embedded data.
     """
     name, plan, dataset = comparison.winner, comparison.plan, comparison.dataset
     candidate, training = comparison.candidate(name), plan.training
@@ -147,7 +147,7 @@ def _network(comparison: Outcome, loss: Any) -> str:
 
 
 def _from_file(thing: Any) -> str:
-    """How the script gets at a function or class of the user's own."""
+    """The expression by which the script loads a function or class of the user's own."""
     return f"runpy.run_path({inspect.getsourcefile(thing) or ''!r})[{getattr(thing, '__name__', '')!r}]"
 
 
@@ -157,14 +157,14 @@ def _parts(objective: Any) -> list[Part]:
 
 
 def _import(part: Part) -> list[str]:
-    """Where a part of the user's own comes from."""
+    """The import line of a part of the user's own, if it can be imported."""
     if _ours(part) or not _importable(type(part)):
         return []
     return [f"from {type(part).__module__} import {type(part).__name__}\n"]
 
 
 def _importable(thing: type) -> bool:
-    """Whether an import statement can name it; names that are no identifiers never become code."""
+    """Whether an import statement can name this class; a name that is not an identifier never becomes code."""
     names = [*thing.__module__.split("."), thing.__name__]
     return thing.__module__ != "__main__" and all(name.isidentifier() and not iskeyword(name) for name in names)
 
@@ -188,7 +188,7 @@ def _objective(objective: Any, settings: Settings, from_data: Mapping[str, str])
 
 
 def _part(part: Any, settings: Settings, from_data: Mapping[str, str]) -> str:
-    """The call that builds a part: what it needs of the data, then what differs from its defaults."""
+    """The call that builds a part, with what it needs from the data and the arguments that are not the defaults."""
     arguments, setting = [], settings.get(type(part), {})
     for name, parameter in inspect.signature(type(part).__init__).parameters.items():
         value = getattr(part, name, None)
@@ -222,7 +222,7 @@ def _value(value: Any) -> str:
         return f"torch.Generator().manual_seed({value.initial_seed()})"
     if isinstance(value, float) and not isfinite(value):
         return f"float({str(value)!r})"
-    return repr(value) if _literal(value) else "..."  # what has no literal is left for the reader to fill in
+    return repr(value) if _literal(value) else "..."  # the reader must fill in a value that has no literal
 
 
 def _literal(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A comparison in the report's plain terms."""
+"""The conversion of a comparison into the plain data that the report shows."""
 
 import shlex
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ from lossworks.runs.software import versions
 
 
 def answer(plan: Plan, ranking: pl.DataFrame, winner: str) -> str:
-    """The result in one sentence, the outside line never left out."""
+    """The result in one sentence, followed by the score of the outside line."""
     metric = plan.metric
     rows = {row["objective"]: row for row in ranking.to_dicts()}
     reference = rows[plan.reference]
@@ -70,7 +70,7 @@ def _p(value: float | None) -> str:
 
 
 def report_data(comparison: Outcome, run: Path | None) -> ReportData:
-    """Everything that the report shows of this comparison; ``run`` is the folder that it was saved to, if it was."""
+    """Everything that the report shows of this comparison; ``run`` is the run folder, or None if it was not saved."""
     plan, dataset, ranking = comparison.plan, comparison.dataset, comparison.ranking
     metric, target = plan.metric, Target(dataset.target, dataset.classes)
     by_objective: dict[str, list[dict[str, Any]]] = {}

@@ -1,1 +1,1 @@
-"""What is trained: networks, how their inputs are scaled, and the line from outside."""
+"""The models: networks, the scaling of their inputs, their heads, and the boosted trees of the outside line."""

@@ -1,4 +1,4 @@
-"""The architectures that ``compare`` trains: three of its own, and any that a factory of the user's builds."""
+"""The architectures that ``compare`` trains: three built-in ones, and any that a factory of the user's builds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,22 +20,22 @@ __all__ = ["ARCHITECTURES", "Architecture", "Factory", "architecture_of"]
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 ARCHITECTURES = ("mlp", "linear", "cnn")
 GIVEN = "as --model FILE.py:FUNCTION (in Python factory=)"
-"""How a user gives a factory to a trained model."""
+"""How the user passes a factory when a trained model is loaded, for error messages."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is trained: a scaler, a network, and what reads the network's outputs.
+    """The architecture of a model: a scaler, a network, and a head that reads the network's outputs.
 
     Args:
         model: ``"mlp"`` (two hidden layers with ReLU), ``"linear"``, ``"cnn"`` (for ``(c, h, w)`` inputs), or a factory
             ``(input_shape, outputs) -> nn.Module`` whose module maps ``(n, *input_shape)`` to ``(n, outputs)``.
-        width: Hidden units of the MLP, channels of the CNN.
-        scaling: How inputs are scaled: ``"robust"`` for tables, ``"standard"`` for arrays.
-        generic: Differentiate the module automatically even where a hand-written gradient exists.
-        input_shape: Of one row; known once the data is, see :meth:`sized`.
-        outputs: How many the loss asks for.
-        kind: The kind of target.
+        width: The number of hidden units in each layer of the MLP, or of channels of the CNN.
+        scaling: How the inputs are scaled: ``"robust"`` for tables, ``"standard"`` for arrays.
+        generic: If true, the network is differentiated by autograd even if a hand-written gradient exists.
+        input_shape: The shape of one row; :meth:`sized` fills it in when the data is known.
+        outputs: The number of outputs that the loss needs.
+        kind: The kind of target that the loss takes.
     """
 
     model: str | Factory = "mlp"
@@ -55,11 +55,11 @@ class Architecture:
 
     @property
     def layered(self) -> bool:
-        """Whether the network is linear layers with ReLU between, which the engine differentiates by hand."""
+        """Whether the network is linear layers with ReLU between them, for which the engine has a written gradient."""
         return self.model in ("mlp", "linear") and not self.generic
 
     def described(self) -> str:
-        """What it is, in words."""
+        """Describe the architecture in words."""
         if not isinstance(self.model, str):
             return "a model of your own"
         hidden = {
@@ -70,11 +70,11 @@ class Architecture:
         return f"{self.model}, {hidden[self.model]}"
 
     def sized(self, input_shape: tuple[int, ...], outputs: int, kind: Kind = CLASSES) -> "Architecture":
-        """The same for data and a loss that are known."""
+        """The same architecture with the sizes that the data and the loss need."""
         return replace(self, input_shape=input_shape, outputs=outputs, kind=kind)
 
     def network(self) -> nn.Module:
-        """A newly initialised network, without scaler and head."""
+        """Build a newly initialised network, without scaler and head."""
         if not isinstance(self.model, str):
             return _built(self.model, self.input_shape, self.outputs)
         if self.model == "cnn":
@@ -87,20 +87,21 @@ class Architecture:
         return nn.Sequential(*layers[:-1])
 
     def empty_module(self, head: nn.Module) -> nn.Sequential:
-        """The whole module with values to be loaded: scaler, network, head."""
+        """Build the whole module (scaler, network, head) with placeholder values, into which a state is loaded."""
         shape = (self.input_shape[0],) + (1,) * (len(self.input_shape) - 1)
         scaling: Scaling = "standard" if len(self.input_shape) > 1 else self.scaling
         scaler = Scaler(torch.zeros(shape), torch.ones(shape), scaling)
         return nn.Sequential(scaler, self.network(), head)
 
     def loaded(self, state: Mapping[str, Tensor], make_head: Callable[[Kind, int], nn.Module]) -> nn.Sequential:
-        """The whole module with these values; nothing is allocated before they are known to fit.
+        """Build the whole module with the values of a saved state.
 
-        ``make_head`` makes the head for a kind of target and a number of outputs.
+        A built-in network is allocated only after the values are known to fit. ``make_head`` builds the head for a kind
+        of target and a number of outputs.
 
         Raises:
-            InputError: a factory fails, or its network is not the one that was trained.
-            ValueError, RuntimeError: the values do not fit a network of ours.
+            InputError: the user's factory fails, or its network is not the one that was trained.
+            ValueError, RuntimeError: the values do not fit the built-in network.
         """
         own = isinstance(self.model, str)
         with torch.device("meta" if own else "cpu"):
@@ -120,7 +121,7 @@ class Architecture:
         return module
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; a factory is kept as a word, as its code is not ours to save."""
+        """Describe the architecture as JSON values; a factory becomes ``"factory"``, because its code is not saved."""
         return asdict(self) | {
             "model": self.model if isinstance(self.model, str) else "factory",
             "kind": self.kind.name,
@@ -129,10 +130,11 @@ class Architecture:
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any], *, factory: Factory | None = None) -> "Architecture":
-        """The architecture that :meth:`to_json` described.
+        """Rebuild the architecture that :meth:`to_json` described.
 
         Raises:
-            ValueError: a field that is unknown, missing or of another kind than it is saved.
+            ValueError: a field is unknown, missing or of the wrong type.
+            InputError: ``factory`` is missing or is not callable, or the model was not built by a factory.
         """
         known = {field.name for field in fields(cls)}
         if strange := sorted(set(described) ^ known):
@@ -160,7 +162,7 @@ class Architecture:
 
 
 def architecture_of(model: str | Factory, features: Any) -> Architecture:
-    """The architecture for these features: a frame is scaled robustly, an array by mean and standard deviation."""
+    """The architecture for these features; a frame is scaled robustly, an array by its mean and standard deviation."""
     array = isinstance(features, np.ndarray)
     if model == "cnn" and not (array and features.ndim == 4):
         raise InputError("model 'cnn' needs images, X of shape (n, c, h, w); use 'mlp' or 'linear'")
@@ -171,7 +173,7 @@ def architecture_of(model: str | Factory, features: Any) -> Architecture:
 
 
 def _built(factory: Factory, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """The network that the user's factory makes, if it does."""
+    """Build the network by the user's factory; raise if the factory fails."""
     called = f"model: {_named(factory)}({input_shape}, {outputs})"
     try:
         network = factory(input_shape, outputs)

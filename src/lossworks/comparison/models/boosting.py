@@ -1,4 +1,4 @@
-"""The outside line: histogram gradient boosting on the same folds, in the table and never hidden."""
+"""The outside line: histogram gradient boosting on the same folds, which is always shown in the table."""
 
 import warnings
 
@@ -11,24 +11,24 @@ from torch import Tensor
 __all__ = ["boosted_classes", "boosted_values"]
 
 SMALL = 20_000
-"""Up to so many rows one thread is faster: the trees' many short parallel loops wait for each other."""
+"""The number of rows up to which one thread is faster, because the trees' many short parallel loops cost waiting."""
 TINY = np.finfo(np.float32).tiny
 
 
 def boosted_classes(
     table: np.ndarray, target: np.ndarray, train: np.ndarray, test: np.ndarray, num_classes: int, seed: int
 ) -> Tensor:
-    """Log-probabilities ``(m, C)`` of the test rows, fitted on the training rows.
+    """Fit boosted trees on the training rows, and return the log-probabilities ``(m, C)`` of the test rows.
 
     Args:
-        table: Encoded columns ``(n, d)``.
-        target: Class codes ``(n,)``.
-        train: The rows to fit on.
-        test: The rows to predict.
-        num_classes: How many classes there are, whether or not all have training rows.
-        seed: Of the trees.
+        table: The encoded columns ``(n, d)``.
+        target: The class codes ``(n,)``.
+        train: The numbers of the training rows.
+        test: The numbers of the test rows.
+        num_classes: The number of classes; some may have no training rows.
+        seed: The seed of the trees.
     """
-    with threadpool_limits(_threads(train)), warnings.catch_warnings():  # so many classes look like values
+    with threadpool_limits(_threads(train)), warnings.catch_warnings():  # scikit-learn warns if there are many classes
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         classifier = HistGradientBoostingClassifier(random_state=seed).fit(table[train], target[train])
         found = classifier.predict_proba(table[test])
@@ -46,7 +46,7 @@ def boosted_values(
     *,
     loss: str = "squared_error",
 ) -> Tensor:
-    """Values ``(m,)`` of the test rows, fitted on the training rows by this loss of scikit-learn's."""
+    """Fit boosted trees on the training rows by this loss of scikit-learn's; return the test rows' values ``(m,)``."""
     with threadpool_limits(_threads(train)):
         regressor = HistGradientBoostingRegressor(loss=loss, random_state=seed).fit(table[train], target[train])
         return torch.from_numpy(regressor.predict(table[test]))

@@ -1,4 +1,4 @@
-"""What reads a network's outputs: the last piece of a trained module."""
+"""Heads: the last module of a trained model, which reads the network's outputs."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from lossworks.comparison.models.scaling import TargetScale
 __all__ = ["PositiveValues", "Rates", "Values"]
 
 FLOOR = 0.01
-"""The least expected count, as a share of the mean."""
+"""The smallest expected count, as a share of the mean count."""
 
 
 class Values(nn.Module):
-    """Real values in the target's own unit, of one standardised output or of logits over bins.
+    """Head for real values: it turns one standardised output, or logits over bins, into values in the target's unit.
 
     Args:
-        support: The standardised value that each bin stands for, ``(k,)``; not read where there is one output.
-        mean: Of the target over the fit rows.
-        std: Likewise.
+        support: The standardised value of each bin, ``(k,)``; it is not used if there is one output.
+        mean: The mean of the target over the training rows.
+        std: The standard deviation of the target over the training rows.
     """
 
     support: Tensor
@@ -32,28 +32,28 @@ class Values(nn.Module):
 
     @classmethod
     def of(cls, support: Tensor, scale: TargetScale) -> "Values":
-        """For a target of that scale."""
+        """Build the head for a target of this scale."""
         return cls(support, *(torch.tensor(value, dtype=torch.float64) for value in (scale.mean, scale.std)))
 
     def forward(self, output: Tensor) -> Tensor:
-        """``(n,)`` of ``(n, k)``."""
+        """Turn outputs ``(n, k)`` into values ``(n,)``."""
         standardised = output.softmax(dim=-1) @ self.support if len(self.support) > 1 else output.flatten()
         return (standardised.to(self.mean.dtype) * self.std + self.mean).to(output.dtype)
 
 
 class PositiveValues(Values):
-    """The same for a target that is never negative and has a mean > 0, of which a prediction is at least 1 %."""
+    """Head for real values of a target that is never negative and has a mean > 0; it predicts at least 1 % of that."""
 
     def forward(self, output: Tensor) -> Tensor:
-        """``(n,)`` of ``(n, k)``, > 0."""
+        """Turn outputs ``(n, k)`` into positive values ``(n,)``."""
         return super().forward(output).clamp_min((FLOOR * self.mean).to(output.dtype))
 
 
 class Rates(nn.Module):
-    """Expected counts, of one output that is their logarithm in units of the mean count.
+    """Head for counts: it turns one output, the logarithm of the count in units of the mean, into expected counts.
 
     Args:
-        unit: The mean count over the fit rows.
+        unit: The mean count over the training rows.
     """
 
     unit: Tensor
@@ -64,9 +64,9 @@ class Rates(nn.Module):
 
     @classmethod
     def of(cls, scale: TargetScale) -> "Rates":
-        """For a target in this unit."""
+        """Build the head for a target in this unit."""
         return cls(torch.tensor(scale.std, dtype=torch.float64))
 
     def forward(self, output: Tensor) -> Tensor:
-        """``(n,)`` of ``(n, 1)``, > 0."""
+        """Turn outputs ``(n, 1)`` into expected counts ``(n,)``, > 0."""
         return (output.flatten().to(self.unit.dtype).exp() * self.unit).to(output.dtype)

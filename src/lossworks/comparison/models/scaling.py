@@ -1,4 +1,4 @@
-"""How inputs and real targets come to order one: fitted on the fit rows of one fold, applied to gathered rows."""
+"""Scaling of inputs and real targets to order one: fitted on the training rows of a fold, applied to gathered rows."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ Scaling = Literal["robust", "standard"]
 
 SAMPLED_ROWS = 100_000
 SAMPLED_VALUES = 16_000_000
-NORMAL_QUARTILES = 1.349  # how far apart the quartiles of N(0, 1) are
+NORMAL_QUARTILES = 1.349  # the distance between the quartiles of N(0, 1)
 CLIP = 3.0
 LARGEST = 1e9  # its square is finite in float32
 
@@ -27,16 +27,16 @@ def scale_(x: Tensor, center: Tensor, inverse: Tensor, scaling: Scaling) -> Tens
 
 
 class Scaler(nn.Module):
-    r"""Standardises inputs by statistics of the rows it was fitted on.
+    r"""Standardises inputs by statistics of the rows that it was fitted on.
 
-    ``"robust"``, for tables: :math:`z = (x - \mathrm{median}) / (\mathrm{IQR} / 1.349)`, then
-    :math:`z / \sqrt{1 + (z / 3)^2}`. ``"standard"``, for arrays, images per channel:
-    :math:`z = (x - \mathrm{mean}) / \mathrm{std}`. NaN becomes 0.
+    ``"robust"`` scaling, for tables, is :math:`z = (x - \mathrm{median}) / (\mathrm{IQR} / 1.349)` followed by
+    :math:`z / \sqrt{1 + (z / 3)^2}`. ``"standard"`` scaling, for arrays, is
+    :math:`z = (x - \mathrm{mean}) / \mathrm{std}`, for images per channel. NaN becomes 0.
 
     Args:
-        center: What is subtracted, broadcast against one row.
-        inverse: What is multiplied by, likewise.
-        scaling: See above.
+        center: The center, which is subtracted; it is broadcast against one row.
+        inverse: The factor by which the difference is multiplied; it is broadcast against one row.
+        scaling: ``"robust"`` or ``"standard"``.
     """
 
     center: Tensor
@@ -50,7 +50,7 @@ class Scaler(nn.Module):
 
     @classmethod
     def fit(cls, x: Tensor, rows: Tensor, scaling: Scaling) -> "Scaler":
-        """Fitted on at most 100,000 of ``rows``, drawn by a fixed seed."""
+        """Fit a scaler on at most 100,000 of ``rows``, which are drawn by a fixed seed."""
         limit = max(1000, min(SAMPLED_ROWS, SAMPLED_VALUES // max(x[0].numel(), 1)))
         if len(rows) > limit:
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:limit].to(rows.device)]
@@ -67,24 +67,24 @@ class Scaler(nn.Module):
         return cls(center.nan_to_num(nan=0.0).reshape(shape), inverse.reshape(shape), "standard" if images else scaling)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scaled rows."""
+        """Scale the rows."""
         return scale_(x.clone(), self.center, self.inverse, self.scaling)
 
     def extra_repr(self) -> str:
-        """How it scales, and how many columns or channels."""
+        """The kind of scaling and the number of columns or channels, for ``repr``."""
         return f"{self.scaling}, {self.center.numel()}"
 
 
 @dataclass(frozen=True)
 class TargetScale:
-    """Mean and standard deviation of a real target over the fit rows; training sees ``(y - mean) / std``."""
+    """The scale of a real target: its mean and deviation over the training rows; losses see ``(y - mean) / std``."""
 
     mean: float = 0.0
     std: float = 1.0
 
     @classmethod
     def fit(cls, y: Tensor, rows: Tensor) -> "TargetScale":
-        """Fitted on all of ``rows``; a constant target keeps the standard deviation 1."""
+        """Fit the scale on all of ``rows``; the standard deviation of a constant target is set to 1."""
         values = y[rows].double()
         std = float(values.std(correction=0)) if len(values) else 0.0
         return cls(float(values.mean()) if len(values) else 0.0, std if std > 0 else 1.0)
@@ -96,7 +96,7 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quartiles(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The lower quartile, median and upper quartile of each column, missing values left out."""
+    """The lower quartile, median and upper quartile of each column, without missing values."""
     ordered = values.sort(dim=0).values  # NaN comes last
     last = (~values.isnan()).sum(dim=0).sub_(1).clamp_(min=0)
     low, middle, high = (ordered.gather(0, (last * fraction).round().long()[None])[0] for fraction in (0.25, 0.5, 0.75))

@@ -1,1 +1,1 @@
-"""What a data set asks for, one file a task: a new task is one new file here, and nothing else."""
+"""The tasks, one file each; a task says what a data set asks for. To add a task, add one file here and nothing else."""

@@ -1,4 +1,4 @@
-"""What a data set asks for: how its target is read, trained on, judged and handed over."""
+"""The base class of the tasks: a task says how a target is read, trained on, judged and handed over."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from lossworks.roles import BatchLoss, Kind, Loss
 __all__ = ["Portraits", "RecipeLines", "Target", "Task"]
 
 Portraits = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By objective, the portrait of each of its trained models."""
+"""A mapping from the name of each objective to the portraits of its trained models."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted.
+    """The target column after it was read: what is to be predicted.
 
     Attributes:
-        values: ``(n,)`` int64 class codes, or float64 values.
-        classes: The labels as text, in the order of their codes; empty where the target is no class.
+        values: The class codes ``(n,)``, int64, or the values ``(n,)``, float64.
+        classes: The labels as text, in the order of their codes; empty if the target is not a class.
     """
 
     values: np.ndarray
@@ -37,13 +37,15 @@ class Target:
 
 @dataclass(frozen=True)
 class RecipeLines:
-    """A task's lines of the script that trains the winner in a plain loop.
+    """The lines that depend on the task in ``recipe.py``, the script that trains the winner in a plain loop.
 
     Attributes:
-        target: Makes ``y``, the targets as the loss takes them, of ``dataset.target`` and the training rows ``fit``.
-        error_name: What is measured on the inner rows, in words.
-        error: The expression for it, of ``predicted``, ``y`` and ``inner``; a number, lower is better.
-        facts: By name, the expression for what a part may need of the training rows.
+        target: The code that computes ``y``, the targets as the loss takes them, from ``dataset.target`` and the
+            training rows ``fit``.
+        error_name: The name of the error that is measured on the inner rows.
+        error: The expression that computes this error from ``predicted``, ``y`` and ``inner``; a number, lower is
+            better.
+        facts: For each fact about the training rows that a part may need, the expression that computes it.
     """
 
     target: str
@@ -53,23 +55,23 @@ class RecipeLines:
 
 
 class Task(ABC):
-    """One kind of question that a data set asks; it has no state, so all objects of one class are equal.
+    """Base class of the tasks, such as binary classification; a task has no state, so objects of one class are equal.
 
     Class attributes:
-        name: What it is called on the command line and in saved files.
-        title: What the target is, for an error: ``"real-valued"``.
-        order: Tasks are asked by this number whether they recognise a target, from the lowest on.
-        kinds: The kinds of the losses that fit.
-        reference: The loss that the others are compared with, by its name in the catalog.
-        metrics: What is reported, in the order of the tables; the first decides unless :meth:`default_metric` says
-            otherwise.
-        troubles: What any data set of this task may have, in the catalog's words: a loss that helps with each is
-            always tried.
-        has_classes: Whether a target is a class, so that a row is right or wrong and may be attacked.
-        spreads: Whether a target is a number whose outliers and tails are looked at.
-        dtype: Of the target in training.
-        splitting: How folds are drawn, for the report, after "drawn 2 times".
-        calibrating: What is done before predictions are scored, for the report.
+        name: The task's name on the command line and in saved files.
+        title: A description of the target for error messages, such as ``"real-valued"``.
+        order: The tasks are asked in ascending order of this number whether they recognise a target.
+        kinds: The kinds of target of the losses that can be trained on this task.
+        reference: The name in the catalog of the loss that the others are compared with.
+        metrics: The metrics that are reported, in the order of the tables. The first one decides unless
+            :meth:`default_metric` chooses another.
+        troubles: The troubles, in the catalog's words, that any data set of this task may have. For each of them, a
+            loss that helps with it is always tried.
+        has_classes: Whether the target is a class, so that a prediction is right or wrong and can be attacked.
+        spreads: Whether the target is a number that is examined for outliers and heavy tails.
+        dtype: The dtype of the target in training.
+        splitting: How the folds are drawn, as the report's text that follows "drawn 2 times".
+        calibrating: How predictions are calibrated before they are scored, as a sentence of the report.
     """
 
     name: ClassVar[str]
@@ -88,43 +90,47 @@ class Task(ABC):
     # Data
 
     def recognises(self, labels: pl.Series, distinct: pl.Series) -> bool:
-        """Whether a target with these values, and these different ones in order, asks for this task by itself."""
+        """Whether this task is chosen for these target values unless the user names a task.
+
+        ``distinct`` holds the different values among ``labels``, sorted.
+        """
         return False
 
     @abstractmethod
     def read(self, labels: pl.Series, distinct: pl.Series, where: str) -> Target:
-        """The target of these values, and these different ones in order.
+        """Read the target from these values; ``distinct`` holds the different values among them, sorted.
 
         Raises:
-            InputError: they are no target of this task; it begins with ``where`` they were found.
+            InputError: the values cannot be a target of this task; the message begins with ``where``, the place that
+                they come from.
         """
 
     def note(self, labels: pl.Series, distinct: pl.Series) -> str | None:
-        """How a target that was recognised was understood, where it could have been meant otherwise."""
+        """A note on how a recognised target was understood, or None if it can only be understood in one way."""
         return None
 
     @abstractmethod
     def described(self, target: Target) -> str:
-        """What is predicted, in a few words."""
+        """Describe what is predicted in a few words."""
 
     def strata(self, values: np.ndarray) -> np.ndarray | None:
-        """A number a row, of which each fold gets its share; None where rows are drawn without regard to the target."""
+        """The stratum of each row ``(n,)``, of which each fold gets its share; None if folds ignore the target."""
         return None
 
     def facts(self, values: np.ndarray, num_classes: int) -> dict[str, Any]:
-        """What losses and weightings may need of the targets of the rows that they are fitted on."""
+        """The facts about the targets of the training rows that losses and weightings may need, by argument name."""
         return {}
 
     def training_facts(
         self, values: np.ndarray, rows: np.ndarray, num_classes: int = 0, num_groups: int = 0
     ) -> dict[str, Any]:
-        """All that losses and weightings may need of the rows that they are fitted on.
+        """All facts about the training rows that losses and weightings may need, by argument name.
 
         Args:
-            values: All targets.
-            rows: The rows that are fitted on.
-            num_classes: How many classes there are, 0 where the target is no class.
-            num_groups: How many groups there are, 0 where none are named.
+            values: The targets of all rows.
+            rows: The numbers of the training rows.
+            num_classes: The number of classes, 0 if the target is not a class.
+            num_groups: The number of groups, 0 if no groups are named.
         """
         counted = {"num_samples": len(values), "num_groups": num_groups}
         return counted | self.facts(values[rows], num_classes)
@@ -132,63 +138,66 @@ class Task(ABC):
     # Training
 
     def fits(self, kind: Kind) -> bool:
-        """Whether losses for this kind of target can be trained on it."""
+        """Whether losses for this kind of target can be trained on this task."""
         return kind in self.kinds
 
     def tensor(self, values: np.ndarray) -> Tensor:
-        """The targets as the engine takes them."""
+        """The targets as a tensor of the task's dtype, as the engine takes them."""
         return torch.from_numpy(values).to(self.dtype)
 
     def outputs(self, loss: Loss | BatchLoss, y: Tensor) -> int:
-        """How many outputs a network needs for this loss and these targets."""
+        """The number of outputs that a network needs for this loss and these targets."""
         return loss.output_size(1)
 
     def scale(self, kind: Kind, y: Tensor, rows: Tensor) -> TargetScale | None:
-        """In what unit losses of this kind see the target, by the rows to fit on; None where they see it as it is."""
+        """How the target is scaled for losses of this kind, fitted on the training rows; None if it is not scaled."""
         return None
 
     @abstractmethod
     def head(self, loss: Loss | BatchLoss, outputs: int, scale: TargetScale | None) -> nn.Module:
-        """What makes of the network's outputs ``(n, k)`` what :meth:`predicted` takes."""
+        """The module that turns the network's outputs ``(n, k)`` into the input of :meth:`predicted`."""
 
     @abstractmethod
     def empty_head(self, kind: Kind, outputs: int) -> nn.Module:
-        """The head of a saved model, with values to be loaded."""
+        """A head with placeholder values, into which the state of a saved model is loaded."""
 
     # Judging
 
     def default_metric(self, values: np.ndarray) -> Metric:
-        """What decides, unless the user says so."""
+        """The metric that decides unless the user names one."""
         return self.metrics[0]
 
     def calibration(self, inner: tuple[Tensor, np.ndarray] | None) -> float | None:
-        """The temperature that fits inner rows' outputs and targets best, 1 without rows; None if nothing has one."""
+        """The temperature that best fits the outputs and targets of the inner rows.
+
+        It is 1 if there are no inner rows, and None if the task's predictions have no temperature.
+        """
         return None
 
     @abstractmethod
     def predicted(self, outputs: Tensor, temperature: float = 1.0) -> np.ndarray:
-        """What the metrics take: values ``(n,)``, or class probabilities ``(n, C)``, of the head's outputs."""
+        """Turn the head's outputs into what the metrics take: values ``(n,)`` or class probabilities ``(n, C)``."""
 
     def portrait(self, outputs: Tensor, temperature: float, values: np.ndarray) -> dict[str, Any]:
-        """What one model's predictions on its test rows look like: what :meth:`panels` needs, as JSON has it."""
+        """Summarise one model's predictions on its test rows, as JSON values, for :meth:`panels`."""
         return {}
 
     @abstractmethod
     def outside(self, table: np.ndarray, target: Target, train: np.ndarray, test: np.ndarray, seed: int) -> Tensor:
-        """What gradient boosting, the line from outside, gives for the test rows in a head's stead."""
+        """Fit gradient boosting, the outside line, and return its outputs for the test rows in the form of a head's."""
 
     # Handing over
 
     def probabilities(self, outputs: Tensor, temperature: float, name: str) -> np.ndarray:
-        """Class probabilities ``(n, C)``.
+        """The class probabilities ``(n, C)``.
 
         Raises:
-            InputError: the target, which is called ``name``, is no class.
+            InputError: the target, whose name is ``name``, is not a class.
         """
         raise InputError(f"{name!r} is {self.title}: there are no class probabilities, use predict")
 
     def answers(self, predicted: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        """The answer for each row ``(n,)``: a value, or a label as text."""
+        """The prediction for each row ``(n,)``: a value, or a label as text."""
         return predicted
 
     def frame(self, predicted: np.ndarray, name: str, classes: Sequence[str]) -> pl.DataFrame:
@@ -196,7 +205,7 @@ class Task(ABC):
         return pl.DataFrame({f"predicted_{name}": self.answers(predicted, classes)})
 
     def panels(self, portraits: Portraits, target: Target, reference: str) -> list[Panel]:
-        """What the report shows of the predictions."""
+        """The panels in which the report shows the predictions."""
         return []
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""One of two classes."""
+"""The binary task: the target is one of two classes."""
 
 import polars as pl
 
@@ -14,7 +14,7 @@ __all__ = ["Binary"]
 
 
 class Binary(ClassTask):
-    """One of two classes, for which losses of one score fit too, and metrics that rank the rows by it."""
+    """Binary task: a target of two classes. It also takes losses on a single score, and metrics that rank rows."""
 
     name = "binary"
     title = "one of two classes"
@@ -23,11 +23,11 @@ class Binary(ClassTask):
     metrics = (*ClassTask.metrics, METRICS["auroc"], METRICS["average_precision"])
 
     def recognises(self, labels: pl.Series, distinct: pl.Series) -> bool:
-        """See :class:`Task`."""
+        """Recognise a target that has exactly two different values."""
         return len(distinct) == 2
 
     def read(self, labels: pl.Series, distinct: pl.Series, where: str) -> Target:
-        """See :class:`Task`."""
+        """Read the classes, and refuse a target that does not have exactly two."""
         if len(distinct) != 2:
             raise InputError(
                 f"{where} has {len(distinct)} classes ({listed(as_text(distinct).to_list(), 4)}), so it is not binary"

@@ -1,4 +1,4 @@
-"""What tasks share whose target is a class."""
+"""The base class of the tasks whose target is a class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,13 +22,13 @@ from lossworks.roles import BatchLoss, Kind, Loss
 __all__ = ["ClassTask", "class_probabilities"]
 
 IMBALANCED = 3.0
-"""From this ratio of the largest to the smallest class on, the default metric counts every class the same."""
+"""The ratio of the largest class to the smallest from which the default metric weighs all classes equally."""
 
 Bins = list[tuple[float, float, int]]
 
 
 def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities ``(n, C)`` of logits ``(n, C)``, or ``(n, 2)`` of the scores ``(n,)`` of class 1."""
+    """Turn logits ``(n, C)`` into probabilities ``(n, C)``, or the scores ``(n,)`` of class 1 into ``(n, 2)``."""
     scaled = logits / temperature
     if scaled.ndim == 1:
         scaled = torch.stack([torch.zeros_like(scaled), scaled], dim=1)
@@ -36,7 +36,7 @@ def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 class ClassTask(Task):
-    """A target that is one of several classes; predicted are their probabilities, at a temperature."""
+    """Base class of the tasks whose target is a class; they predict the classes' probabilities at a temperature."""
 
     reference = "CrossEntropyLoss"
     metrics: ClassVar[tuple[Metric, ...]] = tuple(
@@ -52,54 +52,54 @@ class ClassTask(Task):
     )
 
     def read(self, labels: pl.Series, distinct: pl.Series, where: str) -> Target:
-        """See :class:`Task`; classes are in the order of their values."""
+        """Read the classes, in the order of their values."""
         codes = labels.replace_strict(distinct, pl.Series(range(len(distinct)), dtype=pl.Int64), return_dtype=pl.Int64)
         return Target(codes.to_numpy().copy(), tuple(as_text(distinct).to_list()))
 
     def described(self, target: Target) -> str:
-        """See :class:`Task`."""
+        """Say how many classes there are."""
         return f"{len(target.classes)} classes"
 
     def strata(self, values: np.ndarray) -> np.ndarray | None:
-        """See :class:`Task`; the classes."""
+        """Take the class of each row as its stratum."""
         return values
 
     def facts(self, values: np.ndarray, num_classes: int) -> dict[str, Any]:
-        """See :class:`Task`."""
+        """The number of classes, and how many training rows each class has."""
         counts = np.bincount(values, minlength=num_classes)
         return {"class_counts": torch.tensor(counts, dtype=torch.float32), "num_classes": num_classes}
 
     def outputs(self, loss: Loss | BatchLoss, y: Tensor) -> int:
-        """See :class:`Task`."""
+        """The number of outputs that the loss needs for this number of classes."""
         return loss.output_size(int(y.max()) + 1)
 
     def head(self, loss: Loss | BatchLoss, outputs: int, scale: TargetScale | None) -> nn.Module:
-        """See :class:`Task`; logits ``(n, C)`` and scores ``(n,)`` as they are."""
+        """The head that leaves logits ``(n, C)`` unchanged and flattens scores to ``(n,)``."""
         return self.empty_head(loss.kind, outputs)
 
     def empty_head(self, kind: Kind, outputs: int) -> nn.Module:
-        """See :class:`Task`."""
+        """A head of the same form; it has no values."""
         return nn.Flatten(0) if kind.flat else nn.Identity()
 
     def default_metric(self, values: np.ndarray) -> Metric:
-        """See :class:`Task`; accuracy, or where classes are imbalanced one that counts each the same."""
+        """Accuracy, or balanced accuracy if the classes are imbalanced."""
         counts = np.bincount(values)
         return METRICS["balanced_accuracy" if counts.max() >= IMBALANCED * counts.min() else "accuracy"]
 
     def calibration(self, inner: tuple[Tensor, np.ndarray] | None) -> float | None:
-        """See :class:`Task`."""
+        """The temperature that minimises the log-loss on the inner rows, or 1 if there are none."""
         if inner is None:
             return 1.0
         outputs, values = inner
         return float(TemperatureScaling().fit(outputs.double(), torch.from_numpy(values)).temperature)
 
     def predicted(self, outputs: Tensor, temperature: float = 1.0) -> np.ndarray:
-        """See :class:`Task`."""
+        """The class probabilities ``(n, C)`` at this temperature."""
         probabilities: np.ndarray = class_probabilities(outputs.double(), temperature).numpy()
         return probabilities
 
     def portrait(self, outputs: Tensor, temperature: float, values: np.ndarray) -> dict[str, Any]:
-        """See :class:`Task`; recall of each class, and reliability before and after calibration."""
+        """The recall of each class, and the reliability before and after calibration."""
         before, after = (self.predicted(outputs, t) for t in (1.0, temperature))
         return {
             "temperature": temperature,
@@ -109,24 +109,24 @@ class ClassTask(Task):
         }
 
     def outside(self, table: np.ndarray, target: Target, train: np.ndarray, test: np.ndarray, seed: int) -> Tensor:
-        """See :class:`Task`; log-probabilities ``(m, C)``."""
+        """The log-probabilities ``(m, C)`` that gradient boosting predicts for the test rows."""
         return boosted_classes(table, target.values, train, test, len(target.classes), seed)
 
     def probabilities(self, outputs: Tensor, temperature: float, name: str) -> np.ndarray:
-        """See :class:`Task`."""
+        """The class probabilities ``(n, C)`` at this temperature."""
         return self.predicted(outputs, temperature)
 
     def answers(self, predicted: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        """See :class:`Task`; the most probable label."""
+        """The most probable label of each row ``(n,)``, as text."""
         return np.asarray(classes)[predicted.argmax(axis=1)]
 
     def frame(self, predicted: np.ndarray, name: str, classes: Sequence[str]) -> pl.DataFrame:
-        """See :class:`Task`; with a probability for each class."""
+        """A table with the predicted label, and with a column of probabilities for each class."""
         columns = {f"probability_{label}": predicted[:, k] for k, label in enumerate(classes)}
         return pl.DataFrame({f"predicted_{name}": self.answers(predicted, classes), **columns})
 
     def panels(self, portraits: Portraits, target: Target, reference: str) -> list[Panel]:
-        """See :class:`Task`."""
+        """Two panels: the recall of each class, and the reliability of the probabilities."""
         recall = Table(
             name="recall",
             title="Recall of each class",
@@ -157,7 +157,7 @@ class ClassTask(Task):
         return [recall, reliability]
 
     def recipe(self, loss: Loss | BatchLoss) -> RecipeLines:
-        """See :class:`Task`."""
+        """The lines that take the class codes as targets and measure the error rate."""
         wrong = "((predicted > 0.5) != y[inner].bool())" if loss.kind.flat else "(predicted.argmax(1) != y[inner])"
         return RecipeLines(
             target="y = torch.from_numpy(dataset.target)",
@@ -171,7 +171,7 @@ class ClassTask(Task):
 
 
 def _bins(probabilities: np.ndarray, values: np.ndarray) -> Bins:
-    """Sums over each bin, so that models add up: confidence, rows right, rows."""
+    """For each bin the sum of the confidences, the number of right rows and of rows; models are summed up by these."""
     bins = reliability_bins(probabilities, values)
     return [
         (float(confidence * count), float(right * count), int(count)) if count else (0.0, 0.0, 0)

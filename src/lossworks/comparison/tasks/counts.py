@@ -1,4 +1,4 @@
-"""How often something happened."""
+"""The counts task: the target says how often something happened."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,17 +23,17 @@ from lossworks.roles import COUNTS, REAL, BatchLoss, Kind, Loss
 __all__ = ["Counts"]
 
 MOST = 12
-"""Up to this count the report shows how often each occurs, where few rows have more."""
+"""The report shows how often each count up to this one occurs, unless over a tenth of the rows have larger counts."""
 BANDS = 10
-"""In how many bands of the expected count the report compares it with what was observed."""
+"""The number of bands of the expected count in which the report compares it with the observed count."""
 
 
 class Counts(Real):
-    """Non-negative whole numbers, of which expected counts are predicted.
+    """Counts task: a target of non-negative whole numbers, for which expected counts are predicted.
 
-    Losses for counts see the target in units of its mean over the rows to fit on, and their output is the logarithm of
-    the expected count in that unit. Losses for real values fit too: what they predict counts as 1 % of the mean where
-    it is less, as an expected count is above 0.
+    Losses for counts see the target in units of its mean over the training rows, and their output is the logarithm of
+    the expected count in that unit. Losses for real values can be trained too. Their predictions are raised to at least
+    1 % of the mean count, because an expected count is positive.
     """
 
     name = "counts"
@@ -45,11 +45,11 @@ class Counts(Real):
     troubles = ("baseline", "outliers", "heavy tails")
 
     def recognises(self, labels: pl.Series, distinct: pl.Series) -> bool:
-        """See :class:`Task`; only the user can tell counts from amounts and from labels."""
+        """Recognise no target: only the user can tell counts from amounts and from labels."""
         return False
 
     def read(self, labels: pl.Series, distinct: pl.Series, where: str) -> Target:
-        """See :class:`Task`."""
+        """Read the values, and refuse a target that has a negative number or one that is not whole."""
         target = super().read(labels, distinct, where)
         wrong = (target.values < 0) | (target.values != np.round(target.values))
         if wrong.any():
@@ -60,28 +60,28 @@ class Counts(Real):
         return target
 
     def described(self, target: Target) -> str:
-        """See :class:`Task`."""
+        """Describe the target as a count."""
         return "a count"
 
     def scale(self, kind: Kind, y: Tensor, rows: Tensor) -> TargetScale | None:
-        """See :class:`Task`."""
+        """Standardise the target for losses for real values, and divide it by its mean for losses for counts."""
         if kind.scalable:
             return super().scale(kind, y, rows)
         mean = float(y[rows].double().mean())
         return TargetScale(0.0, mean if mean > 0 else 1.0)
 
     def head(self, loss: Loss | BatchLoss, outputs: int, scale: TargetScale | None) -> nn.Module:
-        """See :class:`Task`; the expected count."""
+        """The head that turns outputs into expected counts ``(n,)``."""
         scale = scale or TargetScale()
         return PositiveValues.of(bins_of(loss, outputs), scale) if loss.kind.scalable else Rates.of(scale)
 
     def empty_head(self, kind: Kind, outputs: int) -> nn.Module:
-        """See :class:`Task`."""
+        """A head of the same form with placeholder values."""
         scale = TargetScale()
         return PositiveValues.of(torch.zeros(outputs), scale) if kind.scalable else Rates.of(scale)
 
     def portrait(self, outputs: Tensor, temperature: float, values: np.ndarray) -> dict[str, Any]:
-        """See :class:`Task`; with how often each count occurs and is expected to, and bands of expected counts."""
+        """Add to a real target's portrait how often each count occurs and is expected, and bands of expected counts."""
         expected = self.predicted(outputs)
         counts = np.arange(MOST + 1)
         bands = np.array_split(np.argsort(expected, kind="stable"), min(BANDS, len(values)))
@@ -93,11 +93,14 @@ class Counts(Real):
         }
 
     def outside(self, table: np.ndarray, target: Target, train: np.ndarray, test: np.ndarray, seed: int) -> Tensor:
-        """See :class:`Task`; expected counts ``(m,)``, of trees that minimise the Poisson deviance."""
+        """The expected counts ``(m,)`` of the test rows, by boosted trees that minimise the Poisson deviance."""
         return boosted_values(table, target.values, train, test, seed, loss="poisson")
 
     def panels(self, portraits: Portraits, target: Target, reference: str) -> list[Panel]:
-        """See :class:`Task`; how often each count occurs is shown where few rows have a larger one."""
+        """Add to a real target's panels the observed counts against the expected, and how often each count occurs.
+
+        The latter is left out if more than a tenth of the rows have counts above 12.
+        """
         bands = Lines(
             name="bands",
             title="Observed over expected",
@@ -132,7 +135,7 @@ class Counts(Real):
         return [bands, occurring, *super().panels(portraits, target, reference)]
 
     def recipe(self, loss: Loss | BatchLoss) -> RecipeLines:
-        """See :class:`Task`."""
+        """The lines that divide the target by its mean and measure the Poisson deviance, for a loss for counts."""
         if loss.kind.scalable:
             return super().recipe(loss)
         return RecipeLines(

@@ -1,4 +1,4 @@
-"""Every task that there is, found by looking into this package."""
+"""All tasks, found by importing every module of this package."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ __all__ = ["find_task", "tasks"]
 
 @functools.cache
 def tasks() -> dict[str, Task]:
-    """Each task by its name, in the order in which they are asked whether they recognise a target.
+    """Every task by its name, in the order in which the tasks are asked whether they recognise a target.
 
     >>> list(tasks())
     ['real', 'binary', 'multiclass', 'counts']
@@ -24,7 +24,7 @@ def tasks() -> dict[str, Task]:
         there = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
         for kind in there.values():
             own = inspect.isclass(kind) and kind.__module__ == f"{package.__name__}.{module.name}"
-            if own and issubclass(kind, Task) and hasattr(kind, "name"):  # what has none is shared by several
+            if own and issubclass(kind, Task) and hasattr(kind, "name"):  # a class without a name is a base class
                 if kind.name in found:
                     raise ValueError(f"two tasks are called {kind.name}: {type(found[kind.name])} and {kind}")
                 found[kind.name] = kind()
@@ -32,9 +32,9 @@ def tasks() -> dict[str, Task]:
 
 
 def find_task(name: str) -> Task:
-    """The task of this name; the error lists those that there are and suggests the nearest.
+    """The task of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such task; the message lists all tasks and suggests the nearest name.
     """
     return tasks()[check_choice("task", name, tasks())]

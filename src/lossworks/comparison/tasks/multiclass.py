@@ -1,4 +1,4 @@
-"""One of more than two classes."""
+"""The multiclass task: the target is one of several classes."""
 
 import polars as pl
 
@@ -9,7 +9,7 @@ __all__ = ["Multiclass"]
 
 
 class Multiclass(ClassTask):
-    """One of several classes: texts, booleans, and whole numbers of which no other task says that they are amounts."""
+    """Multiclass task: a target of several classes, given as texts, as booleans or as a few different whole numbers."""
 
     name = "multiclass"
     title = "one of several classes"
@@ -17,11 +17,11 @@ class Multiclass(ClassTask):
     kinds = (CLASSES,)
 
     def recognises(self, labels: pl.Series, distinct: pl.Series) -> bool:
-        """See :class:`Task`."""
+        """Recognise every target that the tasks before this one did not recognise."""
         return True
 
     def note(self, labels: pl.Series, distinct: pl.Series) -> str | None:
-        """See :class:`Task`."""
+        """Note that whole numbers were read as classes, and how to read them as amounts."""
         if not labels.dtype.is_numeric():
             return None
         return f"the target's whole numbers were taken for {len(distinct)} classes; --task real takes them as amounts"
