@@ -1,1 +1,1 @@
-"""Reading: a file or a frame becomes features and a target, checked so that what follows can rely on them."""
+"""Reading: it turns a file or a frame into checked features and a checked target."""

@@ -1,4 +1,4 @@
-"""What a single raw column is: numbers, texts or dates; and what the user says it is (``--as NAME=KIND``)."""
+"""Reading of single columns as numbers, texts or dates, as found or as the user says (``--as NAME=KIND``)."""
 
 import shlex
 
@@ -12,7 +12,7 @@ __all__ = ["MOST_CLASSES_OF_NUMBERS", "as_number", "as_text", "check_kind", "pre
 KINDS = ("category", "date", "number")
 MOST_TEXTS = 1000
 MOST_CLASSES_OF_NUMBERS = 20
-"""Up to so many different numbers may be labels."""
+"""The largest number of different numbers that may be class labels."""
 MOSTLY = 0.8  # from this share of numbers on, a column of texts is taken for numbers with a few wrong entries
 
 DATE = r"^\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ]\d{1,2}:\d{2}.*)?\s*$"
@@ -21,14 +21,14 @@ TIMES = ("", " %H:%M", " %H:%M:%S%.f", "T%H:%M", "T%H:%M:%S%.f", "T%H:%M:%S%.f%#
 
 
 def way_on(name: str, *kinds: str) -> str:
-    """How to go on with a column that cannot be taken as it is."""
+    """The advice of an error message: which options to use for a column that cannot be read as it is."""
     quoted = shlex.quote(name)
     ways = [f"--drop {quoted}", *(f"--as {quoted}={kind}" for kind in kinds)]
     return f"use {' or '.join(ways)} (in Python drop=, columns=)"
 
 
 def check_kind(name: str, kind: str) -> None:
-    """Raise unless ``kind`` is one that a column can be read as."""
+    """Raise unless ``kind`` names a way to read a column."""
     if kind not in KINDS and not kind.startswith("date:"):
         raise InputError(
             f"column {name!r} cannot be read as {kind!r}{nearest(kind, KINDS)}; "
@@ -37,7 +37,7 @@ def check_kind(name: str, kind: str) -> None:
 
 
 def prepare(column: pl.Series, place: Place, kind: str | None = None) -> tuple[pl.Series, str | None]:
-    """The column as numbers, booleans, texts or datetimes, and its kind with a date's format filled in."""
+    """Read the column as numbers, booleans, texts or datetimes; return it with its kind, including a date's format."""
     if kind == "category":
         return as_text(column), kind
     if kind == "number":
@@ -91,7 +91,7 @@ def _first(mask: pl.Series) -> int:
 
 
 def as_text(column: pl.Series) -> pl.Series:
-    """The values as text without surrounding blanks; whole numbers have no decimal point, empty text is missing."""
+    """The values as texts without surrounding blanks; whole numbers have no decimal point, empty texts are missing."""
     if column.dtype.is_float():
         whole = column.fill_nan(None).drop_nulls()
         if bool((whole == whole.round(0)).all()) and bool((whole.abs() < 2**53).all()):
@@ -103,7 +103,7 @@ def as_text(column: pl.Series) -> pl.Series:
 
 
 def as_number(text: pl.Series) -> pl.Series:
-    """The texts as float64, missing where a text is no number."""
+    """The texts as float64; a text that is not a number becomes missing."""
     return text.str.strip_chars().cast(pl.Float64, strict=False).fill_nan(None)
 
 

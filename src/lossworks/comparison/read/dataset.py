@@ -1,4 +1,4 @@
-"""The user's data as a data set: features, target and task, checked so that what follows can rely on them."""
+"""The data set: features, target and task of the user's data, all of them checked."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,18 +23,21 @@ EMBEDDED = {"anes96": "party"}
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to learn from.
+    """A data set: the rows to learn from, with their target and task.
 
     Attributes:
-        name: The file's stem, or ``"data"``.
-        features: The columns without target, group and dropped ones; or float32 ``(n, d)`` or ``(n, c, h, w)``.
-        target: ``(n,)`` int64 class codes, or float64 values.
-        task: What it asks for.
-        classes: The labels as text, in the order of their codes; empty where the target is no class.
-        group: ``(n,)`` int64 codes into ``group_names``, if a group was named.
-        source: The file, if there is one.
-        options: How it was read; ``read(source, **options)`` reads it again.
-        notes: What was done to it, one sentence each.
+        name: The file's name without its suffix, or ``"data"``.
+        features: The columns except the target, the group and the dropped ones; or a float32 array ``(n, d)`` or
+            ``(n, c, h, w)``.
+        target: The class codes ``(n,)``, int64, or the values ``(n,)``, float64.
+        task: The task that the target asks for.
+        target_name: The name of the target's column or array.
+        classes: The labels as text, in the order of their codes; empty if the target is not a class.
+        group: Each row's group as an index into ``group_names``, ``(n,)``, int64; None if no group was named.
+        group_names: The names of the groups.
+        source: The file, or None if the data did not come from one.
+        options: The options of the reading; ``read(source, **options)`` reads the data again.
+        notes: Sentences about how the data was understood and changed.
     """
 
     name: str
@@ -59,21 +62,23 @@ def read(
     drop: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Read a data set and find its task.
+    """Read a data set and recognise its task.
 
     Args:
         data: A path (.csv, .tsv, .txt, .parquet, .arrow, .feather, .ipc, .npz with arrays ``X`` and ``y``), a polars or
             pandas frame, a dict of columns, or a tuple ``(X, y)``.
-        target: The column to predict; needed for tables. In an NPZ file the array's name, ``"y"`` unless said.
-        task: The name of the task, such as ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``; found from the
-            target unless said: texts, booleans and whole numbers of few distinct values are classes.
-        group: A column that names each row's group; it is no feature.
+        target: The column to predict, which must be named for a table. For an NPZ file it is the name of the array, by
+            default ``"y"``.
+        task: The name of the task, such as ``"binary"``, ``"multiclass"``, ``"real"`` or ``"counts"``. By default the
+            task is recognised from the target: texts, booleans and a few different whole numbers are classes.
+        group: A column that names each row's group; it is not used as a feature.
         drop: Columns to leave out.
-        columns: What columns are: ``"category"`` (text, the 100 most common kept apart), ``"number"`` (text that is no
-            number becomes missing), ``"date"`` or ``"date:FORMAT"`` (days since the earliest).
+        columns: How to read columns, by name: as ``"category"`` (texts, of which the 100 most common are kept apart),
+            ``"number"`` (a text that is not a number becomes missing), or ``"date"`` or ``"date:FORMAT"`` (days since
+            the earliest date).
 
     Raises:
-        InputError: one line that says what is wrong, where, and what to do.
+        InputError: the data or an argument has a fault; the message says in one line what, where and what to do.
     """
     if task is not None and task not in tasks():
         raise InputError(f"task must be one of {listed(list(tasks()))}, got {task!r}{nearest(str(task), tasks())}")
@@ -93,9 +98,9 @@ def read(
 
 
 def read_features(data: Any, options: Mapping[str, Any] | None = None) -> tuple[pl.DataFrame | np.ndarray, Place]:
-    """The features of new rows, which need no target, and where they came from; for ``Encoder.transform``.
+    """Read the features of new rows, and return them with the place they came from, for ``Encoder.transform``.
 
-    They are read as ``Dataset.options`` says.
+    The rows need no target. The columns are read according to ``options``, which are those of a ``Dataset``.
     """
     raw, place = load(data)
     if isinstance(raw, dict):
@@ -104,7 +109,7 @@ def read_features(data: Any, options: Mapping[str, Any] | None = None) -> tuple[
 
 
 def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl.DataFrame:
-    """The table with the columns read as they are said to be."""
+    """The table with its columns read as the given kinds."""
     known = [(name, kind) for name, kind in kinds.items() if name in table.columns]
     return table.with_columns(prepare(table[name], place, kind)[0] for name, kind in known)
 
@@ -112,7 +117,7 @@ def _prepared(table: pl.DataFrame, place: Place, kinds: Mapping[str, str]) -> pl
 def read_labelled(
     data: Any, target: str, options: Mapping[str, Any] | None = None
 ) -> tuple[pl.DataFrame | np.ndarray, list[str], Place]:
-    """The features of rows as :func:`read_features` gives them, each row's label as text, and where they came from."""
+    """Read the features as :func:`read_features` does, each row's label as text, and the place they came from."""
     raw, place = load(data, exact=target, arrays=("X", target))
     columns = (options or {}).get("columns", {})
     if isinstance(raw, dict):
@@ -135,7 +140,7 @@ def read_labelled(
 
 
 def embedded(name: str = "anes96") -> Dataset:
-    """A real data set that comes with the package: ``anes96``, party identification in 7 classes from 9 answers."""
+    """Read a data set that comes with the package: ``anes96``, party identification in 7 classes from 9 features."""
     if name not in EMBEDDED:
         raise InputError(
             f"there is no embedded data set {name!r}{nearest(name, EMBEDDED)}; there is {listed(list(EMBEDDED))}"
@@ -146,7 +151,7 @@ def embedded(name: str = "anes96") -> Dataset:
 
 
 def check_folds(dataset: Dataset, folds: int) -> None:
-    """Raise unless every stratum of the target, or else the table, has a row for each fold."""
+    """Raise unless each stratum has a row for every fold, or, without strata, the table has two rows for every fold."""
     rows, strata = len(dataset.target), dataset.task.strata(dataset.target)
     if strata is None or rows < folds:
         if rows < 2 * folds:
@@ -250,7 +255,7 @@ def _of_table(
 
 
 def _target_column(column: pl.Series, place: Place, kind: str | None) -> pl.Series:
-    """The target as booleans, numbers or texts, with what is missing as null."""
+    """The target as booleans, numbers or texts, with missing values as null."""
     found = _target_as_found(column, place, kind)
     if found.dtype.is_numeric():
         beyond = found.cast(pl.Float32, strict=False).is_infinite().fill_null(False)
@@ -295,7 +300,7 @@ def _target_as_found(column: pl.Series, place: Place, kind: str | None) -> pl.Se
 
 
 def _target(labels: pl.Series, place: Place, asked: Task | None) -> tuple[Target, Task, list[str]]:
-    """The target, its task, and what is to be said of how it was understood."""
+    """The target, its task, and notes on how the target was understood."""
     where = f"{place.label}, column {labels.name!r} (the target)"
     labels = labels.drop_nulls()
     distinct = labels.unique().sort()
@@ -366,7 +371,7 @@ def _vector(values: np.ndarray, name: str, rows: int, place: Place) -> pl.Series
 
 
 def _finite_features(x: np.ndarray, place: Place) -> np.ndarray:
-    """``X`` as float32, if it is a table or images of finite numbers."""
+    """``X`` as float32; raise unless it is a table or images of finite numbers."""
     where = f"{place.label}, array 'X'"
     if x.ndim not in (2, 4):
         raise InputError(f"{where} must have shape (n, d), or (n, c, h, w) for images, got {x.shape}")

@@ -1,4 +1,4 @@
-"""How raw columns become numbers. It looks at the features only, never at the target."""
+"""The encoder, which turns raw columns into numbers. It reads the features only, never the target."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -19,14 +19,14 @@ MICROSECONDS_A_DAY = 86_400_000_000
 
 @dataclass(frozen=True)
 class _Column:
-    """One raw column and what it becomes.
+    """The encoding of one raw column.
 
     Attributes:
-        varies: Whether its values do; a constant column with missing values leaves only its indicator.
-        missing: Whether values were missing, which gives an indicator column.
-        labels: Of a category, the most common texts, sorted.
-        other: Whether a category had more texts than ``labels``; they share one column.
-        origin: Of a date, the earliest, in days since 1970.
+        varies: Whether the values vary; of a constant column with missing values only the indicator is kept.
+        missing: Whether values were missing in training, so that there is an indicator column.
+        labels: For a category, its most common texts, sorted.
+        other: For a category, whether it had more texts than ``labels``; the others share one column.
+        origin: For dates, the earliest date, in days since 1970.
     """
 
     name: str
@@ -53,7 +53,7 @@ class _Column:
 
     @classmethod
     def from_json(cls, described: Any) -> Self:
-        """The column that ``asdict`` described, if all of it is as it is saved."""
+        """Rebuild the column that ``asdict`` described; raise unless every field has the form of a saved one."""
         kinds = {"name": str, "kind": str, "varies": bool, "missing": bool, "labels": list, "other": bool}
         if not isinstance(described, dict) or set(described) != {*kinds, "origin"}:
             raise ValueError(f"encoder: a column must have the fields {', '.join(kinds)} and origin")
@@ -81,7 +81,7 @@ class _Column:
         return tuple(values)
 
     def write(self, column: pl.Series, out: np.ndarray, place: Place) -> None:
-        """Fill ``out`` (rows, columns of ``names``) with the column, which came from that place."""
+        """Write the encoded column into ``out`` (rows, columns of ``names``); ``place`` is its source, for messages."""
         column = _clean(column)
         if self.missing:
             out[:, -1] = column.is_null().to_numpy()
@@ -127,7 +127,7 @@ class _Column:
 
 
 def _clean(column: pl.Series) -> pl.Series:
-    """The column with everything that is missing as null, and any kind of text as text."""
+    """The column with missing values as null, and with every type of text as text."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         return as_text(column)
     return column.fill_nan(None) if column.dtype.is_float() else column
@@ -139,12 +139,12 @@ def _days(column: pl.Series) -> pl.Series:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Fitted on the features of a data set; turns frames (or arrays) like them into one float32 matrix.
+    """Turns frames (or arrays) into one float32 matrix, by an encoding that is fitted on the features of a data set.
 
-    Numbers and booleans stay as they are, with NaN where they are missing; dates become days since the earliest; each
-    text of a category has a column (at most 100, the rest share one); a column with missing values has an indicator;
-    constant columns are left out. A text that was not seen is all zeros, or "other" where there is one. Arrays pass
-    through.
+    Numbers and booleans keep their values, and a missing one is NaN. Dates become days since the earliest date. Each
+    text of a category has a column of its own; if there are more than 100, the rest share one. A column with missing
+    values has an indicator column, and constant columns are left out. A text that was not seen in fitting becomes all
+    zeros, or "other" if there is such a column. Arrays are not changed.
 
     >>> encoder = Encoder.fit(pl.DataFrame({"age": [30, None], "town": ["Ulm", "Bonn"]}))
     >>> encoder.names
@@ -158,7 +158,7 @@ class Encoder:
 
     @classmethod
     def fit(cls, features: pl.DataFrame | np.ndarray) -> Self:
-        """Learn from the features what becomes of each column."""
+        """Fit the encoding of each column on the features."""
         if isinstance(features, np.ndarray):
             return cls(shape=features.shape[1:])
         columns = tuple(c for c in map(_Column.fit, features) if c.names)
@@ -170,7 +170,7 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The encoded columns' names, in order; an array's are its indices."""
+        """The names of the encoded columns, in order; those of an array are its indices."""
         if self.shape is not None:
             return tuple("column " + ",".join(map(str, index)) for index in np.ndindex(self.shape))
         return tuple(name for column in self.columns for name in column.names)
@@ -181,9 +181,9 @@ class Encoder:
         return (len(self.names),) if self.shape is None else self.shape
 
     def transform(self, features: pl.DataFrame | np.ndarray, place: Place = MEMORY) -> np.ndarray:
-        """The features as float32 ``(n, d)``, or ``(n, *shape)`` for arrays; unknown columns are ignored.
+        """Encode the features as float32 ``(n, d)``, or ``(n, *shape)`` for arrays; unknown columns are ignored.
 
-        ``place`` is where they came from, for messages.
+        ``place`` is the source of the features, for messages.
         """
         if self.shape is not None:
             return self._array(features, place)
@@ -212,17 +212,17 @@ class Encoder:
         return np.ascontiguousarray(features, dtype=np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``from_json`` needs to make an equal encoder; plain JSON values."""
+        """Describe the encoder as JSON values, from which ``from_json`` builds an equal one."""
         shape = None if self.shape is None else list(self.shape)
         columns = [asdict(column) | {"labels": list(column.labels)} for column in self.columns]
         return {"shape": shape, "columns": columns}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The encoder that ``to_json`` described.
+        """Rebuild the encoder that ``to_json`` described.
 
         Raises:
-            ValueError: a field that is unknown, missing or of another kind than it is saved.
+            ValueError: a field is unknown, missing or of the wrong type.
         """
         if set(data) != {"shape", "columns"} or not isinstance(data["columns"], list):
             raise ValueError("encoder must have the fields shape and columns")

@@ -1,4 +1,4 @@
-"""Files and objects in memory, as they are: one polars frame, or the arrays of an NPZ file."""
+"""Loading of files and objects in memory as one raw polars frame, or as the arrays of an NPZ file."""
 
 import codecs
 import contextlib
@@ -33,46 +33,46 @@ DAMAGED = (
     EOFError,
     MemoryError,  # an array whose damaged header says that it is huge
     NotImplementedError,
-    RuntimeError,  # a part that is encrypted, which zipfile says so
+    RuntimeError,  # zipfile's error for an encrypted file
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
 )
-"""What reading a damaged NPZ file may raise."""
+"""The errors that reading a damaged NPZ file may raise."""
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-"""What polars raises: a damaged file can make it panic, which is no ``Exception``."""
+"""The errors of polars: a damaged file can make it panic, which is not an ``Exception``."""
 ARROW = (ValueError, TypeError, KeyError, IndexError, NotImplementedError, MemoryError, OSError)
-"""What pyarrow's errors are derived from."""
+"""The classes that pyarrow's errors are derived from."""
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "?"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where data came from, for messages: delimited files count lines (the header is line 1), all else rows from 0."""
+    """The source of data, for messages: a delimited file counts lines from 1, all other sources count rows from 0."""
 
     label: str
     path: Path | None = None
     lines: bool = False
 
     def row(self, number: int) -> str:
-        """The row's name in the source."""
+        """The name of this row in the source, such as ``line 2`` or ``row 0``."""
         return f"line {number + 2}" if self.lines else f"row {number}"
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:
-    """The names in quotes, the first few of many."""
+    """The first few names in quotes, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def load(data: Any, *, exact: str | None = None, arrays: Sequence[str] = ("X",)) -> tuple[pl.DataFrame | Arrays, Place]:
-    """The raw table or arrays of ``data``; floats are narrowed to float32 except those of the column ``exact``."""
+    """Load the raw table or arrays of ``data``; floats become float32, except those of the column ``exact``."""
     if isinstance(data, (str, Path)):
         try:
             path = Path(data).expanduser()
             _check_file(path)
-        except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not there
+        except (OSError, RuntimeError) as error:  # the name is too long, or there is no such user
             raise InputError(f"{data}: no such file ({error})") from None
         return _read(path, exact, arrays)
     place = Place("the data")
@@ -189,7 +189,7 @@ def _column_values(name: object, values: Any) -> Any:
 
 
 def series(name: str, values: Any) -> pl.Series:
-    """The values as a column of the type that they have in common; NaN is missing."""
+    """The values as a column of their common type; NaN becomes missing."""
     if isinstance(values, np.ndarray) and values.dtype == object:
         values = values.tolist()
     if isinstance(values, list):
@@ -199,7 +199,7 @@ def series(name: str, values: Any) -> pl.Series:
 
 
 def _known(values: list[Any]) -> list[Any]:
-    """The values with their decimals as polars takes them, which are all finite."""
+    """The values with decimals that are not finite replaced, because polars takes only finite decimals."""
     return [value if not isinstance(value, Decimal) or value.is_finite() else _float(value) for value in values]
 
 
@@ -256,7 +256,7 @@ def _delimited(path: Path, exact: str | None) -> pl.DataFrame:
         except pl.exceptions.ComputeError as error:
             if "fields" in str(error) or "utf-8" in str(error):
                 raise
-            table = _scan(path, exact, options, rows=None)  # a column's later rows are of another type than its first
+            table = _scan(path, exact, options, rows=None)  # later rows of a column have another type than its first
     except POLARS as error:
         _check_text(path)
         _check_ragged(path, separator, len(names))
@@ -336,7 +336,7 @@ def _check_ragged(path: Path, separator: str, width: int) -> None:
 
 
 def _arrow(path: Path) -> pl.DataFrame:
-    """By pyarrow, and checked: of some damaged files polars ends the whole process."""
+    """Read an Arrow file by pyarrow and check it, because some damaged files make polars end the whole process."""
     import pyarrow as pa  # slow to import
 
     with pa.OSFile(str(path)) as file:
@@ -351,10 +351,10 @@ def _arrow(path: Path) -> pl.DataFrame:
 
 
 def _followed_by_polars(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
-    """The column without what validation passes over and polars follows wherever it leads.
+    """The column without the parts that validation does not check and that polars would follow to any address.
 
-    That is a text's view under a missing value. What is nested can be neither a feature nor a target, so it is named
-    and not read.
+    These are the views of texts under missing values. Nested values can be neither features nor targets, so they are
+    replaced by missing ones.
     """
     import pyarrow as pa
 

@@ -1,1 +1,1 @@
-"""Training: many models at once, each with its own objective, rows and seed."""
+"""Training of many models at once, each with its own objective, rows and seed."""

@@ -1,4 +1,4 @@
-"""Many models trained at once, each with its own objective, rows, seed and early stopping."""
+"""The engine: it trains many models at once, each with its own objective, rows, seed and early stopping."""
 
 import copy
 import warnings
@@ -40,18 +40,18 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass
 class Trained:
-    """Replicas at their best state, in the order of the jobs.
+    """Trained replicas, each at its best state, in the order of the jobs.
 
     Attributes:
-        curves: Per replica ``(step, score)`` at each evaluation; larger is better.
-        best_step: When each was best; 0 where no score was finite.
-        best_score: How good.
-        dropped: Whether each was dropped from its race.
-        architectures: What each is, with its sizes.
-        complete: Whether it ran to its end, and was not stopped by ``stop``.
-        notes: What was unusual, in words.
-        parts: In how many parts they were trained, one after the other.
-        short: How memory was too short, in words.
+        curves: For each replica, the pairs ``(step, score)`` of its evaluations; a larger score is better.
+        best_step: For each replica, the step with the best score; 0 if no score was finite.
+        best_score: For each replica, its best score.
+        dropped: For each replica, whether it was dropped from its race.
+        architectures: For each replica, its architecture with sizes.
+        complete: Whether the training ran to its end and was not ended by ``stop``.
+        notes: Sentences about what was unusual.
+        parts: The number of parts in which the replicas were trained, one part after the other.
+        short: Sentences about a lack of memory.
     """
 
     curves: list[list[tuple[int, float]]]
@@ -67,14 +67,14 @@ class Trained:
     _replicas: list[Replica] = field(repr=False)
 
     def outputs(self, replica: int, rows: Tensor) -> Tensor:
-        """What the task's head makes of the rows: class logits, scores, or values in the target's unit."""
+        """The head's outputs for these rows: class logits, scores, or values in the target's unit."""
         module, x = self.module(replica), self._table.x
         at_once = max(1, EVALUATED_VALUES // prod(self._table.shape))
         with torch.inference_mode():
             return torch.cat([module(x.index_select(0, part)) for part in rows.to(x.device).split(at_once)])
 
     def module(self, replica: int) -> nn.Module:
-        """The replica as a plain module in evaluation mode, scaler included: :meth:`outputs` of any rows."""
+        """The replica as a plain module in evaluation mode, with its scaler and head."""
         one = self._replicas[replica]
         with torch.random.fork_rng([]):
             network = one.architecture.network().to(self._table.x.device)
@@ -84,7 +84,7 @@ class Trained:
 
 @dataclass
 class _Tile:
-    """Replicas that are stepped together."""
+    """A tile: replicas whose training steps are taken together."""
 
     replicas: list[Replica]
     stack: Stack
@@ -93,17 +93,17 @@ class _Tile:
 
     @property
     def small(self) -> bool:
-        """Whether its operations are too small to be worth sharing between threads."""
+        """Whether the tile's operations are too small to be worth sharing between threads."""
         return self.replicas[0].architecture.model in ("mlp", "linear")
 
     @property
     def drawn(self) -> bool:
-        """Whether it may draw from torch's one generator, and so must not run beside another."""
+        """Whether the tile may draw from torch's global generator, and so must not run at the same time as another."""
         parts = [module for module in self.stack.objective.base.modules() if isinstance(module, Part)]
         return not self.small or any(part.stochastic or isinstance(part, Perturbation) for part in parts)
 
     def keep_going(self) -> bool:
-        """Leave out the replicas that are done; whether any is left."""
+        """Remove the replicas that are done, and return whether any is left."""
         going = [number for number, replica in enumerate(self.replicas) if not replica.done]
         if going and len(going) < len(self.replicas):
             self.replicas = [self.replicas[number] for number in going]
@@ -112,14 +112,14 @@ class _Tile:
         return bool(going)
 
     def train(self, begun: int, steps: int, training: Training) -> None:
-        """So many steps."""
+        """Take this many steps; ``begun`` steps were taken before."""
         torch.manual_seed(seed_from(self.replicas[0].job.seed, 2, begun))
         self.stack.objective.set_progress(begun / training.max_steps)
         for x, batch in self.feed.batches(steps, training.batch_size):
             self.stack.step(x, batch)
 
     def evaluate(self, step: int, metric: Metric, patience: int) -> None:
-        """Score every replica on its inner rows and keep those states that are the best yet."""
+        """Score every replica on its inner rows, and keep its state if the score is its best so far."""
         lengths = [len(replica.job.inner) for replica in self.replicas]
         architecture = self.replicas[0].architecture
         longest = max(lengths)
@@ -141,12 +141,12 @@ class _Tile:
                     replica.best = self.stack.snapshot(start + offset)
 
     def _outputs(self, index: Tensor, some: slice) -> Tensor:
-        """What the heads make of the outputs, ``(r, n, k)``; values are in the target's own unit."""
+        """The heads' outputs ``(r, n, k)``; values are in the target's own unit."""
         at_once = max(1, EVALUATED_VALUES // (len(index) * prod(self.table.shape)))
         outputs = torch.cat(
             [self.stack.outputs(self.feed.inputs(rows, some), some) for rows in index.split(at_once, 1)], 1
         )
-        if isinstance(self.replicas[0].head, (nn.Identity, nn.Flatten)):  # the numbers are what they were
+        if isinstance(self.replicas[0].head, (nn.Identity, nn.Flatten)):  # these heads change no number
             return outputs
         pairs = zip(outputs, self.replicas[some], strict=True)
         return torch.stack([replica.head(output) for output, replica in pairs])[..., None]
@@ -170,33 +170,34 @@ def train(
 ) -> Trained:
     """Train all jobs together, each to its own best state.
 
-    Jobs whose objectives differ in more than the values of their tensors, or whose network ``vmap`` cannot stack, are
-    trained beside each other by the same steps. The same arguments give bit-identical results on one machine; on the
-    CPU, ``"mlp"`` and ``"linear"`` do so whatever the number of threads. Which replicas are stepped together is a
-    matter of the arguments alone: ``memory`` and a lack of it decide how many of these tiles there are at a time, and
-    change no bit of any model.
+    Jobs are stacked and stepped together in tiles if their objectives differ only in the values of their tensors and
+    ``vmap`` can stack their networks; other jobs are trained in tiles of their own. The same arguments give
+    bit-identical results on one machine; on the CPU, ``"mlp"`` and ``"linear"`` do so for any number of threads. The
+    tiles do not depend on ``memory``. Memory only decides how many tiles are trained at the same time, which changes no
+    bit of any model.
 
     Args:
-        x: ``(n, *shape)``; it is gathered from and never copied, but to the device.
-        y: ``(n,)``, the targets as the task has them in training; what it scales, it scales by each job's fit rows.
-        jobs: The replicas.
-        architecture: What they are.
-        training: How they are trained.
-        metric: Its score on inner rows decides when a replica is best; where it lies in [0, 1], settings of one contest
-            that are behind its best by more than two binomial standard errors are dropped at ``race_after``.
-        task: What the targets are: it says how many outputs a loss needs, and what reads them.
-        group: ``(n,)`` int64, for weightings that need it.
-        device: Where it happens.
-        progress: Called with the steps done, their total and the best score, after each evaluation.
-        stop: Asked before each interval, from any thread; training ends with what there is when it says so.
-        memory: About how many bytes may be taken at a time, beside ``x``. What does not fit together is trained in
-            parts, one after the other, settings that race each other always in one. A part that runs out of memory all
-            the same is trained again in two halves.
-        finished: Called with the jobs' numbers when a part of them is trained; their states are let go after it, and
-            :meth:`Trained.outputs` is there for these jobs in this call alone.
+        x: The rows ``(n, *shape)``; they are copied to the device if they are not there, and never again.
+        y: The targets ``(n,)`` as the task gives them; if the task scales them, each job's training rows set the scale.
+        jobs: The jobs, one for each replica.
+        architecture: The architecture of all replicas.
+        training: The settings of the training.
+        metric: The metric whose score on the inner rows decides which state of a replica is its best. If the metric
+            lies in [0, 1], settings that are behind the best of their contest by more than two binomial standard errors
+            are dropped at ``race_after``.
+        task: The task, which says how many outputs a loss needs and which head reads them.
+        group: The group of each row ``(n,)``, int64, for weightings and metrics that need it.
+        device: The device to train on.
+        progress: Called after each evaluation with the number of steps done, their total and the best score.
+        stop: Called before each interval, from any thread; if it returns True, training ends with what is trained.
+        memory: About how many bytes may be used at a time besides ``x``. If the models do not fit, they are trained in
+            parts, one after the other; settings that race each other are always in the same part. A part that runs
+            out of memory all the same is trained again in two halves.
+        finished: Called when a part of the jobs is trained, with the results and these jobs' numbers. Their states are
+            freed afterwards, so :meth:`Trained.outputs` works for these jobs only during this call.
 
     Raises:
-        MemoryError: memory ran out, and what is left must be trained at once.
+        MemoryError: memory ran out for models that must be trained at the same time.
     """
     device = torch.device(device)
     _check(x, y, jobs)
@@ -268,7 +269,10 @@ def _attempt(
     tell: Callable[[int], None],
     stop: Callable[[], bool] | None,
 ) -> bool | None:
-    """Train these together: whether to the end, or None if memory ran out; no thread is at work afterwards."""
+    """Train these units together; return whether they were trained to the end, or None if memory ran out.
+
+    No thread is at work after it returns.
+    """
     try:
         with _crew() as crew:
             tiles = [_tile(table, piece, training) for unit in units for piece in unit]
@@ -293,7 +297,7 @@ def _run(
     stop: Callable[[], bool] | None,
     crew: Executor,
 ) -> bool:
-    """Train until every replica is done; False if stopped before."""
+    """Train until every replica is done, and return True; return False if the training was stopped before."""
 
     def advance(tile: _Tile, begun: int, steps: int) -> bool:
         if stop is not None and stop():
@@ -321,7 +325,7 @@ def _run(
 
 
 def _each(crew: Executor, tiles: Sequence[_Tile], advance: Callable[[_Tile], bool]) -> Iterator[tuple[_Tile, bool]]:
-    """Every tile with whether it was advanced: side by side, but those that draw from torch's generator in turn."""
+    """Advance all tiles in parallel, or in turn if they draw from torch's generator; yield whether each advanced."""
     beside = [tile for tile in tiles if not tile.drawn]
     yield from zip(beside, crew.map(advance, beside), strict=True)
     for tile in tiles:
@@ -331,7 +335,7 @@ def _each(crew: Executor, tiles: Sequence[_Tile], advance: Callable[[_Tile], boo
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Operations by one thread each, so that how they round is the same however many there are."""
+    """Run each operation in one thread, so that rounding does not depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -342,10 +346,10 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def _crew() -> Iterator[Executor]:
-    """As many threads as torch uses within an operation, each of which works through its operations by itself.
+    """A pool of as many threads as torch uses within an operation; each thread runs its operations alone.
 
-    Small operations that are shared between threads wait for the slowest one each time, which on a busy machine takes
-    many times as long as the operation.
+    A small operation that is shared between threads waits each time for the slowest of them, which on a busy machine
+    takes many times as long as the operation.
     """
     threads = torch.get_num_threads()
     try:
@@ -356,7 +360,7 @@ def _crew() -> Iterator[Executor]:
 
 
 def _race(replicas: Sequence[Replica], count: Callable[[Tensor], int]) -> list[Replica]:
-    """Drop the settings that are behind the best of their contest by more than two standard errors; those dropped."""
+    """Drop the settings that are behind the best of their contest by more than two standard errors, and return them."""
     contests: dict[int, list[Replica]] = {}
     for replica in replicas:
         contests.setdefault(replica.job.contest, []).append(replica)
@@ -376,7 +380,7 @@ def _race(replicas: Sequence[Replica], count: Callable[[Tensor], int]) -> list[R
 
 
 def _scores(metric: Metric, outputs: Tensor, table: Table, index: Tensor, mask: Tensor) -> Tensor:
-    """Each replica's score on its rows; of its worst group, where the metric is of groups."""
+    """Each replica's score on its rows, or the score of its worst group if the metric is one of groups."""
     if not metric.of_groups:
         return metric.score(outputs, table.y[index], mask)
     group = _groups(table)[index]
@@ -395,9 +399,10 @@ def _groups(table: Table) -> Tensor:
 
 
 def _rows_that_count(metric: Metric, table: Table) -> Callable[[Tensor], int]:
-    """How many rows a standard error goes by: all, or where each class counts the same the rarest's, once for each.
+    """A function that counts the effective rows for the standard error of the metric.
 
-    Of a metric of groups, the fewest that a group has.
+    They are all rows, or, if the metric weighs classes equally, the rarest class's rows times the number of classes.
+    For a metric of groups, it is the smallest such count of any group.
     """
 
     def count(rows: Tensor) -> int:
@@ -457,7 +462,7 @@ def _initial(replica: Replica, table: Table) -> nn.Module:
 
 
 def _cannot_stack(table: Table, training: Training, replicas: Sequence[Replica]) -> str:
-    """Why ``vmap`` cannot train two of these together, found by trying; empty if it can."""
+    """Try to train two of these replicas under ``vmap``, and return why that fails; empty if it works."""
     if len(replicas) < 2:
         return ""
     pair = [copy.copy(replica) for replica in replicas[:2]]
@@ -481,7 +486,7 @@ def _padded(rows: Tensor, length: int) -> Tensor:
 
 @contextmanager
 def _quiet_and_seeded(device: torch.device) -> Iterator[None]:
-    """Torch's own generators as they were, afterwards, and no advice about how fast ``vmap`` is."""
+    """Restore torch's generators at the end, and suppress the warning about the speed of ``vmap``."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield

@@ -1,4 +1,4 @@
-"""What one trained model is worth: its metrics on test rows, and what the report draws of it."""
+"""The evaluation of one trained model: its metrics on test rows, and its portrait for the report."""
 
 import math
 from typing import Any
@@ -21,14 +21,14 @@ def evaluate(
     inner: tuple[np.ndarray, Tensor] | None,
     test: tuple[np.ndarray, Tensor],
 ) -> dict[str, Any]:
-    """The results of a replica.
+    """Evaluate a replica, and return its results.
 
     Args:
         dataset: The data.
-        metric: The metric that decides; with groups its worst over the groups is reported too.
-        inner: Inner rows and their outputs, on which predictions are calibrated; None where the outputs are to be taken
-            as they are.
-        test: Test rows and their outputs.
+        metric: The metric that decides; if the rows have groups, its worst value over the groups is reported too.
+        inner: The inner rows and their outputs, on which the predictions are calibrated; None to leave the outputs
+            uncalibrated.
+        test: The test rows and their outputs.
     """
     (rows, outputs), task = test, dataset.task
     if not bool(outputs.isfinite().all()) or (inner is not None and not bool(inner[1].isfinite().all())):
@@ -47,7 +47,7 @@ def _metric_names(dataset: Dataset, metric: Metric) -> list[str]:
 
 
 def _scores(dataset: Dataset, metric: Metric, rows: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    """The metrics, and with groups the deciding one of each, None of those without rows."""
+    """The metrics, and if the rows have groups the deciding metric of each group, None for a group without rows."""
     target = dataset.target[rows]
     values = {known.name: float(known(known.reads(prediction), target)) for known in dataset.task.metrics}
     if dataset.group is None:
@@ -59,6 +59,6 @@ def _scores(dataset: Dataset, metric: Metric, rows: np.ndarray, prediction: np.n
 
 
 def thinned(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most :data:`CURVE_POINTS` points of a learning curve."""
+    """Thin a learning curve to at most :data:`CURVE_POINTS` points."""
     keep = np.unique(np.linspace(0, max(len(curve) - 1, 0), min(CURVE_POINTS, len(curve))).astype(int))
     return [(int(curve[i][0]), float(curve[i][1])) for i in keep]

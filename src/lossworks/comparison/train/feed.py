@@ -1,4 +1,4 @@
-"""Rows on their way to the stacks, in each replica's own order, gathered from one table, scaled by its own fold."""
+"""The feed of rows to the stacks: gathered from one table, in each replica's own order and scaling."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lossworks.comparison.train.risk import State
 __all__ = ["Feed", "Order", "Table"]
 
 GATHERED_BYTES = 2**21
-"""What is gathered and scaled at once in training, so that it is still in the cache when it is used."""
+"""How many bytes of rows are gathered and scaled at once in training, so that they are still in the cache when used."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Table:
     """The data that all replicas share, on the device.
 
     Attributes:
-        x: ``(n, *shape)`` float32.
-        y: ``(n,)``, int64 classes or floating-point values.
-        group: ``(n,)`` int64, or None.
+        x: The rows ``(n, *shape)``, float32.
+        y: The targets ``(n,)``, int64 classes or floating-point values.
+        group: The group of each row ``(n,)``, int64, or None.
     """
 
     x: Tensor
@@ -32,19 +32,19 @@ class Table:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one row."""
+        """The shape of one row."""
         return tuple(self.x.shape[1:])
 
 
 class Order:
-    """An endless sequence of rows: all of them, in an order drawn anew each time round."""
+    """An endless sequence of row numbers: all rows in a random order, which is drawn again after each pass."""
 
     def __init__(self, rows: Tensor, generator: torch.Generator) -> None:
         self.rows, self.generator = rows, generator
         self._order = torch.empty(0, dtype=torch.int32)
 
     def take(self, count: int) -> Tensor:
-        """The next rows."""
+        """Return the next row numbers."""
         taken = []
         while count:
             if not len(self._order):
@@ -60,9 +60,9 @@ class Feed:
 
     Args:
         table: The data.
-        orders: One a replica.
-        scalers: One a replica, all of one kind.
-        targets: One a replica where targets are scaled, else empty.
+        orders: The order of rows of each replica.
+        scalers: The scaler of each replica, all with the same kind of scaling.
+        targets: The target scale of each replica, or empty if targets are not scaled.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Feed:
         self._gathered = table.x.new_empty(0)
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """Go on with these replicas alone."""
+        """Keep only these replicas."""
         chosen = list(replicas)
         self.orders = [self.orders[number] for number in chosen]
         self.center, self.inverse = self.center[chosen], self.inverse[chosen]
         self.moments = None if self.moments is None else self.moments[chosen]
 
     def batches(self, steps: int, rows: int) -> Iterator[tuple[Tensor, State]]:
-        """So many batches of so many rows: ``x`` ``(R, rows, *shape)`` and ``target``, ``index``, maybe ``group``."""
+        """Yield a batch for each step: ``x`` ``(R, rows, *shape)``, and its ``target``, ``index``, maybe ``group``."""
         order = torch.stack([one.take(steps * rows) for one in self.orders]).view(len(self.orders), steps, rows)
         order = order.transpose(0, 1).contiguous().to(self.table.x.device)
         at_once = max(1, GATHERED_BYTES // (4 * len(self.orders) * rows * prod(self.table.shape)))
@@ -97,7 +97,7 @@ class Feed:
                 yield x[number], {name: tensor[number] for name, tensor in batch.items()}
 
     def inputs(self, index: Tensor, replicas: slice) -> Tensor:
-        """Scaled inputs ``(r, n, *shape)`` of rows ``(r, n)`` of some replicas."""
+        """The scaled inputs ``(r, n, *shape)`` of the rows ``index`` ``(r, n)`` for some replicas."""
         x = self.table.x.index_select(0, index.flatten()).view(*index.shape, *self.table.shape)
         return scale_(x, self.center[replicas], self.inverse[replicas], self.scaling)
 

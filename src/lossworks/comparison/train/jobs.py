@@ -1,4 +1,4 @@
-"""What is trained, and how: a job, and the same on its way."""
+"""Jobs: the settings of the training, what to train as one replica, and a replica's state during training."""
 
 from dataclasses import dataclass, field
 from math import isfinite
@@ -22,10 +22,10 @@ class Training:
     """How every replica is trained: AdamW on mini-batches, stopped early on its inner rows.
 
     Args:
-        batch_size: Rows a step.
-        max_steps: Steps at most.
-        eval_every: Steps between scores on inner rows.
-        patience: Scores in a row that may fail to improve before a replica stops.
+        batch_size: The number of rows in a step.
+        max_steps: The largest number of steps.
+        eval_every: The number of steps between two scores on the inner rows.
+        patience: After how many scores in a row without an improvement a replica stops.
         lr: AdamW's learning rate.
         weight_decay: AdamW's decoupled weight decay.
         race_after: The share of ``max_steps`` after which settings that are clearly behind are dropped; 0 drops none.
@@ -49,14 +49,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Job:
-    """One replica.
+    """One replica to train.
 
     Args:
-        objective: Its own instance; floats that differ between replicas are 0-d tensors, or the replicas don't stack.
-        fit: Rows to train on, int64.
-        inner: Rows that stop it and choose among settings, int64.
-        seed: Of its initial weights and the order of its rows.
-        contest: Replicas of one number are settings that race each other on the same inner rows.
+        objective: The replica's own instance. Floats that differ between replicas must be 0-d tensors, as replicas
+            cannot be stacked otherwise.
+        fit: The numbers of the training rows, int64.
+        inner: The numbers of the inner rows, which stop the training and choose the setting, int64.
+        seed: The seed of the initial weights and of the order of the rows.
+        contest: The number of the replica's contest; the replicas of one contest are settings that race each other on
+            the same inner rows.
     """
 
     objective: Objective
@@ -68,7 +70,7 @@ class Job:
 
 @dataclass
 class Replica:
-    """A job on its way."""
+    """A job with the state of its training."""
 
     number: int
     job: Job
@@ -89,14 +91,14 @@ class Replica:
         self.begin()
 
     def begin(self) -> None:
-        """Be as if nothing had been trained yet."""
+        """Reset the replica to its state before the first step."""
         self.order = Order(self.job.fit.cpu(), torch.Generator().manual_seed(seed_from(self.job.seed, 1)))
         self.curve, self.best = [], {}
         self.best_step, self.best_score, self.waited = 0, float("-inf"), 0
         self.dropped = self.done = False
 
     def note(self, step: int, score: float, patience: int) -> bool:
-        """Take a score down; whether it is the best yet."""
+        """Record a score, and return whether it is the best so far."""
         self.curve.append((step, score))
         better = score > self.best_score
         if better:
@@ -108,5 +110,5 @@ class Replica:
 
 
 def seed_from(*seeds: int) -> int:
-    """A seed from several."""
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Which replicas are stepped together, and how many of them fit in the memory that there is."""
+"""Packing: which replicas are stepped together in a tile, and how many tiles fit in memory at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -17,22 +17,22 @@ __all__ = ["EVALUATED_VALUES", "Piece", "Unit", "models_in", "packed", "pieces_o
 TILE_BYTES = 2**24
 """Replicas are stepped together in tiles whose parameters and activations fit in a cache of this size."""
 HALVED_BYTES = 2**20
-"""From this size on there are two tiles at least, so that two cores have work; never by how many cores there are."""
+"""The size from which replicas are in at least two tiles, so that two cores have work, on every machine alike."""
 EVALUATED_VALUES = 2**22
-"""How many inputs, and outputs, are held at once when inner rows are scored."""
+"""How many input values, and output values, are in memory at once when inner rows are scored."""
 
 Piece = list[Replica]
-"""Replicas of one tile."""
+"""The replicas of one tile."""
 Unit = list[Piece]
-"""Pieces that must be trained at the same time, for settings in them race each other."""
+"""Pieces that must be trained at the same time, because settings in them race each other."""
 
 
 def pieces_of(
     replicas: Sequence[Replica], training: Training, cannot_stack: Callable[[Sequence[Replica]], str], notes: list[str]
 ) -> list[Piece]:
-    """The replicas of each tile: such as stack, and whose numbers fit in the cache together.
+    """Divide the replicas into tiles of those that can be stacked and whose numbers fit in the cache together.
 
-    ``cannot_stack`` says why replicas that look alike cannot be stacked, and nothing if they can.
+    ``cannot_stack`` returns why replicas that look alike cannot be stacked, or an empty text if they can.
     """
     alike: dict[object, list[Replica]] = {}
     for replica in replicas:
@@ -51,7 +51,7 @@ def pieces_of(
 
 
 def _divided(replicas: Sequence[Replica], count: int) -> list[Piece]:
-    """About so many pieces, in which contests are whole unless there are more pieces than contests."""
+    """Divide into about ``count`` pieces; contests are not divided unless there are more pieces than contests."""
     contests: dict[int, list[Replica]] = {}
     for replica in replicas:
         contests.setdefault(replica.job.contest, []).append(replica)
@@ -68,7 +68,7 @@ def _divided(replicas: Sequence[Replica], count: int) -> list[Piece]:
 
 
 def units_of(pieces: Sequence[Piece], racing: bool) -> list[Unit]:
-    """The pieces, those together that share a contest."""
+    """Join the pieces that share a contest into units; without racing, each piece is a unit."""
     if not racing:
         return [[piece] for piece in pieces]
     units: list[tuple[set[int], Unit]] = []
@@ -85,7 +85,7 @@ def units_of(pieces: Sequence[Piece], racing: bool) -> list[Unit]:
 
 
 def packed(units: Sequence[Unit], training: Training, memory: int | None) -> list[list[Unit]]:
-    """The units in parts that take no more memory than there is, as far as it can be told, or of one unit each."""
+    """Pack the units into parts, each of which fits in ``memory`` by estimate or is a single unit."""
     parts: list[list[Unit]] = []
     for unit in units:
         if parts and (memory is None or taken_by([*parts[-1], unit], training) <= memory):
@@ -96,7 +96,7 @@ def packed(units: Sequence[Unit], training: Training, memory: int | None) -> lis
 
 
 def too_large(parts: Sequence[list[Unit]], training: Training, memory: int | None) -> list[str]:
-    """What to say of parts that cannot be smaller and are larger than the memory that may be taken."""
+    """A sentence for the user if a part that cannot be divided needs more than the allowed memory."""
     taken = max((taken_by(units, training) for units in parts), default=0)
     if memory is None or taken <= memory:
         return []
@@ -107,15 +107,15 @@ def too_large(parts: Sequence[list[Unit]], training: Training, memory: int | Non
 
 
 def models_in(units: Sequence[Unit]) -> int:
-    """How many are trained together in these."""
+    """The number of replicas in these units."""
     return sum(len(piece) for unit in units for piece in unit)
 
 
 def taken_by(units: Sequence[Unit], training: Training) -> int:
-    """About how many bytes it takes to train these together: all of their states, and what scoring takes for a while.
+    """Estimate the bytes needed to train these units together: all states, and what scoring needs at its peak.
 
-    Beside what it takes in a step, a replica has its parameters while it is built, at its best and as that is replaced;
-    and about as much again is what the allocator keeps of memory that was given back.
+    Besides the memory of a step, a replica keeps its parameters as built, its best state and the state that replaces
+    it. About as much again is memory that was freed and that the allocator keeps.
     """
     pieces = [piece for unit in units for piece in unit]
     states = sum(len(piece) * (_bytes(piece[0], training.batch_size) + 16 * _sizes(piece[0])[0]) for piece in pieces)
@@ -124,7 +124,7 @@ def taken_by(units: Sequence[Unit], training: Training) -> int:
 
 
 def _scored(piece: Piece) -> int:
-    """About how many bytes it takes to score a piece: two layers' values of the rows that go through it at once."""
+    """Estimate the bytes needed to score a piece: two layers' values for the rows that are scored at once."""
     _, sizes = _sizes(piece[0])
     longest, outputs = max(len(replica.job.inner) for replica in piece), piece[0].architecture.outputs
     together = min(len(piece), max(1, EVALUATED_VALUES // (longest * outputs)))
@@ -133,13 +133,13 @@ def _scored(piece: Piece) -> int:
 
 
 def _bytes(replica: Replica, rows: int) -> int:
-    """About what one replica takes in a step: parameters, gradients, moments, and twice the activations."""
+    """Estimate the bytes of one replica in a step: parameters, gradients, moments, and twice the activations."""
     parameters, sizes = _sizes(replica)
     return 4 * (4 * parameters + 2 * rows * sum(sizes))
 
 
 def _sizes(replica: Replica) -> tuple[int, tuple[int, ...]]:
-    """How many parameters a replica has, and how many values each layer of it makes of a row, the row first."""
+    """The number of a replica's parameters, and the number of values in a row and in each layer's output for it."""
     return _sizes_of(replica.architecture)
 
 

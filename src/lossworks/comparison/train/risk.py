@@ -1,4 +1,4 @@
-"""The objectives of several replicas as one: their tensors stacked, and the gradient that they send to the outputs."""
+"""The stacked objectives of several replicas: one module with stacked tensors, and its gradient at the outputs."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 def over_replicas(
     function: Callable[[State, State], tuple[Tensor, State]], state: State, batch: State
 ) -> tuple[Tensor, State]:
-    """The function of each replica's state and batch, all at once; a single replica goes through it untransformed."""
+    """Call the function on all replicas' states and batches at once by ``vmap``; a single replica needs no ``vmap``."""
     if len(next(iter(batch.values()))) > 1:
         return vmap(function, randomness="different")(state, batch)
     value, changed = function({k: t[0] for k, t in state.items()}, {k: t[0] for k, t in batch.items()})
@@ -27,14 +27,14 @@ def over_replicas(
 
 
 def call(module: nn.Module, state: State, arguments: State) -> tuple[Tensor, State]:
-    """The module's value with these tensors in it, and those buffers that it replaced by new ones."""
+    """Call the module with these tensors in place of its own; return its value and the tensors that it replaced."""
     used = dict(state)
     value = functional_call(module, used, (), arguments, tie_weights=False)
     return value, {name: used[name] for name in state if used[name] is not state[name]}
 
 
 def signature(objective: Objective) -> tuple[object, ...]:
-    """What objectives must share to be stacked: their parts, all that is not a tensor, and the tensors' shapes."""
+    """The key of objectives that can be stacked: their parts, everything but tensors, and the tensors' shapes."""
     plain = [
         (name, type(module), sorted((k, repr(v)) for k, v in vars(module).items() if not k.startswith("_")))
         for name, module in objective.named_modules()
@@ -53,15 +53,15 @@ class _Risk(nn.Module):
 
 
 class StackedObjective:
-    """Objectives of one :func:`signature`, each buffer stacked over the replicas.
+    """The objectives of several replicas, all of one :func:`signature`, with each buffer stacked over the replicas.
 
     Args:
-        objectives: One a replica; they are copied.
-        device: Where their tensors go.
+        objectives: The objective of each replica; they are copied.
+        device: The device of their tensors.
 
     Attributes:
-        base: The module through which all of them are computed.
-        buffers: By name, ``(R, ...)`` each; what a part remembers in training stays here.
+        base: The module that computes all of them.
+        buffers: The stacked buffers ``(R, ...)`` by name; they keep what a part remembers in training.
     """
 
     def __init__(self, objectives: Sequence[Objective], device: torch.device) -> None:
@@ -73,17 +73,17 @@ class StackedObjective:
 
     @property
     def base(self) -> Objective:
-        """The first replica's own."""
+        """The objective of the first replica, through which all are computed."""
         return self.each[0]
 
     @property
     def risk_alone(self) -> bool:
-        """Whether outputs are all that it reads, and nothing in it is learned."""
+        """Whether the objective reads nothing but the model's outputs and has no learned parameters."""
         learned = any(True for _ in self.base.parameters())
         return self.base.perturb is None and not self.base.penalties and not learned
 
     def set_progress(self, fraction: float) -> None:
-        """Tell every part with a schedule how far the training is."""
+        """Pass the progress of the training to every part with a schedule."""
         if not self.base.scheduled:
             return
         for number, objective in enumerate(self.each):
@@ -94,19 +94,19 @@ class StackedObjective:
                 self.buffers[name][number] = buffer
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """Go on with these replicas alone."""
+        """Keep only these replicas."""
         self.each = [self.each[number] for number in replicas]
         self.buffers = {name: buffer[list(replicas)] for name, buffer in self.buffers.items()}
 
     def update(self, changed: Mapping[str, Tensor], prefix: str = "objective.") -> None:
-        """Take over buffers that a part replaced."""
+        """Store the buffers that a part replaced."""
         self.buffers |= {
             name.removeprefix(prefix): t.detach() for name, t in changed.items() if name.startswith(prefix)
         }
 
     def output_gradient(self, output: Tensor, batch: State) -> Tensor:
         """The gradient of each replica's risk at its outputs ``(R, b, k)``, or ``(R, b)`` for a single output."""
-        # A replica that diverges is seen at the next evaluation; the others must not stop for it.
+        # A replica that diverges is found at the next evaluation; it must not stop the others.
         with checks(False):
             return self._gradient(output, batch)
 
@@ -131,7 +131,7 @@ class StackedObjective:
         return gradient
 
     def _pooled_gradient(self, output: Tensor, target: Tensor, rows: int) -> Tensor:
-        """All replicas' rows as one batch, the mean still over each replica's own."""
+        """The gradient for all replicas' rows as one batch, with the mean over each replica's own rows."""
         with torch.enable_grad():
             leaf = output.detach().requires_grad_()
             risk = self.base.risk(leaf, target, total=float(rows))
@@ -142,7 +142,7 @@ class StackedObjective:
         return rows if self.base.loss.reduction == "mean" else 1
 
     def _rows_are_alike(self, parts: Sequence[Part]) -> bool:
-        """Whether one plain loss of single rows, in one setting, serves all replicas."""
+        """Whether all replicas use the same rowwise loss in the same setting, so that their rows can be one batch."""
         loss = self.base.loss
         plain = isinstance(loss, Loss) and loss.rowwise and self.base.weights is None and not loss.needs_index
         drawn = any(part.couples_batch or part.stochastic for part in parts)

@@ -1,7 +1,7 @@
-"""Networks of one architecture as one: their parameters stacked, stepped together.
+"""Stacks: networks of one architecture with their parameters stacked, so that they are stepped together.
 
-:class:`LayerStack` differentiates linear layers by hand, a few large operations a step; :class:`ModuleStack` takes any
-module through ``torch.func``. Both give the same numbers.
+:class:`LayerStack` has the gradient of linear layers written out, in a few large operations per step.
+:class:`ModuleStack` trains any module through ``torch.func``. Both give the same numbers.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from lossworks.objective import Objective
 __all__ = ["FlatAdamW", "LayerStack", "ModuleStack", "Stack"]
 
 COLUMNS = 16
-"""Outputs are padded to a multiple of this: a matrix product with ten columns takes three times one with sixteen."""
+"""The outputs are padded to a multiple of this, as a product with 10 columns takes three times as long as with 16."""
 
 
 class FlatAdamW:
-    """AdamW over all parameters of all replicas in one buffer, in which each parameter is a contiguous view."""
+    """AdamW on one flat buffer of all parameters of all replicas; each parameter is a contiguous view of it."""
 
     def __init__(self, parameters: State, lr: float, weight_decay: float) -> None:
         self.lr, self.weight_decay = lr, weight_decay
@@ -41,7 +41,7 @@ class FlatAdamW:
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
     def step(self) -> None:
-        """One step from the gradients as they stand."""
+        """Take one step by the current gradients."""
         adamw(
             [self._values],
             [self._gradients],
@@ -61,7 +61,7 @@ class FlatAdamW:
         )
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """Go on with these replicas alone."""
+        """Keep only these replicas."""
         flats = [self._values, self._gradients, self._first, self._second]
         kept = [{name: view[list(replicas)] for name, view in self._views(flat).items()} for flat in flats]
         self._shapes = {name: tensor.shape for name, tensor in kept[0].items()}
@@ -72,25 +72,25 @@ class FlatAdamW:
 
 
 class Stack(Protocol):
-    """Replicas that are trained together."""
+    """A stack of replicas that are trained together."""
 
     objective: StackedObjective
 
     def step(self, x: Tensor, batch: State) -> None:
-        """One step on ``x`` ``(R, b, *shape)``, with ``target``, ``index``, maybe ``group`` ``(R, b)`` in the batch."""
+        """Take one step on ``x`` ``(R, b, *shape)``; the batch has ``target``, ``index`` and maybe ``group``."""
 
     def outputs(self, x: Tensor, replicas: slice) -> Tensor:
         """The outputs ``(r, n, k)`` of some replicas for ``x`` ``(r, n, *shape)``, in evaluation mode."""
 
     def snapshot(self, replica: int) -> State:
-        """A copy of one replica's network as its ``state_dict``."""
+        """A copy of one replica's network state, in the form of its ``state_dict``."""
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """Go on with these replicas alone."""
+        """Keep only these replicas."""
 
 
 class LayerStack:
-    """Linear layers with ReLU between them, forward and backward written out."""
+    """Stack for linear layers with ReLU between them, with the forward and backward pass written out."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class LayerStack:
         self._before = [self._weights[0].new_zeros(shape) for shape in shapes]
 
     def step(self, x: Tensor, batch: State) -> None:
-        """See :class:`Stack`."""
+        """Take one step on a batch, by the gradient that is written out."""
         if not self._after or self._after[0].shape[1] != x.shape[1]:
             self._allocate(x.shape[1])
         inputs = [x.flatten(2), *self._after[:-1]]
@@ -153,7 +153,7 @@ class LayerStack:
         self._optimizer.step()
 
     def outputs(self, x: Tensor, replicas: slice) -> Tensor:
-        """See :class:`Stack`."""
+        """The outputs ``(r, n, k)`` of some replicas for ``x`` ``(r, n, *shape)``."""
         hidden = x.flatten(2)
         for number, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
             if number:
@@ -162,7 +162,7 @@ class LayerStack:
         return hidden[..., : self._outputs]
 
     def snapshot(self, replica: int) -> State:
-        """See :class:`Stack`."""
+        """A copy of one replica's network state, without the padding of its last layer."""
         state = {}
         for number, name in enumerate(self._names):
             size = self._outputs if number == len(self._names) - 1 else self._weights[number].shape[2]
@@ -173,14 +173,14 @@ class LayerStack:
         return state
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """See :class:`Stack`."""
+        """Keep only these replicas."""
         self._optimizer.keep(replicas)
         self.objective.keep(replicas)
         self._bind()
 
 
 class _Training(nn.Module):
-    """A network and its objective as one module, from a batch to the value to be minimised."""
+    """A network and its objective as one module, which maps a batch to the value to minimise."""
 
     def __init__(self, network: nn.Module, objective: Objective, squeeze: bool) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _Training(nn.Module):
 
 
 class ModuleStack:
-    """Any module and any objective, through ``torch.func``."""
+    """Stack for any module and any objective, through ``torch.func``."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class ModuleStack:
         return {name: view for optimizer in self._optimizers for name, view in optimizer.values.items()}
 
     def step(self, x: Tensor, batch: State) -> None:
-        """See :class:`Stack`."""
+        """Take one step on a batch, by autograd through the network and the objective."""
         self._network.train()
         with torch.enable_grad(), checks(False):
             leaves = {name: view.detach().requires_grad_() for name, view in self._parameters().items()}
@@ -242,7 +242,7 @@ class ModuleStack:
             optimizer.step()
 
     def outputs(self, x: Tensor, replicas: slice) -> Tensor:
-        """See :class:`Stack`."""
+        """The outputs ``(r, n, k)`` of some replicas for ``x`` ``(r, n, *shape)``, in evaluation mode."""
         self._network.eval()
         state = {
             name.removeprefix("network."): t[replicas]
@@ -257,12 +257,12 @@ class ModuleStack:
         return vmap(outputs)(state, x)
 
     def snapshot(self, replica: int) -> State:
-        """See :class:`Stack`."""
+        """A copy of one replica's network state, in the form of its ``state_dict``."""
         state = self._optimizers[0].values | self._buffers
         return {name.removeprefix("network."): tensor[replica].clone() for name, tensor in state.items()}
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """See :class:`Stack`."""
+        """Keep only these replicas."""
         for optimizer in self._optimizers:
             optimizer.keep(replicas)
         self.objective.keep(replicas)

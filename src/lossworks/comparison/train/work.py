@@ -1,4 +1,4 @@
-"""The work of a plan, group by group, apart from where it is done: a workload can be sent to another process."""
+"""The workload of a plan: its work group by group, which can be sent to another process and done there."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ __all__ = ["Workload"]
 
 @dataclass(frozen=True)
 class Workload:
-    """All that the work of any group needs.
+    """Everything that the work of any group needs.
 
-    Groups go by their number in the plan; the number after the last one's is the outside line's.
+    A group is identified by its number in the plan; the next number after the last group is that of the outside line.
 
     Attributes:
-        plan: What is to be trained.
-        dataset: The data; its table is not looked at and may be empty.
+        plan: The plan of what to train.
+        dataset: The data; its features are not read and may be empty.
         x: The encoded rows ``(n, *shape)``.
-        architecture: What is trained.
-        device: Where, on the machine that does the work.
+        architecture: The architecture of the models.
+        device: The device to train on, on the machine that does the work.
     """
 
     plan: Plan
@@ -54,23 +54,23 @@ class Workload:
         object.__setattr__(self, "group", None if group is None else torch.from_numpy(group))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent by the arrays below its tensors, which the receiver need not copy."""
+        """Pickle the tensors as NumPy arrays, which the receiver does not need to copy."""
         return _received, (self.plan, self.dataset, self.x.numpy(), self.architecture, str(self.device))
 
     @property
     def outside(self) -> int:
-        """The outside line's number."""
+        """The number of the outside line."""
         return len(self.plan.groups)
 
     def order(self) -> list[int]:
-        """Every number in the order of the work: the reference, the outside line, then the rest."""
+        """All numbers in the order of the work: the reference's groups, the outside line, then the rest."""
         first = [group.number for group in self.plan.groups if group.candidate == 0]
         rest = [group.number for group in self.plan.groups if group.candidate != 0]
         return [*first, self.outside, *rest]
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
-        """A unit a group of replicas, and one for the outside line."""
+        """One unit for each group of replicas, and one for the outside line."""
         plan = self.plan
         names = [plan.candidates[group.candidate].name for group in plan.groups]
         sizes = [len(group.replicas) for group in plan.groups]
@@ -80,7 +80,7 @@ class Workload:
         )
 
     def own_code(self) -> list[Any]:
-        """The user's own factory and objectives."""
+        """The user's own model factory and the classes of the user's own objectives."""
         model = self.architecture.model
         own: list[Any] = [] if isinstance(model, str) else [model, type(model)]
         given = [candidate.own for candidate in self.plan.candidates if candidate.own is not None]
@@ -96,13 +96,13 @@ class Workload:
     ) -> Results | None:
         """Train and evaluate a group, or fit and evaluate the outside line.
 
-        The same numbers come out wherever it runs: nothing is read but the workload.
+        The numbers are the same wherever it runs, because nothing but the workload is read.
 
         Args:
-            number: The group's number, or :attr:`outside`.
-            tell: Called with how many of the group's models' worth of work is done.
-            stop: Asked now and then; when it says so, the work ends and None comes back.
-            memory: About how many bytes the models in training may take; by default a share of what is free now. It
+            number: The number of the group, or :attr:`outside`.
+            tell: Called with the amount of work done, in units of one model.
+            stop: Called from time to time; if it returns True, the work ends and None is returned.
+            memory: About how many bytes the models in training may use; by default a share of what is free now. It
                 changes no number.
 
         Raises:
@@ -184,7 +184,7 @@ def _result(workload: Workload, group: Group, trained: Trained, number: int) -> 
 def _attacked(
     workload: Workload, attack: Attack, module: nn.Module, replica: Replica, result: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result with the accuracy under attack, and the curve over radii, of at most so many test rows."""
+    """Add the accuracy under attack and the curve over radii, on a limited number of test rows, to the result."""
     metrics = result["metrics"]
     if result.get("diverged"):
         return result | {"metrics": metrics | {ROBUST: math.nan} | ({VERIFIED: math.nan} if attack.certify else {})}
