@@ -1,1 +1,1 @@
-"""Runs: units of work with a name, a seed and a result, done by an engine, journaled, and gone on with after a stop."""
+"""Runs: units of work with a name, a seed and a result; an engine does them, and a journal keeps the results."""

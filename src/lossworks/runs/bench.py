@@ -1,4 +1,4 @@
-"""A workload at work: what the journal does not have is done by an engine and committed, and the user is told."""
+"""The bench, which runs a workload: an engine does the units that the journal lacks, and the user sees the progress."""
 
 import contextlib
 import signal
@@ -16,9 +16,16 @@ __all__ = ["Bench", "Leader", "Progress", "Watch"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: what is at work, how much of how much is done, how long it may take yet.
+    """The progress of a run: what is at work, how much is done, and an estimate of the time left.
 
-    ``note`` is the last that there was to say, such as that memory ran out and a unit was done in parts.
+    Attributes:
+        running: The name of the unit that is at work.
+        done: How much is done, in units of one result.
+        total: How much there is to do, in units of one result.
+        share: The share that is done, in [0, 1].
+        seconds_left: The estimated seconds until the end, or None if it is too early to tell.
+        best: What is best so far, as text; empty before there is anything.
+        note: The latest note, such as that memory ran out and a unit was done in parts.
     """
 
     running: str
@@ -34,27 +41,27 @@ Watch = Callable[[Progress], None]
 
 
 class Leader(Protocol):
-    """Follows the results as they come."""
+    """Follows the results of a run and says what is best so far."""
 
     def count(self, results: Results) -> None:
-        """Take note of a unit's results."""
+        """Add the results of a unit."""
 
     def best(self) -> str:
-        """What is best so far, in words; empty before there is anything."""
+        """What is best so far, as text; empty before there is anything."""
 
     def enough(self) -> bool:
-        """Whether there is something to report yet."""
+        """Whether the results so far are enough for a report."""
 
 
 class Bench:
-    """A workload at work: every unit that the journal does not have is done by an engine, and committed.
+    """Runs a workload: an engine does every unit that the journal lacks, and its results are committed.
 
     Args:
-        workload: What is to be done.
-        journal: Where results are kept.
-        leader: Follows the results.
-        watch: Called with a :class:`Progress` while it runs.
-        began: When the run began, in seconds of the monotonic clock.
+        workload: The workload to do.
+        journal: The journal that keeps the results.
+        leader: The object that follows the results.
+        watch: Called with a :class:`Progress` from time to time, or None.
+        began: The time at which the run began, in seconds of the monotonic clock.
     """
 
     def __init__(self, workload: Workload, journal: Journal, leader: Leader, watch: Watch | None, began: float) -> None:
@@ -67,7 +74,7 @@ class Bench:
         self.stopped = self.spent = False
 
     def run(self, engine: Engine, budget: float | None) -> str | None:
-        """Have all done that is not; what cut it short, in words, or None."""
+        """Do all units that are not done, and return what cut the run short, as text, or None if nothing did."""
         committed = self.journal.done()
         self.done = sum(self.workload.units[number].size for number in committed)
         self._count(self.journal.results())
@@ -114,7 +121,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _interruptible(bench: Bench) -> Iterator[None]:
-    """Ctrl-C asks for a stop at the next evaluation; a second one is what it always is."""
+    """Make Ctrl-C ask for a stop at the next evaluation; a second Ctrl-C interrupts as usual."""
 
     def ask(*_: object) -> None:
         bench.stopped = True

@@ -1,4 +1,4 @@
-"""The software that numbers depend on."""
+"""The versions of the software that the numbers depend on."""
 
 import functools
 import importlib.metadata

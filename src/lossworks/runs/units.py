@@ -9,19 +9,19 @@ import torch
 __all__ = ["Results", "Tell", "Unit", "Workload"]
 
 Results = list[dict[str, Any]]
-"""What a unit gives: one or more results, each of what JSON has."""
+"""The results of a unit: one or more, each of JSON values."""
 Tell = Callable[[float], None]
-"""Told how much of a unit is done, in parts of its size."""
+"""A function that is called with how much of a unit is done, in the units of its size."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work that is done as a whole, and committed to the journal as a whole.
+    """One piece of work, which is done as a whole and committed to the journal as a whole.
 
     Attributes:
-        name: What it is about, for the user.
-        seed: From which everything that it draws is drawn.
-        size: How many results it has, which stands for how much work it is.
+        name: The name that the user sees.
+        seed: The seed of everything that the unit draws.
+        size: The number of its results, which also measures how much work it is.
     """
 
     name: str
@@ -30,18 +30,18 @@ class Unit:
 
 
 class Workload(Protocol):
-    """All that the work of any unit needs; it can be sent to another process."""
+    """A workload: all units and everything that their work needs; it can be sent to another process."""
 
     @property
     def device(self) -> torch.device:
-        """Where the work is done, on the machine that does it."""
+        """The device of the work, on the machine that does it."""
 
     @property
     def units(self) -> Sequence[Unit]:
-        """Every unit; a unit's number is its place here."""
+        """All units; the number of a unit is its position in this sequence."""
 
     def order(self) -> list[int]:
-        """The units' numbers in the order in which they are begun."""
+        """The numbers of the units, in the order in which to start them."""
 
     def work(
         self,
@@ -51,14 +51,14 @@ class Workload(Protocol):
         stop: Callable[[], bool] | None = None,
         memory: int | None = None,
     ) -> Results | None:
-        """Do one unit: the same numbers come out wherever it runs.
+        """Do one unit; its results are the same wherever it runs.
 
         Args:
-            number: The unit's.
-            tell: Told how much of the unit is done.
-            stop: Asked now and then; when it says so, the work ends and None comes back.
-            memory: About how many bytes may be taken; by default a share of what is free. It changes no number.
+            number: The number of the unit.
+            tell: Called with how much of the unit is done.
+            stop: Called from time to time; if it returns True, the work ends and None is returned.
+            memory: About how many bytes the work may use; by default a share of what is free. It changes no number.
         """
 
     def own_code(self) -> list[Any]:
-        """The functions, classes and modules that are the user's own, whose code must go with the workload."""
+        """The user's own functions, classes and modules, whose code must be sent with the workload."""
