@@ -1,4 +1,4 @@
-"""The metrics that a comparison reports, by name."""
+"""The registry of the metrics that a comparison reports."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from lossworks.metrics import classification, regression, stacked
 __all__ = ["METRICS", "WORST_GROUP", "Metric", "find_metric", "worst_group"]
 
 WORST_GROUP = "worst_group_"
-"""What the name of a metric of the worst group begins with."""
+"""The beginning of the name of a metric of the worst group."""
 
 
 def _as_it_is(prediction: Any) -> Any:
@@ -25,20 +25,23 @@ def _of_class_one(prediction: Any) -> Any:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number for a model's predictions; calling it calls its function.
+    """A metric, which measures a model's predictions by one number; calling the metric calls its function.
 
     Args:
-        name: What it is called on the command line and in tables.
-        title: What it is called in prose.
-        function: ``(prediction, target) -> float``.
-        higher_is_better: Whether larger is better.
-        bounded01: Whether it lies in [0, 1], so that differences of 0.01 mean the same everywhere.
-        score: The same for many models at once on raw outputs, larger better, for early stopping; for calibration
-            error, which a useless model can have at 0, the log-loss instead.
-        reads: Makes of what a task predicts, class probabilities ``(n, C)`` or values ``(n,)``, what the function
-            takes: all of it, or the probabilities of class 1 alone.
-        by_class: Whether each class counts the same or may do so, so that the rarest class's rows say how exact it is.
-        of_groups: Whether it is the worst over groups of rows; ``function`` and ``score`` are then those of one group.
+        name: The name on the command line and in tables.
+        title: The name in prose.
+        function: The function ``(prediction, target) -> float``.
+        higher_is_better: Whether a larger value is better.
+        bounded01: Whether the metric lies in [0, 1], so that a difference of 0.01 means the same on all data.
+        score: The score for early stopping, computed for many models at once from raw outputs; larger is better. It is
+            the same metric, except that for the calibration error, which can be 0 for a useless model, it is the
+            log-loss.
+        reads: The function that turns the task's prediction, class probabilities ``(n, C)`` or values ``(n,)``, into
+            what ``function`` takes: the whole prediction, or the probabilities of class 1 alone.
+        by_class: Whether classes may count equally whatever their number of rows, so that the precision of the metric
+            depends on the rows of the rarest class.
+        of_groups: Whether it is the worst value over groups of rows; ``function`` and ``score`` are then those of one
+            group.
     """
 
     name: str
@@ -52,16 +55,16 @@ class Metric:
     of_groups: bool = False
 
     def __call__(self, prediction: Any, target: Any) -> float:
-        """The metric of these predictions."""
+        """Compute the metric of these predictions."""
         return self.function(prediction, target)
 
     @property
     def of_one_group(self) -> str:
-        """The name of the metric that each group has."""
+        """The name of the metric that is computed for each single group."""
         return self.name.removeprefix(WORST_GROUP)
 
     def by_group(self, prediction: Any, target: Any, group: Any) -> dict[int, float]:
-        """The metric of each group that has rows; ``group`` is a number a row."""
+        """Compute the metric for each group that has rows; ``group`` holds the number of each row's group."""
         return {
             int(g): float(self.function(prediction[group == g], target[group == g])) for g in np.unique(group).tolist()
         }
@@ -103,11 +106,11 @@ _ALL = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-"""Every metric by its name; a task says which of them are its own."""
+"""All metrics by name; each task says which of them it uses."""
 
 
 def worst_group(metric: Metric) -> Metric:
-    """The same of the worst group of rows.
+    """The metric whose value is the worst over groups of rows.
 
     >>> worst_group(METRICS["accuracy"]).name
     'worst_group_accuracy'
@@ -121,17 +124,17 @@ def worst_group(metric: Metric) -> Metric:
 
 
 def find_metric(metric: str, among: Sequence[Metric] | None = None) -> Metric:
-    """The metric of this name; the error lists those that there are and suggests the nearest.
+    """The metric of this name.
 
-    ``worst_group_`` before a metric's name is that metric of the worst group.
+    A name that begins with ``worst_group_`` is that metric of the worst group.
 
     Args:
-        metric: The name.
-        among: The metrics that are looked through, such as a task's own; by default all.
+        metric: The name of the metric.
+        among: The metrics to look through, such as a task's own; by default all.
 
     Raises:
-        ValueError: none of them has this name.
-        TypeError: ``among`` is no sequence of metrics.
+        ValueError: no metric has this name; the message lists the names and suggests the nearest.
+        TypeError: ``among`` is not a sequence of metrics.
 
     >>> find_metric("rmse").higher_is_better
     False

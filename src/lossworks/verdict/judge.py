@@ -1,7 +1,7 @@
-"""Which objective is better, and whether the difference is real: tests on paired folds, corrected for shared rows.
+"""The judgement of a comparison by tests on paired folds: which objective is better, and is the difference real.
 
-The folds of a repeated cross-validation share training rows, so their differences are correlated and a plain t-test
-finds differences that are not there. Everything here uses the corrected scale of Nadeau and Bengio.
+The folds of a repeated cross-validation share training rows, so their differences are correlated, and a plain t-test
+finds differences that do not exist. All tests here use the variance correction of Nadeau and Bengio.
 """
 
 import math
@@ -25,15 +25,15 @@ ENOUGH = 0.95
 
 
 class Judged(Protocol):
-    """A metric that is judged, such as a :class:`lossworks.metrics.Metric`."""
+    """What :func:`judge` needs to know of a metric; a :class:`lossworks.metrics.Metric` has it."""
 
     @property
     def name(self) -> str:
-        """The column that holds the metric."""
+        """The name of the column that holds the metric."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether larger is better."""
+        """Whether a larger value is better."""
 
     @property
     def bounded01(self) -> bool:
@@ -45,16 +45,17 @@ class Judgement:
     """The result of :func:`judge`.
 
     Attributes:
-        ranking: One row a system, best mean first: ``objective``, ``setting`` (the one chosen in most folds), ``role``
+        ranking: One row per objective, best mean first: ``objective``, ``setting`` (chosen in most folds), ``role``
             (``reference``, ``candidate`` or ``outside``), the metric under its own name with ``low`` and ``high``;
             ``difference`` to the reference in the metric's unit with ``difference_low`` and ``difference_high``, ``p``,
             ``p_adjusted``, ``p_better``, ``p_equal``, ``p_worse``; ``folds`` (pairs compared), ``rank`` over all
             metrics, ``verdict``; then the means of the other metrics.
-        differences: ``objective``, ``fold``, ``repeat``, ``difference``: the paired differences behind the ranking.
+        differences: The paired differences behind the ranking, with columns ``objective``, ``fold``, ``repeat`` and
+            ``difference``.
         metric: The metric that was judged.
         reference: The objective that the others were compared with.
         outside: The objective from outside, such as boosted trees, which is shown and tested but is no candidate.
-        rope: Differences up to this size are equal for practical purposes, in the metric's unit.
+        rope: The largest difference that counts as equal for practical purposes, in the metric's unit.
         alpha: The error rate of the tests.
         test_fraction: The share of rows in each test fold.
         rank_method: How ``rank`` was found, ``"kemeny"`` or ``"borda"``.
@@ -72,15 +73,16 @@ class Judgement:
 
 
 def choose(results: pl.DataFrame) -> pl.DataFrame:
-    """Mark in a column ``chosen`` the setting to test: each objective's best on the inner rows of a fold and repeat.
+    """Mark the setting to test in each fold and repeat, in a new column ``chosen``: the best one on the inner rows.
 
     Args:
-        results: One row a trained model: ``objective``, ``setting_number``, ``fold``, ``repeat``, ``dropped`` (whether
-            its training was stopped before its end, which rules it out unless all were) and ``inner_score``, larger
-            better. Of equal scores the first setting wins; NaN or null is worse than any number.
+        results: One row for each trained model, with the columns ``objective``, ``setting_number``, ``fold``,
+            ``repeat``, ``dropped`` (whether the training was stopped before its end, which rules the model out unless
+            all were) and ``inner_score`` (larger is better). If scores are equal, the first setting is chosen; NaN and
+            null are worse than any number.
 
     Returns:
-        All rows, in the order in which they came.
+        All rows in their given order, with the new column.
     """
     score = pl.col("inner_score").cast(pl.Float64).fill_null(-math.inf).fill_nan(-math.inf)
     numbered = results.with_row_index("_row").with_columns(_score=score)
@@ -103,28 +105,30 @@ def judge(
 ) -> Judgement:
     """Compare every objective with the reference, fold by fold.
 
-    An objective is ``equal`` if the difference is within ``rope`` with a probability of at least 0.95, whatever its p;
-    otherwise ``better`` or ``worse`` if its p, adjusted by Holm's method for the number of candidates, is below
-    ``alpha``; else ``unclear``. An objective with a single fold is ``unclear`` too, and so is one that failed (its
-    score is NaN where the reference has a number).
+    The verdict on an objective is ``equal`` if the difference is within ``rope`` with a probability of at least 0.95,
+    whatever the p-value. Otherwise it is ``better`` or ``worse`` if the p-value, adjusted by Holm's method for the
+    number of candidates, is below ``alpha``. In all other cases it is ``unclear``, also for an objective with a single
+    fold, and for one that failed (its score is NaN in a fold in which the reference has a number).
 
     Args:
-        scores: One row an objective, fold and repeat, that of the setting which :func:`choose` chose: ``objective``,
-            ``setting``, ``fold``, ``repeat``, and a column for each metric. A fold that is missing for an objective or
-            for the reference, or in which the reference's metric is undefined, is left out of that objective's
-            differences.
+        scores: One row for each objective, fold and repeat, of the setting that :func:`choose` chose, with the columns
+            ``objective``, ``setting``, ``fold``, ``repeat``, and one for each metric. A fold that is missing for an
+            objective or for the reference, or in which the reference's metric is undefined, is left out of that
+            objective's differences.
         metric: The metric to judge.
         reference: The objective that the others are compared with.
         test_fraction: The share of the rows in each test fold, in (0, 1).
-        ranked: The metrics whose consensus is the rank, as far as the table has them; ``metric`` alone by default.
-        shown: Further columns whose means are shown, where the table has them, and which do not count for the rank.
+        ranked: The metrics whose consensus is the rank, by default ``metric`` alone; those that the table lacks are
+            ignored.
+        shown: Further columns whose means are shown but do not count for the rank; those that the table lacks are
+            ignored.
         rope: Half the region of practical equivalence, in the metric's unit; by default 0.01 for metrics in [0, 1], and
             1 % of the reference's mean for others.
         outside: An objective that is shown and tested but is no candidate; the table need not have it.
         alpha: The error rate, in (0, 1).
 
     Raises:
-        ValueError: a column, such as the metric's own, or the reference is missing; an objective has a fold twice.
+        ValueError: a column or the reference is missing; an objective has a fold twice; ``alpha`` is out of range.
     """
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
     _check(scores, metric.name, reference)
@@ -156,7 +160,7 @@ def judge(
         if row["role"] == "reference":
             row |= dict.fromkeys(("p", "p_adjusted", "p_better", "p_equal", "p_worse"))
     sign = -1 if judged.higher_is_better else 1
-    # The reference stands first among equals.
+    # Of objectives with equal means, the reference comes first.
     rows.sort(key=lambda row: (row[metric.name] is None, sign * (row[metric.name] or 0.0), row["role"] != "reference"))
     method = _rank(rows, ranked)
     return Judgement(
@@ -177,21 +181,21 @@ def by_group(
 ) -> pl.DataFrame:
     """The metric of each group of rows, and its difference to the reference's on the same rows, fold by fold.
 
-    The intervals are those of :func:`judge`, one group at a time: with many groups, some differences look real that are
-    not.
+    The intervals are computed as in :func:`judge`, for each group by itself. So among many groups, some differences
+    look real but are not.
 
     Args:
-        scores: As for :func:`judge`, with a column ``groups``: the metric of each group, null where a fold has no rows
-            of it.
+        scores: A table as for :func:`judge`, with a column ``groups`` that lists the metric of each group, null if a
+            fold has no rows of the group.
         names: The groups' names.
         reference: The objective that the others are compared with.
         test_fraction: The share of the rows in each test fold, in (0, 1).
         alpha: The error rate, in (0, 1).
 
     Returns:
-        One row an objective and group: ``objective``, ``group``, ``mean`` of the metric with ``low`` and ``high``,
-        ``difference`` with ``difference_low`` and ``difference_high``, ``folds`` (in which the group has rows). A
-        number that is not defined, or of an objective that failed, is null.
+        One row for each objective and group, with the columns ``objective``, ``group``, ``mean`` of the metric with
+        ``low`` and ``high``, ``difference`` with ``difference_low`` and ``difference_high``, and ``folds`` (the number
+        in which the group has rows). A number that is undefined, or of an objective that failed, is null.
     """
     long = scores.select("objective", "fold", "repeat", value="groups").with_columns(
         group=pl.lit(list(names), dtype=pl.List(pl.String))
@@ -219,7 +223,7 @@ def by_group(
 
 
 def winner(ranking: pl.DataFrame) -> str:
-    """The best of the candidates that are better than the reference, or else the reference."""
+    """The best candidate whose verdict is ``better``, or the reference if there is none."""
     better = ranking.filter((pl.col("role") == "candidate") & (pl.col("verdict") == "better"))
     chosen = better if len(better) else ranking.filter(pl.col("role") == "reference")
     return str(chosen["objective"][0])
@@ -244,7 +248,7 @@ def _check(scores: pl.DataFrame, metric: str, reference: str) -> None:
 
 
 def _differences(scores: pl.DataFrame, metric: str, reference: str) -> pl.DataFrame:
-    """Each objective's score less the reference's, on the folds that both have; NaN where the objective failed."""
+    """Each objective's score minus the reference's, on the folds that both have; NaN in folds where it failed."""
     own = scores.filter((pl.col("objective") == reference) & pl.col(metric).is_finite())
     pairs = scores.join(
         own.select("fold", "repeat", pl.col(metric).alias("_reference")), on=["fold", "repeat"], maintain_order="left"
@@ -292,14 +296,14 @@ def _verdict(row: Mapping[str, Any], higher_is_better: bool, alpha: float) -> Ve
 
 
 def _most_frequent(settings: pl.Series) -> str:
-    """The setting chosen in most folds, the first of equals."""
+    """The setting that was chosen in most folds, the first one if there is a tie."""
     counts = settings.value_counts(sort=False, name="_count")
     order = settings.unique(maintain_order=True).to_frame().join(counts, on=settings.name, maintain_order="left")
     return str(order[settings.name][int(order["_count"].arg_max() or 0)])
 
 
 def _rank(rows: list[dict[str, Any]], ranked: Sequence[Judged]) -> Literal["kemeny", "borda"]:
-    """Give each row its place in the consensus of these metrics; systems that none of them tells apart share it."""
+    """Give each row its rank in the consensus of these metrics; rows that are equal in all of them share a rank."""
     worst = -math.inf
     table = np.array(
         [
