@@ -1,4 +1,4 @@
-"""What ``lossworks compare`` prints: the answer, the ranking and where everything lies."""
+"""The output of ``lossworks compare``: the answer, the ranking, the findings and the paths of the results."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ VERDICTS = {"reference": "dim", "better": "green", "equal": "default", "worse": 
 
 
 def tell(result: Comparison, folder: Path) -> None:
-    """Print the answer, the ranking, the findings, and where everything lies."""
+    """Print the answer, the ranking, the findings, and the paths of the results."""
     out.print(plain(f"\n{result.answer}\n"), style="bold")
     if result.partial:
         out.print(f"[yellow]Partial: {result.partial}.[/yellow]\n")
@@ -36,7 +36,7 @@ def tell(result: Comparison, folder: Path) -> None:
 
 
 def _fitting_ranking(result: Comparison) -> Table:
-    """The ranking for this screen; names are broken over lines only where the whole does not fit otherwise."""
+    """The ranking for this screen; names are broken into lines only if the table does not fit otherwise."""
     wide = out.width >= WIDE
     longest = max(map(len, result.ranking["objective"]))
     table = _ranking(result, wide=wide, room=longest)
@@ -45,7 +45,7 @@ def _fitting_ranking(result: Comparison) -> Table:
 
 
 def _ranking(result: Comparison, *, wide: bool, room: int) -> Table:
-    """The ranking as a table: what decides, and on a wide screen also the chances and the settings."""
+    """The ranking as a table: the deciding metric, and on a wide screen also the chances and the settings."""
     metric = result.plan.metric.name
     also = [name for name in result.ranking.columns if name in EXTRA_HEADINGS or name.startswith("worst_group_")]
     also = [name for name in also if name != metric]
@@ -77,7 +77,7 @@ def _ranking(result: Comparison, *, wide: bool, room: int) -> Table:
 
 
 def _broken(name: str, room: int) -> str:
-    """The name over as many lines as it needs, broken between its parts, and before a capital in a part too long."""
+    """The name in as many lines as it needs, broken between its parts, or before capitals in a part too long."""
     lines = [""]
     parts = re.split(r"(?<=[+ ])", name)
     for piece in (piece for part in parts for piece in ([part] if len(part) <= room else HUMP.split(part))):
@@ -88,6 +88,6 @@ def _broken(name: str, room: int) -> str:
 
 
 def _with_margin(mean: float | None, high: float | None, *, sign: bool = False) -> str:
-    """A mean with half of its 95 % interval."""
+    """A mean with half the width of its 95 % interval."""
     margin = "" if mean is None or high is None else f" ± {number(high - mean)}"
     return number(mean, sign=sign) + margin

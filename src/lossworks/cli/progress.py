@@ -1,4 +1,4 @@
-"""The live display of a run: what is running, how many of how many, the time left and the best so far."""
+"""The live display of a run: what is running, how many models are done, the time left and the best so far."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -18,10 +18,10 @@ BAR, BESIDE_THE_NAME = 20, 46
 
 
 class _Display(Bar):
-    """A line of what is running, with a bar, and below it a line of what is best so far."""
+    """A display of two lines: what is running, with a bar, and below it what is best so far."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The lines to draw now."""
+        """Yield the lines to draw now."""
         yield from super().get_renderables()
         for task in self.tasks:
             yield Text(f"best so far {task.fields['best']}", style="dim", no_wrap=True, overflow="ellipsis")
@@ -29,7 +29,7 @@ class _Display(Bar):
 
 @contextlib.contextmanager
 def watching(*, silent: bool) -> Iterator[Watch | None]:
-    """Show a run's progress on the terminal while it lasts; yields the function that the run calls, None if silent."""
+    """Show a run's progress on the terminal; yield the function that the run calls with it, or None if silent."""
     if silent:
         yield None
         return
@@ -62,7 +62,7 @@ def watching(*, silent: bool) -> Iterator[Watch | None]:
 
 
 def _clock(seconds: float) -> str:
-    """The time as minutes and seconds, and from an hour on as hours, minutes and seconds."""
+    """The time as minutes and seconds, or, if it is an hour or more, as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
