@@ -1,7 +1,7 @@
 """The report's charts as inline SVG.
 
-Positions are percents of the drawing, so a chart has the width of its place while its text keeps the page's size.
-Curves are stretched from a 100 x 100 box with strokes that do not scale. Colours are the style sheet's, by class.
+Positions are percentages of the drawing, so that a chart fills the width of its place while its text keeps the page's
+size. Curves are stretched from a 100 x 100 box with strokes that do not scale. The style sheet sets the colours.
 """
 
 import math
@@ -20,7 +20,7 @@ FENCE = 3.0  # interquartile ranges beyond which a value no longer widens its ax
 MAX_STEPS = 80
 MAX_PAIRS = 1500
 LABEL = 6
-"""How many characters of a bar's label there is room for."""
+"""The number of characters of a bar's label that are shown."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[Any], *, margin: float = 0.05, tick_count: int = 4, fence: float = FENCE) -> "Scale":
-        """The axis on which all values lie, save those far out."""
+        """Build an axis that holds all values except those far outside the middle half."""
         finite = np.array([value for value in values if is_number(value)], dtype=float)
         if finite.size == 0:
             finite = np.array([0.0, 1.0])
@@ -46,11 +46,11 @@ class Scale:
         return cls(low - pad, high + pad, ticks(low - pad, high + pad, tick_count))
 
     def share(self, value: float) -> float:
-        """The value's place in percent, beyond [0, 100] when it is off the axis."""
+        """The value's position in percent, which is outside [0, 100] if the value is off the axis."""
         return 100 * (value - self.low) / (self.high - self.low)
 
     def at(self, value: float) -> float:
-        """The value's place in percent, at the nearer end when it is off the axis."""
+        """The value's position in percent, or the nearer end of the axis if the value is off it."""
         return min(100.0, max(0.0, self.share(value)))
 
     def holds(self, value: float) -> bool:
@@ -59,13 +59,13 @@ class Scale:
 
     @property
     def digits(self) -> int:
-        """Decimals that tell the ticks apart."""
+        """The number of decimals with which the ticks differ."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low
         return min(8, max(0, math.ceil(-math.log10(step) - 1e-9)))
 
 
 def ticks(low: float, high: float, count: int) -> tuple[float, ...]:
-    """About `count` round numbers between the ends."""
+    """About ``count`` round numbers between the ends of the axis."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.7 * rough)
@@ -74,7 +74,7 @@ def ticks(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 def tag(name: str, *children: Markup | str, **attributes: object) -> Markup:
-    """An element; text and attribute values are escaped, `_` in an attribute's name stands for `-`."""
+    """Build an element; text and attribute values are escaped, and ``_`` in an attribute's name stands for ``-``."""
     rendered = Markup("").join(
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), f"{value:.2f}" if isinstance(value, float) else value
@@ -85,12 +85,12 @@ def tag(name: str, *children: Markup | str, **attributes: object) -> Markup:
 
 
 def place(value: float) -> str:
-    """A percent as a coordinate."""
+    """A percentage as an SVG coordinate."""
     return f"{value:.2f}%"
 
 
 def vertical(x: float, class_: str) -> Markup:
-    """A line over the full height."""
+    """A vertical line over the full height."""
     return tag("line", x1=place(x), x2=place(x), y1="0", y2="100%", class_=class_)
 
 
@@ -139,7 +139,7 @@ def forest(scale: Scale, row: Mapping[str, Any], metric: str, reference: Any, di
 def paired(
     scale: Scale, row: Mapping[str, Any], differences: Sequence[Difference], rope: float | None, digits: int
 ) -> Markup:
-    """A dot a fold and repeat, their mean and its interval, over the region that counts as equal."""
+    """A dot for each fold and repeat, and their mean with its interval, over the region that counts as equal."""
     base = [vertical(scale.at(tick), "grid") for tick in scale.ticks]
     if rope:
         left, right = scale.at(-rope), scale.at(rope)
@@ -243,7 +243,7 @@ def course(
 ) -> Markup:
     """One objective's mean curve and band, with the reference's mean behind it.
 
-    `along` is what the x axis counts, with so many digits, and `what` is what the curve is of.
+    ``along`` names what the x axis counts, with ``digits`` decimals, and ``what`` names what the curve shows.
     """
     place_x = [x.share(step) for step in band.steps]
     curves = [
@@ -280,7 +280,7 @@ UNIT = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 def joined(scale: Scale, lines: Sequence[Line], summary: str) -> Markup:
-    """Lines of dots over the diagonal, each dot as large as its share of its line's weight; both axes are the scale."""
+    """Lines of dots over the diagonal, on one scale for both axes; a dot's size is its share of its line's weight."""
     curves, marks = [path([0, 100], [0, 100], "diagonal")], []
     for line in lines:
         filled = [dot for dot in line.dots if dot.weight]
@@ -335,7 +335,7 @@ def residual(scale: Scale, name: str, levels: Sequence[float], values: Sequence[
 
 
 def agreement(scale: Scale, name: str, pairs: Sequence[tuple[float, float]], what: str) -> Markup:
-    """A faint dot a pair over the diagonal, evenly thinned when there are many."""
+    """A faint dot for each pair over the diagonal; many pairs are evenly thinned."""
     thinned = pairs[:: math.ceil(len(pairs) / MAX_PAIRS) or 1]
     dots = "".join(
         f"M{scale.share(x):.1f} {100 - scale.share(y):.1f}h0" for x, y in thinned if is_number(x) and is_number(y)

@@ -1,4 +1,4 @@
-"""What a report shows, in plain types: `compare` fills it, `render` draws it."""
+"""The data of a report in plain types: ``compare`` fills it in, and ``render`` draws it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class GroupScore(TypedDict):
 
 
 class Groups(TypedDict):
-    """The metric in each group of rows: `objectives[name][g]` belongs to `names[g]`."""
+    """The metric in each group of rows: ``objectives[name][g]`` belongs to the group ``names[g]``."""
 
     metric: str
     names: Sequence[str]
@@ -36,7 +36,7 @@ class Groups(TypedDict):
 
 
 class FindingEntry(TypedDict):
-    """What was seen in the data, in plain words, with the numbers behind it."""
+    """A property of the data that was found, in plain words, with its numbers."""
 
     level: Literal["info", "notice", "warning"]
     text: str
@@ -44,7 +44,7 @@ class FindingEntry(TypedDict):
 
 
 class Robustness(TypedDict):
-    """Accuracy over the radius of the ball in which inputs may be moved: one (radius, accuracy) curve a model."""
+    """The accuracy under attack by the radius of the ball: one curve of (radius, accuracy) for each model."""
 
     norm: str
     eps: float
@@ -72,9 +72,9 @@ class Reuse(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the report says; nothing is computed from it but where to draw.
+    """Everything that the report says; the report computes nothing from it but positions in drawings.
 
-    Mappings by objective use the names of `ranking`; an objective that one of them lacks is left out of that chart.
+    Mappings by objective use the names in ``ranking``; an objective that a mapping lacks is left out of that chart.
 
     Args:
         title: the document's title.
@@ -93,19 +93,19 @@ class ReportData:
         metric_columns: the metrics of the full table, the deciding one among them.
         higher_is_better: the direction of each of `metric_columns`; one that is missing has no best value marked.
         differences: by objective, the paired differences to the reference.
-        groups: where the rows have groups.
+        groups: the metric in each group; None if the rows have no groups.
         titles: what metrics are called, by name; one that is missing goes by its name.
         panels: what the task shows of the predictions, in order.
         curves: by objective, one (step, inner score) curve a trained model; larger is better.
-        robustness: where the models were attacked.
-        findings: what was seen in the data.
+        robustness: the accuracy under attack; None if the models were not attacked.
+        findings: what was found in the data.
         candidates: what was tried and why.
         method: how it was measured, a paragraph each.
         reuse: None when nothing was saved.
         versions: software by name.
         seed: the run's seed.
-        rows: of the data.
-        columns: features of the data.
+        rows: the number of rows of the data.
+        columns: the number of features of the data.
         seconds: wall-clock time of the run.
         rope: half-width of the region of practical equivalence, in the metric's unit.
         level: coverage of the intervals.

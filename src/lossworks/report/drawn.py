@@ -1,4 +1,4 @@
-"""Each form of panel as what the template prints: a table of cells, small plots, or rows on one scale."""
+"""The drawing of panels: it turns each form of panel into a table of cells, small plots, or rows on one scale."""
 
 import functools
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from lossworks.report.panels import Bars, Cloud, Intervals, Lines, Panel, Table
 __all__ = ["drawn", "most_unlike", "tone"]
 
 MOST_ROWS = 30
-"""How many rows of a table are shown: those in which the objectives differ most."""
+"""The largest number of rows of a table; if there are more, those in which the objectives differ most are shown."""
 
 
 @functools.singledispatch
 def drawn(panel: Panel, order: Sequence[str], reference: str) -> dict[str, Any]:
-    """What the template prints of a panel, its ``form`` among it; nothing where no objective has a part in it.
+    """The values that the template prints for a panel, with its ``form``; empty if the panel has no objective.
 
     Args:
-        panel: What is shown.
+        panel: The panel to draw.
         order: The objectives from best to worst.
-        reference: The one that the others are compared with.
+        reference: The objective that the others are compared with.
     """
     raise TypeError(f"panel must be of a form that the report can draw, got {type(panel).__name__}")
 
 
 @drawn.register
 def _(panel: Table, order: Sequence[str], reference: str) -> dict[str, Any]:
-    """The rows in which the objectives differ most, in their order."""
+    """Draw the rows in which the objectives differ most, in the order of the table."""
     names = list(panel.columns)
     if not names:
         return {}
@@ -116,7 +116,7 @@ def _figures(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def most_unlike(columns: Sequence[Sequence[float | None]], limit: int) -> list[int]:
-    """The places, at most so many, at which the columns differ most, in their order."""
+    """The indices, at most ``limit``, of the rows in which the columns differ most, in ascending order."""
 
     def spread(index: int) -> float:
         values = [value for column in columns if (value := column[index]) is not None]

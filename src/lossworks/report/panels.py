@@ -1,6 +1,6 @@
-"""What a task shows of its predictions, in plain types: each form of panel is one class, whatever it shows.
+"""The panels in which a task shows its predictions, in plain types; each form of panel is one class.
 
-Mappings by objective use the names of the ranking; an objective that one of them lacks is left out of that panel.
+Mappings by objective use the names in the ranking; an objective that a mapping lacks is left out of that panel.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ __all__ = ["Bar", "Bars", "Cloud", "Dot", "Intervals", "Key", "Line", "Lines", "
 
 @dataclass(frozen=True)
 class Key:
-    """Words in the colour of what they explain: ``up``, ``down``, ``dot-before``, ``dot-after``, ``bold`` or plain."""
+    """Words in the style of what they explain: ``up``, ``down``, ``dot-before``, ``dot-after``, ``bold`` or plain."""
 
     text: str
     style: str
@@ -28,7 +28,7 @@ class Panel:
     Attributes:
         name: Its anchor in the page, one word.
         title: Its heading.
-        lede: What it shows and how it is read.
+        lede: The sentences that say what the panel shows and how to read it.
     """
 
     name: str
@@ -38,14 +38,15 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Panel):
-    """Shares in a table, one row each and one column an objective, coloured by the change from the reference.
+    """A table of shares with one column per objective, coloured by the change from the reference.
 
     Attributes:
-        heading: What a row is, such as "Class", and ``several`` for more than one.
-        rows: What each row is called.
-        columns: By objective, one share in [0, 1] a row; None where there is none.
-        counts: How many rows of the data each row stands for, if that is known.
-        strongest: The change that has the full colour.
+        heading: The heading of the rows' names, such as "Class".
+        several: The word for several rows, such as "classes".
+        rows: The names of the rows.
+        columns: For each objective, one share in [0, 1] per row; None if there is no share.
+        counts: The number of rows of the data that each row stands for, if it is known.
+        strongest: The change that is drawn in full colour.
     """
 
     heading: str
@@ -58,7 +59,7 @@ class Table(Panel):
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a line, as large as its share of the weight, with what a reader is told who points at it."""
+    """A point of a line, drawn as large as its share of the line's weight, with the text of its tooltip."""
 
     x: float
     y: float
@@ -76,13 +77,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Panel):
-    """A small plot an objective, with a few lines of dots over the diagonal.
+    """A small plot for each objective, with a few lines of dots over the diagonal.
 
     Attributes:
-        figures: By objective, the lines.
-        notes: By objective, what stands beside its name.
-        summaries: By objective, the sentence that a screen reader says.
-        unit: Whether both axes go from 0 to 1; otherwise both have one scale on which all dots lie.
+        figures: The lines of each objective.
+        notes: The words beside the name of each objective.
+        summaries: The sentence that a screen reader says for each objective.
+        unit: Whether both axes go from 0 to 1; otherwise both have the same scale, which holds all dots.
     """
 
     figures: Mapping[str, Sequence[Line]]
@@ -93,12 +94,12 @@ class Lines(Panel):
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals(Panel):
-    """A row an objective, with nested lines between quantiles around a dot at the median, on one scale with zero.
+    """A row for each objective, with nested lines between quantiles around a dot at the median, on one scale with zero.
 
     Attributes:
-        levels: Which quantiles, rising, in [0, 1].
-        quantiles: By objective, one value a level.
-        ends: What lies on the left and on the right of zero.
+        levels: The levels of the quantiles in [0, 1], in ascending order.
+        quantiles: The quantiles of each objective, one per level.
+        ends: What values to the left and to the right of zero mean.
     """
 
     levels: Sequence[float]
@@ -108,11 +109,11 @@ class Intervals(Panel):
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud(Panel):
-    """A small plot an objective, with a faint dot for each pair over the diagonal; all have one scale.
+    """A small plot for each objective, with a faint dot for each pair over the diagonal; all have the same scale.
 
     Attributes:
-        pairs: By objective, (x, y) of each dot.
-        what: What the dots are, for a screen reader.
+        pairs: The pairs (x, y) of each objective.
+        what: The words for a screen reader that say what the dots are.
     """
 
     pairs: Mapping[str, Sequence[tuple[float, float]]]
@@ -121,7 +122,7 @@ class Cloud(Panel):
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar, and the dot that is compared with it: what it stands for, what was observed, what was expected."""
+    """One bar of what was observed and the dot of what was expected, with a label that says what they stand for."""
 
     label: str
     observed: float
@@ -130,10 +131,10 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Panel):
-    """A small plot an objective, with a bar for what was observed and a dot for what the model expects; in shares.
+    """A small plot for each objective, with bars for the observed shares and dots for those that the model expects.
 
     Attributes:
-        figures: By objective, the bars from left to right.
+        figures: The bars of each objective, from left to right.
     """
 
     figures: Mapping[str, Sequence[Bar]]

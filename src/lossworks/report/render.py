@@ -1,7 +1,7 @@
-"""From `ReportData` to one HTML document.
+"""The rendering of ``ReportData`` as one HTML document.
 
-Nothing in the document is trusted: the template escapes every value, and the document's own policy runs no script but
-the one that is hashed here and loads nothing from anywhere.
+No value is trusted: the template escapes every one. The document's own policy allows only the script that is hashed
+here, and lets the browser load nothing from elsewhere.
 """
 
 import base64
@@ -23,7 +23,7 @@ MAX_GROUPS = 30
 
 
 def render(data: ReportData) -> str:
-    """The report as the text of one self-contained HTML file."""
+    """Render the report as the text of one self-contained HTML file."""
     style, script = (
         files("lossworks.report").joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
     )
@@ -45,7 +45,7 @@ def render(data: ReportData) -> str:
             robustness=_robustness(data),
         )
     )
-    return document.encode("utf-8", "replace").decode("utf-8")  # names of files need not be text
+    return document.encode("utf-8", "replace").decode("utf-8")  # a file's name may not be valid text
 
 
 @functools.cache

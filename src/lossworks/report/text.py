@@ -19,7 +19,7 @@ def is_number(value: object) -> bool:
 
 
 def decimals(values: Iterable[Any]) -> int:
-    """Decimals that show the largest of the values to three or four digits."""
+    """The number of decimals that shows the largest of the values with three or four digits."""
     largest = max((abs(value) for value in values if is_number(value)), default=0.0)
     if largest == 0:
         return 3
@@ -28,7 +28,10 @@ def decimals(values: Iterable[Any]) -> int:
 
 
 def number(value: Any, digits: int | None = None, *, sign: bool = False) -> str:
-    """The number with a true minus sign and grouped thousands, at its own length without digits; a dash for none."""
+    """Write the number with a true minus sign and grouped thousands, or a dash if there is no number.
+
+    Without ``digits``, the number of decimals depends on the number's size.
+    """
     if not is_number(value):
         return MISSING
     if abs(value) >= 1e9 or 0 < abs(value) < 1e-8:
@@ -43,7 +46,7 @@ def number(value: Any, digits: int | None = None, *, sign: bool = False) -> str:
 
 
 def percent(value: Any) -> str:
-    """A probability as whole percents; certainty is not claimed by rounding."""
+    """Write a probability in whole percent; one that is not certain is never rounded to 0 or 100 %."""
     if not is_number(value):
         return MISSING
     if 0 < value < 0.01:
@@ -54,7 +57,7 @@ def percent(value: Any) -> str:
 
 
 def p_value(value: Any) -> str:
-    """A p-value with three decimals."""
+    """Write a p-value with three decimals."""
     if not is_number(value):
         return MISSING
     return "<0.001" if value < 0.001 else f"{value:.3f}"
