@@ -1,4 +1,4 @@
-"""The contract as one table: for each role how an input is made, its named checks, and why one may not apply."""
+"""The contract as one table: for each role its example, its named checks, and the reasons why one may not apply."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ from lossworks.testing.subjects import Subject, subject_of
 __all__ = ["CONTRACT", "PASSED", "Check", "Row", "check_part", "row_of", "run_check"]
 
 PASSED = "passed"
-"""What is said of a check that ran."""
+"""The result of a check that ran and did not fail."""
 
 
 Reason = Callable[[Subject], str | None]
@@ -46,12 +46,12 @@ def _always(_: Subject) -> str | None:
 
 @dataclass(frozen=True)
 class Check:
-    """An assertion on a subject, and why it may not apply.
+    """A check: an assertion about a part, and the rule that says when it does not apply.
 
     Attributes:
-        run: Raises an ``AssertionError`` where the part breaks the contract.
-        says: What is asserted, in a sentence.
-        reason: Why the check does not apply to this part; None where it does.
+        run: Runs the check; it raises an ``AssertionError`` if the part breaks the contract.
+        says: The sentence that is asserted.
+        reason: Returns why the check does not apply to a part, or None if it applies.
     """
 
     run: Callable[[Subject], None]
@@ -64,10 +64,10 @@ class Row:
     """One role of the contract.
 
     Attributes:
-        role: What the part is in the formula.
-        fits: Whether a part plays this role, asked in the table's order.
-        example: Uses a part once on the input that is made for it, and gives what came of it.
-        checks: By name.
+        role: The name of the role.
+        fits: Returns whether a part plays this role; the rows are asked in the table's order.
+        example: Uses a part once on an example input, and returns the result.
+        checks: The checks of the role by name.
     """
 
     role: str
@@ -80,7 +80,7 @@ class Row:
 
 
 def _on(check: Callable[[Any], None], *unless: Callable[[Any], str | None]) -> Check:
-    """A check of the part alone; the first reason that the part gives counts."""
+    """Make a check of the part alone; it does not apply if one of ``unless`` returns a reason."""
     return Check(
         lambda subject: check(subject.part), said_of(check), lambda subject: reasons.first(unless, subject.part)
     )
@@ -141,7 +141,7 @@ def _of_call(check: Callable[[Call], None], *unless: Callable[[Call], str | None
 
 
 def _object_copied(call: Call) -> None:
-    """A pickled copy of an object that was used goes on as the object does."""
+    """A pickled copy of an object that was used behaves as the object does afterwards."""
     every.copies_the_same(call.owner, lambda owner: functions.made(replace(call, owner=owner)))
 
 
@@ -295,7 +295,7 @@ def check_part(
     update: optimizers.Update | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, str]:
-    """Run the contract of whatever role the part plays.
+    """Run all checks of the contract for the role that the part plays.
 
     Args:
         part: An instance of a role or its class; a wrapper of an optimizer as a class, or as a function that makes one

@@ -24,10 +24,10 @@ __all__ = ["ContractRow", "ExactnessRow", "catalog_page", "contract_rows", "exac
 
 
 def catalog_page(ranks: Sequence[Ranks]) -> str:
-    """Measure every part and every optimizer, and draw the page.
+    """Measure every part and every optimizer, and write the page of exactness.
 
     Raises:
-        AssertionError: all that is not exact although it must be.
+        AssertionError: a part or optimizer is not exact although it must be; the message lists them all.
     """
     parts, optimizers = catalog_parts(), catalog_optimizers()
     matrix = exactness_matrix(parts, ranks) | optimizer_matrix(optimizers, ranks)
@@ -96,13 +96,13 @@ def _role(part: nn.Module | Recipe) -> str:
 
 
 class ContractRow(NamedTuple):
-    """What the contract holds a part to in one check.
+    """One check of the contract on one part.
 
     Attributes:
-        check: Its name.
-        says: What it holds, in a sentence.
-        settings: In how many of the part's settings it runs.
-        reason: Why it does not apply in the others; empty where there are none.
+        check: The name of the check.
+        says: The sentence that the check asserts.
+        settings: The number of the part's settings in which the check runs.
+        reason: Why the check does not apply in the other settings; empty if it runs in all.
     """
 
     check: str
@@ -112,7 +112,7 @@ class ContractRow(NamedTuple):
 
 
 def contract_rows(name: str) -> list[ContractRow]:
-    """The checks that the part of this name is under, and those that do not apply to it; nothing is run.
+    """The checks of the contract for the part of this name, also those that do not apply; no check is run.
 
     Args:
         name: The part's name in the catalog.
@@ -142,13 +142,13 @@ def _not_run(*_: object) -> Any:
 
 
 class ExactnessRow(NamedTuple):
-    """One part's row of the table of exactness.
+    """One part's row in the table of exactness.
 
     Attributes:
-        role: What it is in the formula.
-        settings: In how many settings it is measured.
-        cells: What holds in each of the columns.
-        said: What its docstring says of a split; empty where nothing changes.
+        role: The part's role in the formula.
+        settings: The number of settings in which the part is measured.
+        cells: The result in each column of the table.
+        said: What the part's docstring says about a split; empty if a split changes nothing.
     """
 
     role: str
@@ -158,7 +158,7 @@ class ExactnessRow(NamedTuple):
 
 
 def exactness_row(name: str) -> ExactnessRow | None:
-    """The row of the part of this name as the tests measure it, or None where it is not in the table; nothing is run.
+    """The row of the part of this name as the tests measure it, or None if it is not in the table; nothing is run.
 
     Args:
         name: The part's name in the catalog.

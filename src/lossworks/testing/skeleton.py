@@ -21,13 +21,13 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class Role:
-    """Where the parts of a role stand, and how their names are built.
+    """The folder in which the parts of a role are kept, and the rule for their names.
 
     Attributes:
-        folder: The folder of the part's file, below ``src/lossworks``; its package is the first of it.
-        ending: What a name of the role ends in; empty where there is no rule.
-        required: Whether a name must end so.
-        function: Whether a part is a function, and not a class.
+        folder: The folder of the part's file, below ``src/lossworks``; its first component is the part's package.
+        ending: The ending of the role's names; empty if there is no rule.
+        required: Whether a name must have this ending.
+        function: Whether a part is a function instead of a class.
     """
 
     folder: str
@@ -83,8 +83,8 @@ def new(role: str, name: str, *, paper: str | None = None, root: Path | None = N
         The files that were written or changed.
 
     Raises:
-        InputError: an unknown role, a name that is taken or that breaks the naming rule of the role, a file that is
-            there already, or a folder that is no source tree.
+        InputError: the role is unknown, the name is taken or breaks the role's naming rule, a file already exists, or
+            ``root`` is not a source tree.
     """
     if role not in ROLES:
         raise InputError(f"role must be one of {', '.join(ROLES)}, got {role!r}{nearest(role, ROLES)}")

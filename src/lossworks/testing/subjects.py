@@ -32,8 +32,8 @@ class Subject:
 
     Attributes:
         part: The part; a wrapper of an optimizer as a :class:`~lossworks.testing.inputs.Recipe`.
-        name: What it is called in a message.
-        example: A call of a function or an object, where its docstring's is not to be tried.
+        name: The part's name in messages.
+        example: The example call of a function or an object, if the one in its docstring is not to be used.
         update: A wrapper's update written out, see :data:`~lossworks.testing.checks.optimizers.Update`.
         ranks: Gives two processes or more, for what is spread over them.
     """
@@ -59,8 +59,8 @@ def subject_of(part: Any, setting: Mapping[str, Any] | None = None, **given: Any
     Args:
         part: An instance of a role, or its class, which is built with the setting; a wrapper of an optimizer as a class
             or as a function of an optimizer; a function; or an object of a class without a role.
-        setting: Of a class, how it is built; its first setting by default.
-        given: What :class:`Subject` takes beside.
+        setting: The setting in which a class is built; its first setting by default.
+        given: Further attributes of :class:`Subject`.
     """
     if part is None or isinstance(part, NOT_PARTS):
         raise TypeError(f"part must be an instance of a role, a class or a function, got {shown(part)}")
