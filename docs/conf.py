@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; what it reads besides the pages here is written by ``generate.py`` first."""
+"""The configuration of Sphinx, which builds the site; ``generate.py`` first writes the pages that are not kept here."""
 
 import re
 import sys
@@ -40,13 +40,13 @@ nitpick_ignore_regex = [
         "sklearn",
     )
 ]
-"""Names of other packages: their inventories of links would need the network."""
+"""References to names of other packages are not checked, because their inventories would need the network."""
 nitpick_ignore_regex += [
     ("py:data", ".*"),
     ("py:mod", r"lossworks\..*"),
     ("py:class", r"lossworks\.[a-z_]+\.[a-z_]+\..*"),
 ]
-"""What the reference does not list: constants, and what stands within the packages."""
+"""References to what the reference does not list are not checked: constants, and modules within the packages."""
 
 html_theme = "furo"
 html_title = "lossworks"
@@ -89,7 +89,7 @@ def _write_pages(app: Sphinx) -> None:
 
 
 def _prepare(app: Sphinx, what: str, name: str, part: Any, options: Any, lines: list[str]) -> None:
-    """The papers are linked in a section of their own; the picture stands before the arguments."""
+    """Remove the line of papers, which have a section of their own, and insert the picture before the arguments."""
     lines[:] = [line for line in lines if not line.startswith("Papers:")]
     picture = DOCS / "parts" / "pictures" / f"{name.rsplit('.', 1)[-1]}.svg"
     if what in ("class", "function") and app.env.docname.startswith("parts/") and picture.exists():
@@ -99,14 +99,14 @@ def _prepare(app: Sphinx, what: str, name: str, part: Any, options: Any, lines: 
 
 
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """What a class has from another package is described there, and a role's class attributes with the role."""
+    """Skip members that another package describes, and on a part's page the class attributes of its role."""
     described = callable(member) or isinstance(member, property)
     elsewhere = described and (getattr(member, "__module__", None) or "lossworks").startswith("sklearn")
     return True if elsewhere or (app.env.docname.startswith("parts/") and not described) else None
 
 
 def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
-    """A public name has one home: whoever names it otherwise (by its file, without its folder) means that one."""
+    """Resolve a reference to a public name's page, also if it gives the name's file or leaves out its folder."""
     if node.get("refdomain") != "py":
         return None
     domain = env.domains["py"]
@@ -119,7 +119,7 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
 
 
 def _endings(node: pending_xref) -> list[str]:
-    """How the full name may end of what a reference names: a class's own or inherited member, or a public name."""
+    """The possible endings of the full name that a reference means: an own or inherited member, or a public name."""
     target = node["reftarget"].removeprefix("lossworks.")
     owner = getattr(sys.modules.get(node.get("py:module") or ""), node.get("py:class") or "", None)
     inherited = [f"{base.__name__}.{target}" for base in owner.__mro__] if isinstance(owner, type) else []
@@ -127,13 +127,13 @@ def _endings(node: pending_xref) -> list[str]:
 
 
 def _collapse(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """The navigation opens on the page that is shown and nowhere else: a tree of all parts on each is slow and long."""
+    """Open the navigation at the current page only, because a tree of all parts on every page is slow and long."""
     toctree = context["toctree"]
     context["toctree"] = lambda **options: toctree(**{**options, "collapse": True})
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the steps above."""
+    """Connect the functions above to Sphinx."""
     app.connect("html-page-context", _collapse, priority=100)
     app.connect("builder-inited", _write_pages, priority=100)
     app.connect("autodoc-process-docstring", _prepare, priority=100)

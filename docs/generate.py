@@ -1,6 +1,6 @@
-"""Writes the pages that are drawn from elsewhere: one file a part, the indexes, the reference, and the start page.
+"""Writes the generated pages of the site: one file for each part, the indexes, the reference, and the start page.
 
-``python docs/generate.py`` writes them without building the site, which does it by itself. None of them is kept by git.
+The build of the site calls it; ``python docs/generate.py`` writes the pages alone. None of them is kept in git.
 """
 
 import importlib
@@ -42,7 +42,7 @@ REFERENCE = (
     "lossworks.integrations.lightning",
     "lossworks.integrations.transformers",
 )
-"""The modules whose public names, less the parts, the reference lists."""
+"""The modules whose public names the reference lists, except for the parts."""
 
 USED_WITH: dict[str, str] = {
     "loss": "Stands where a torch loss stood, `{call}(output, target)`, and in the formula as "
@@ -68,7 +68,7 @@ USED_WITH: dict[str, str] = {
     "metric": "Is computed from outputs and targets, after training.",
     "verdict": "Reads tables of scores, whatever gave them.",
 }
-"""How a part of a role is used, and with what."""
+"""For each role, the sentence that says how its parts are used and with which others."""
 
 FOLDER_WORDS = {
     "losses": ("loss", "loss"),
@@ -79,7 +79,7 @@ FOLDER_WORDS = {
 
 
 def slug(text: str) -> str:
-    """The name of a role's page, and of a heading as a link has it."""
+    """The name of a role's page, or of a heading in a link."""
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")
 
 
@@ -122,7 +122,7 @@ def write(docs: Path = DOCS) -> None:
 
 
 def _from_root(text: str) -> str:
-    """A page of the repository's root, its links as they are seen from ``docs/``."""
+    """A page of the repository's root, with its links rewritten for ``docs/``."""
     text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](contributing.md)")
     return re.sub(r"`(examples/(\w+)\.py)`", r"[`\1`](examples/\2.rst)", text)
 
@@ -198,7 +198,7 @@ def _used_with(entry: Entry) -> str:
 
 
 def _function_of(entry: Entry) -> str:
-    """A function stands beside the classes that share a paper with it."""
+    """Say with which classes a function shares a paper."""
     classes = [
         f"[{other.name}]({other.name}.md)"
         for other in parts().values()
@@ -251,7 +251,7 @@ def _rows(name: str) -> tuple[ContractRow, ...]:
 
 
 def _left_out(rows: Iterable[ContractRow], settings: int) -> list[str]:
-    """The checks that do not apply, or not in all settings, each with the reason."""
+    """The checks that do not apply in some settings, each with the reason."""
     return [
         f"`{row.check}`{f' (runs in {row.settings} of {settings})' if row.settings else ''}: {plain(row.reason)}"
         for row in rows
@@ -260,7 +260,7 @@ def _left_out(rows: Iterable[ContractRow], settings: int) -> list[str]:
 
 
 def _contract(entry: Entry) -> str:
-    """What the part is held to, and why some of it does not apply."""
+    """The section on the contract: how many checks the part passes, and why others do not apply."""
     rows = _rows(entry.name)
     settings = max(row.settings for row in rows)
     run = sum(row.settings > 0 for row in rows)
@@ -271,7 +271,7 @@ def _contract(entry: Entry) -> str:
 
 
 def _exactness(entry: Entry) -> str:
-    """In which ways of splitting the work the part gives the same numbers."""
+    """The section on exactness: for which ways of splitting the work the part gives the same numbers."""
     row = exactness_row(entry.name)
     if row is None:
         return ""
@@ -302,7 +302,7 @@ def _papers(entry: Entry) -> str:
 
 
 def cited(paper: PaperEntry) -> str:
-    """The citation, its title a link to where the paper is."""
+    """The citation of a paper, whose title links to the paper."""
     names = ", ".join(paper.authors[:3]) + (" and others" if len(paper.authors) > 3 else "")
     link = (
         f"https://arxiv.org/abs/{paper.arxiv}"
@@ -317,7 +317,7 @@ def cited(paper: PaperEntry) -> str:
 
 
 def _beside(entry: Entry) -> str:
-    """Parts of the same role that help with the same."""
+    """The section of parts that have the same role and help with the same troubles."""
     others = [
         other
         for other in parts().values()
@@ -335,7 +335,7 @@ def _listed(entries: Iterable[Entry], folder: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A docstring's line as Markdown."""
+    """Convert a line of a docstring to Markdown."""
     text = re.sub(r":(?!math)\w+:`~?\.?([^`]*)`", r"`\1`", text).replace("``", "`").replace(":math:`", "{math}`")
     return re.sub(r"(?<!`)([*_<])(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)", r"\\\1", text)
 
@@ -390,7 +390,7 @@ def _by_paper() -> str:
 
 
 def _contract_page() -> str:
-    """What each role is held to, and how much of it applies to each part."""
+    """The page of the contract: the checks of each role, and how many of them apply to each part."""
     lines = ["# The contract, part by part", ""]
     lines.append("What every part keeps. `lossworks.testing.check_part` holds a part of your own to it, of any role.")
     for role in _roles():
@@ -441,7 +441,7 @@ def _reference(name: str) -> str:
 
 
 def _elsewhere(module: str, public: str, documented: object) -> bool:
-    """Whether a name has its page already: it is a part, or a module above lists it."""
+    """Whether a name has a page elsewhere, because it is a part or an earlier module of the reference lists it."""
     if public in parts():
         return True
     above = REFERENCE[: REFERENCE.index(module)]
@@ -449,7 +449,7 @@ def _elsewhere(module: str, public: str, documented: object) -> bool:
 
 
 def example_arguments(gallery: object, script: str) -> list[str]:
-    """With what the gallery runs an example: a small run, so that the site is soon built."""
+    """The arguments with which the gallery runs an example: a small run, so that the build is fast."""
     return ["--repeats", "3", "--steps", "300"]
 
 

@@ -13,7 +13,7 @@ from sphinx.writers.html5 import HTML5Translator
 __all__ = ["mathml", "setup"]
 
 REWRITES = {r"\arg": r"\operatorname{arg}"}
-"""What the converter does not know, as what it knows."""
+"""Commands that the converter does not know, with commands that it knows in their place."""
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 
@@ -31,21 +31,21 @@ BARS = {"|", "‖", "∥"}
 TIGHT = {*BARS, *"()[]{}⌊⌋⌈⌉⟨⟩/"}
 CLOSING = {*BARS, *")]}⌋⌉⟩"}
 OPERATORS = {operator: operator for operator in ":;⟺⟂⟨⟩⌊⌋⌈⌉"} | {"~": "\N{TILDE OPERATOR}"}
-"""What the converter writes as if they were letters, and are operators."""
+"""Operators that the converter writes as if they were letters."""
 LINE = "―"
 LINES = {"mover": "¯", "munder": "_"}
 SIGNS = {"-", "\N{MINUS SIGN}", "+"}
 LIMITS = {"max", "min", "sup", "inf", "lim"}
 
 SIZED = {r"\lfloor": "⌊", r"\rfloor": "⌋", r"\lceil": "⌈", r"\rceil": "⌉", r"\{": "{", r"\}": "}"}
-"""Delimiters that it leaves as they are when a size stands before them."""
+"""Delimiters that the converter does not convert if a size precedes them."""
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """The equation as a ``<math>`` element.
+    """Convert the equation into a ``<math>`` element.
 
     Raises:
-        ValueError: the equation has something that would not be drawn as it is meant.
+        ValueError: the equation has something that would not be drawn correctly.
     """
     known = latex
     for unknown, instead in REWRITES.items():
@@ -77,13 +77,13 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 def _set_limits(element: ElementTree.Element) -> None:
-    """What a maximum is over stands below it in an equation of its own."""
+    """Put the range of a maximum below it, in a displayed equation."""
     if element.tag in UNDER and element[0].text in LIMITS:
         element.tag = UNDER[element.tag]
 
 
 def _stretch_lines(element: ElementTree.Element) -> None:
-    """A line above or below is as long as what it belongs to."""
+    """Make a line above or below as long as the expression that it belongs to."""
     for side, line in LINES.items():
         if element.tag == f"{{{NAMESPACE}}}{side}" and element[-1].text == LINE:
             element[-1].text = line
@@ -91,7 +91,7 @@ def _stretch_lines(element: ElementTree.Element) -> None:
 
 
 def _space_functions(element: ElementTree.Element) -> None:
-    """A function's name stands apart from the letters around it, but not from its brackets."""
+    """Put space between a function's name and the letters around it, but not before its brackets."""
     if element.tag not in ROWS:
         return
     spaced: list[ElementTree.Element] = []
@@ -110,7 +110,7 @@ def _space_functions(element: ElementTree.Element) -> None:
 
 
 def _set_operators(element: ElementTree.Element) -> None:
-    """Brackets, bars, slashes and names of functions have no space of their own, nor has a sign before a number."""
+    """Remove the space around brackets, bars, slashes and function names, and after a sign before a number."""
     before = None
     for child in element:
         text = child.text or ""
@@ -125,7 +125,7 @@ def _set_operators(element: ElementTree.Element) -> None:
 
 
 def _begins(before: ElementTree.Element | None) -> bool:
-    """Whether something begins after what stands before it: there is nothing, or an operator that closes nothing."""
+    """Whether an expression begins here: nothing precedes it, or an operator that is not a closing bracket."""
     return before is None or (before.tag == MO and before.text not in CLOSING)
 
 
@@ -148,7 +148,7 @@ def _visit(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
 
 
 def _formulas(latex: str) -> list[str]:
-    """An equation's formulas, which stand side by side, or below each other on a narrow page."""
+    """Divide an equation into its formulas, which are drawn side by side, or below each other on a narrow page."""
     if "\\\\" in latex or "&" in latex:
         return [latex if r"\begin" in latex else wrap_displaymath(latex, None, False).strip()]
     formulas, depth = [""], 0

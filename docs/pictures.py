@@ -1,8 +1,9 @@
-"""A picture of a part, drawn from the part itself, as an SVG that takes the page's own colours.
+"""Pictures of the parts: each is drawn from the part itself, as an SVG in the page's own colours.
 
-A role has its usual picture: a loss is drawn against the margin, the score or the residual, weights against the losses,
-a perturbation where it moves points. A part that says more in another one has a file of its name in ``drawings/``, with
-``draw(ax)``, which draws on matplotlib's axes and returns the sentence below them. The others have none.
+Three roles have a usual picture: a loss is drawn against the margin, the score or the residual; weights are drawn
+against the losses; and a perturbation is drawn by where it moves points. A part for which another picture says more has
+a file of its name in ``drawings/`` with a function ``draw(ax)``, which draws on matplotlib's axes and returns the
+caption. All other parts have no picture.
 """
 
 import importlib
@@ -29,7 +30,7 @@ __all__ = ["COLOURS", "contours", "curves", "draw"]
 COLOURS = ("#2a7ae2", "#d9632a", "#2e9e6b", "#a35cc9")
 DASHES = ("-", "--", "-.", ":")
 INK = "#010203"
-"""What becomes the page's own text colour."""
+"""The colour that is replaced by the page's text colour."""
 STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -81,7 +82,7 @@ def _draw_on(ax: Axes, entry: Entry) -> str | None:
 
 
 def curves(ax: Axes, x: Any, lines: Mapping[str, Any], across: str, up: str) -> None:
-    """Lines over one x, each with its name, colour and dashes."""
+    """Draw lines over the same x, each with its name, colour and dashes."""
     for number, (name, y) in enumerate(lines.items()):
         at = number % len(COLOURS)
         ax.plot(x, y, color=COLOURS[at], linestyle=DASHES[at], linewidth=2, label=name)
@@ -93,7 +94,7 @@ def curves(ax: Axes, x: Any, lines: Mapping[str, Any], across: str, up: str) -> 
 
 
 def _build(part: Any, setting: Mapping[str, Any]) -> Any:
-    """An instance whose data set has a row for each point of the curve."""
+    """Build the part for a data set that has one row for each point of the curve."""
     facts = from_data(num_samples=ROWS)
     return part(**{name: facts[name] for name in part.needs}, **setting)
 
@@ -127,7 +128,7 @@ def _loss(part: type[Loss], ax: Axes) -> str | None:
 
 
 def _value(part: type[Loss], setting: Mapping[str, Any], output: Tensor, target: Tensor) -> Tensor:
-    """Each row's loss; a loss with a memory remembers nothing of it."""
+    """The loss of each row; a loss with a memory is in evaluation mode, so that it does not change."""
     loss = _build(part, {**setting, "reduction": "none"}).eval()
     index = {"index": torch.arange(ROWS)} if loss.needs_index else {}
     return loss(output, target, **index).detach()
@@ -226,7 +227,7 @@ def _perturbation(part: type[Perturbation], ax: Axes) -> str:
 
 
 def contours(ax: Axes, height: Callable[[Tensor], Tensor], reach: float = 1.7) -> None:
-    """Lines of equal height over the plane."""
+    """Draw lines of equal height over the plane."""
     side = torch.linspace(-reach, reach, 90)
     plane = torch.cartesian_prod(side, side)
     ax.contour(
