@@ -235,8 +235,8 @@ def crown_bounds(
         TypeError: a layer that is not known; the error names it and says what to do.
 
     Use it to certify a trained model, or use ``"crown-ibp"`` in certified training. It is exact for affine models. For
-    other models it is usually tighter than intervals, but not in each case. A row that it does not certify may still be
-    safe; only a successful attack shows that it is not.
+    other models it is usually tighter than intervals, but not always. A row that it does not certify may still be safe;
+    only a successful attack shows that it is not.
 
     Papers: zhang2018crown, xu2020autolirpa
 

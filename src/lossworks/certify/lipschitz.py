@@ -60,8 +60,8 @@ def lipschitz_constraint_projection(
 
     The problem is convex and is solved by a barrier method, so all pairs satisfy the constraint strictly, and the
     squared distance is optimal to 1e-9 of the values' squared distance to their mean. Each step solves a linear system
-    in a weighted Laplacian of the rows. There are some hundred steps of :math:`(N m)^3` operations, so use it for up to
-    a thousand rows. Rows of equal x get the same value.
+    in a weighted Laplacian of the rows. It takes about a hundred steps of :math:`(N m)^3` operations, so use it for up
+    to a thousand rows. Rows of equal x get the same value.
 
     Args:
         x: The inputs ``(N, n)``.

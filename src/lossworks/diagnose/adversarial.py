@@ -184,8 +184,8 @@ def fit_power_law(
     Args:
         eps: The attack's sizes, > 0.
         error: The error at each size, >= 0; sizes without an error have no logarithm and are left out.
-        window: The smallest and the largest size to use, both included; all by default. Errors near 1 level off, so
-            choose the window below them.
+        window: The smallest and the largest size to use, both included; all by default. Errors near 1 cannot grow
+            further and so leave the power law: choose a window in which errors are smaller.
 
     Returns:
         The exponent b, the prefactor a, and the R² of the logarithms.

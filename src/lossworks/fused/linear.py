@@ -131,7 +131,7 @@ def linear_log_probs(
 
     .. math:: \log \mathrm{softmax}\big((W h_i + b) / T\big)_{y_i}
 
-    Preference losses, and distillation on samples, read these numbers of a language model.
+    Preference losses and distillation on samples are computed from these log-probabilities of a language model.
 
     Args:
         hidden: The input of the output layer, ``(n, d)`` or ``(n, t, d)``.
@@ -144,7 +144,8 @@ def linear_log_probs(
         chunk: The number of rows computed at a time, see :func:`linear_loss`.
 
     Returns:
-        The target's shape, without its last axis where ``sequence`` is given. A sequence of ignored rows has 0.
+        The target's shape, without its last axis where ``sequence`` is given. A sequence in which all rows are ignored
+        has the value 0.
 
     Raises:
         ValueError: shapes that don't match, a class outside ``[0, C)``, ``temperature <= 0``, another ``sequence``.

@@ -39,17 +39,17 @@ class AdaWACObjective(Objective):
         \bar\ell_i = \tfrac12 \big(\ell(f_\theta(x_i'), y_i) + \ell(f_\theta(x_i''), y_i)\big), \qquad
         r_i = \lambda\, \overline{(h_\theta(x_i') - h_\theta(x_i''))^2}
 
-    x' and x'' are two draws of one augmentation. The maximum over :math:`\beta` is followed by exponentiated gradient
+    x' and x'' are two draws of one augmentation. The maximum over :math:`\beta` is approached by exponentiated gradient
     steps, :math:`\mathrm{logit}\, \beta_i \leftarrow \mathrm{logit}\, \beta_i + \eta\, (\bar\ell_i - r_i)`. A step is
-    taken before the batch's loss is formed. The logits are remembered for each row, start at
-    :math:`\beta = \tfrac12`, and stay within 30 of 0. Rows whose supervised loss stays high, such as images full of
-    labels, go to supervision; rows whose supervised loss soon gets low, such as images of background, go to
-    consistency. h is the second entry of the model's output where that is a pair ``(output, features)``, and otherwise
-    the output itself.
+    taken before the batch's loss is formed. The logits are remembered for each row, start at :math:`\beta = \tfrac12`,
+    and stay within 30 of 0. Rows whose supervised loss stays high, such as images full of labels, go to supervision;
+    rows whose supervised loss soon gets low, such as images of background, go to consistency. h is the second entry of
+    the model's output where that is a pair ``(output, features)``, and otherwise the output itself.
 
     Call it like any :class:`~lossworks.Objective`, with ``index=``. The memory changes in ``train()`` mode only. A row
     that is in a batch twice moves once, by the mean of both, also when the batch is split over ranks or by
-    ``micro_batches``. Where the augmentation is random, a batch that is split gets other views.
+    ``micro_batches``. Where the augmentation is random, the parts of a batch that is split get other views than the
+    whole batch would.
 
     Args:
         num_samples: N, the number of rows in the training data.
@@ -72,8 +72,9 @@ class AdaWACObjective(Objective):
         TypeError: ``loss`` or ``augment`` of another role, or a loss that has a memory or couples the rows of its
             batch.
 
-    Use it for segmentation where labels are dense in some images and absent in others. It sorts rows by how much loss
-    they have left, so it trusts wrong labels. For losses of another form, :meth:`step` gives the weights alone.
+    Use it for segmentation where labels are dense in some images and absent in others. A row with a
+    wrong label keeps a high supervised loss, and so goes to supervision. For losses of another form, :meth:`step` gives
+    the weights alone.
 
     Papers: dong2023adawac
 

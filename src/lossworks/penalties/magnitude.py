@@ -10,7 +10,7 @@ from lossworks.roles import Penalty
 
 
 class WeightMagnitudePenalty(Penalty):
-    r"""Weight decay (or lasso), :math:`R(\theta) = \lambda \sum_j |\theta_j|^p / p`, without biases and norms.
+    r"""Weight decay (or lasso) on weights of two or more axes: :math:`R(\theta) = \lambda \sum_j |\theta_j|^p / p`.
 
     With ``p=2`` its gradient is that of weight decay, :math:`\lambda \theta`; with ``p=1`` it is the lasso. Parameters
     of fewer than two dimensions (biases, scales of normalisation layers) are not penalised, as is usual.

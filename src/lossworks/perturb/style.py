@@ -72,8 +72,8 @@ class DSUStyle(Part):
         y = (\sigma_i + e_\sigma s_\sigma) \frac{x_i - \mu_i}{\sigma_i} + \mu_i + e_\mu s_\mu, \qquad
         s_\mu = \sqrt{\mathrm{Var}_i(\mu_i) + \epsilon}, \quad e \sim N(0, 1)
 
-    The noise is added in ``train()`` mode only. Its scales are statistics of the batch by definition, so a batch that
-    is split gets other noise. A batch of one image has no spread between images and takes :math:`\sqrt{\epsilon}`.
+    The noise is added in ``train()`` mode only. Its scales are statistics of the batch by definition, so the noise
+    differs if a batch is split. A batch of one image has no spread between images and takes :math:`\sqrt{\epsilon}`.
 
     Args:
         eps: The number added to the variances, > 0.

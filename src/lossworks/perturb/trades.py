@@ -35,7 +35,7 @@ class TRADES(Consistency):
         TypeError: ``attack`` is no perturbation, or the objective's loss couples the rows of its batch.
 
     Use it as ``perturb=`` of an :class:`~lossworks.Objective` where some clean accuracy may be given up for robustness;
-    ``beta`` sets how much. A step costs the attack and two passes.
+    ``beta`` sets how much. A training step costs the attack and two forward and backward passes.
 
     Papers: zhang2019trades
 

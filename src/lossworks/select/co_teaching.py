@@ -40,8 +40,8 @@ class CoTeachingSelector(Selector):
     :math:`S_2` is found in the same way. The first network learns from :math:`S_2` and the second from :math:`S_1`,
     because a wrong label that one of them has come to accept is still doubted by the other. At least one row is kept.
 
-    It picks from a whole batch. If the batch is split over ranks or micro-batches, gather its losses first, because
-    each part on its own would keep other rows.
+    It picks from a whole batch. If the batch is split over ranks or micro-batches, gather its losses first: each part
+    by itself would keep other rows than the whole batch does.
 
     Args:
         forget_rate: :math:`\tau`, the share of rows that is left out in the end, in [0, 1): about the share of wrong

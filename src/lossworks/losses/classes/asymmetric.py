@@ -105,8 +105,8 @@ class AsymmetricLoss(_FocusingLoss):
     Args:
         gamma_positive: The focusing exponent :math:`\gamma_+` of the labelled class, >= 0; the authors advise 0, their
             code's default is 1.
-        gamma_negative: The focusing exponent :math:`\gamma_-` of the other classes, >= 0; it makes sense only at
-            ``gamma_positive`` or above.
+        gamma_negative: The focusing exponent :math:`\gamma_-` of the other classes, >= 0; choose it at least as large
+            as ``gamma_positive``.
         clip: The shift m, in [0, 1): other classes whose probability is below it cost nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.

@@ -172,7 +172,8 @@ class TwoHotLoss(_BinnedLoss):
         p_i = \max\Big(0,\; 1 - \frac{|y - v_i|}{v_2 - v_1}\Big)
 
     with K grid points :math:`v_1 = v_{min}, \dots, v_K = v_{max}`. The prediction is the mean of the grid points under
-    the predicted distribution. If that equals the target's own weights p, the prediction is exactly y.
+    the predicted distribution. If the predicted distribution equals the target's weights p, the prediction is exactly
+    y.
 
     Args:
         v_min: The lower end of the range, in the target's units; lower targets are clamped to it.

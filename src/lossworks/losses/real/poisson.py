@@ -20,8 +20,8 @@ class PoissonLoss(Loss):
 
     It is how far the log-likelihood falls short of that of a perfect fit, and 0 where :math:`e^z = y`. Its gradient,
     :math:`e^z - y`, is that of :class:`torch.nn.PoissonNLLLoss`, which leaves out the terms of y alone. From
-    :math:`z = 30` on, an expected count of :math:`10^{13}`, the exponential goes on along its tangent, so that outputs
-    of any size that networks give leave it finite.
+    :math:`z = 30` on, an expected count of :math:`10^{13}`, the exponential goes on along its tangent, so that the loss
+    stays finite at every output that a network gives.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.

@@ -149,8 +149,8 @@ class LogCoshLoss(_RealLoss):
         ValueError: shapes that don't match.
         TypeError: a target that isn't floating-point.
 
-    Use it like Huber's loss where a smooth second derivative helps; it has no scale of its own, so standardise the
-    target.
+    Use it like Huber's loss where a smooth second derivative helps; it has no parameter for the target's scale, so
+    standardise the target first.
 
     Papers: saleh2022logcosh
 
