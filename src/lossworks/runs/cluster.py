@@ -1,6 +1,7 @@
 """Units of work on a Ray cluster: many machines, each of which may fail."""
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -206,6 +207,9 @@ def _stream(shipped: Sequence[Any], number: int, software: dict[str, str]) -> It
             f"engine: a node of the cluster has {there}, this machine has {wanted}, which may give other numbers: "
             f"install the same on all nodes"
         )
+    # torch imports this module at its first use, which would be in the thread that does the work: an import there has
+    # been seen to wait forever in a worker process.
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
     if shipped[0] not in _received:
         _received.clear()
         _received[shipped[0]] = ray.get(shipped[0])
