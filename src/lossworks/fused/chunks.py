@@ -1,6 +1,7 @@
 """How rows are divided: into chunks that fit a memory budget, and these into blocks that fit the processor's cache."""
 
 import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -8,20 +9,29 @@ from torch import Tensor
 
 from lossworks.checks import check_int
 
-_SHARE = 10
-"""A chunk is at most this fraction of the logit matrix; with its temporary results it stays below an eighth."""
+_SHARE = 8
+"""A chunk and what is computed beside it take at most this fraction of the logit matrix."""
+_BESIDE = 3 * 2**20
+"""The bytes that are computed beside a chunk: the copies that a matrix product makes, and a few numbers per row."""
 _SMALLEST, _LARGEST = 2**22, 2**28
 """The bytes of the smallest and largest chunk: below the smallest, products lose more time than memory is saved."""
 _MULTIPLE = 16
-"""The number of rows in a chunk is a multiple of this, which is faster in matrix products."""
-_BLOCK = 2**16
-"""The numbers in a block, per thread: a quarter of a megabyte in float32, so that a few results fit beside it."""
+"""The number of rows in a chunk is a multiple of this if memory allows, which is faster in matrix products."""
+_CACHE = 2**20
+"""The bytes of a processor core's own (second-level) cache where the machine does not say."""
 _RESULTS = 8
 """How many results of a block's size may exist at once."""
 _LARGEST_MAPPED = 2**25 - 2**13
 """Bytes. The GNU allocator adapts to pieces of up to 32 MB, including its own bookkeeping."""
-_TILE = 2**22
-"""The bytes of a tile of the weight: the time of a product with few rows depends on how often the weight is read."""
+_TILE = 4
+"""The size of a tile of the weight in caches: the time of a product with few rows depends on how often it is read."""
+
+
+@functools.cache
+def _cache_size() -> int:
+    """The bytes of a processor core's second-level cache, as the machine says."""
+    says = getattr(torch.cpu, "get_capabilities", dict)().get("l2_cache_size", 0)
+    return says if 2**17 <= says <= 2**27 else _CACHE
 
 
 @functools.cache
@@ -46,13 +56,15 @@ def chunk_size(
     """
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
-    budget = min(max(rows * classes * itemsize // _SHARE, _SMALLEST), _LARGEST)
+    budget = min(rows * classes * itemsize // _SHARE, _LARGEST) - _BESIDE
     if in_blocks:
-        budget = max(budget - _RESULTS * _block_rows(classes) * classes * itemsize, _SMALLEST)
-    size = max(budget // max(classes * itemsize * copies, 1), 1)
+        budget -= _RESULTS * _block_rows(classes, itemsize, _RESULTS) * classes * itemsize
+    size = max(max(budget, _SMALLEST) // max(classes * itemsize * copies, 1), 1)
     if size >= rows:
         return max(rows, 1)
-    return size - size % _MULTIPLE if size > _MULTIPLE else size
+    even = math.ceil(rows / math.ceil(rows / size))
+    rounded = math.ceil(even / _MULTIPLE) * _MULTIPLE
+    return rounded if rounded <= size else even
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
@@ -61,16 +73,21 @@ def slices(rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def blocks(matrix: Tensor) -> Iterator[slice]:
-    """Rows of a chunk that fit the processor's cache, at least one per thread; on other devices all rows at once."""
+def blocks(matrix: Tensor, results: int = _RESULTS) -> Iterator[slice]:
+    """Rows of a chunk that fit the processor's cache, at least one per thread; on other devices all rows at once.
+
+    ``results`` is how many results of a block's size may exist at once, besides the block itself.
+    """
     rows, classes = matrix.shape
     if matrix.device.type != "cpu":
         return slices(rows, max(rows, 1))
-    return slices(rows, _block_rows(classes))
+    return slices(rows, _block_rows(classes, matrix.element_size(), results))
 
 
-def _block_rows(classes: int) -> int:
-    return max(_BLOCK // max(classes, 1), 1) * torch.get_num_threads()
+def _block_rows(classes: int, itemsize: int, results: int) -> int:
+    """The rows of a block: the cache holds the block, its results, and as much again as the block of other numbers."""
+    numbers = _cache_size() // (itemsize * (2 + results))
+    return max(numbers // max(classes, 1), 1) * torch.get_num_threads()
 
 
 def tiles(weight: Tensor) -> Iterator[slice]:
@@ -79,5 +96,9 @@ def tiles(weight: Tensor) -> Iterator[slice]:
     A layer without classes, as a rank of a sharded layer may hold, is one tile, so that its product is still written.
     """
     classes, d = weight.shape
-    size = max(_TILE // max(d * weight.element_size(), 1), 1) if weight.device.type == "cpu" else max(classes, 1)
+    size = (
+        max(_TILE * _cache_size() // max(d * weight.element_size(), 1), 1)
+        if weight.device.type == "cpu"
+        else max(classes, 1)
+    )
     return slices(classes, size) if classes else iter((slice(0, 0),))

@@ -52,7 +52,8 @@ def linear_kl(
         sample_weight: One weight per row, >= 0, 0 for a padding row; ``mean`` divides by their sum.
         total: The number that ``mean`` divides by when this batch is a part of a larger one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: The number of rows computed at a time; by default a tenth of the logit matrix, for both models together.
+        chunk: The number of rows computed at a time; by default an eighth of the logit matrix, for both models
+            together.
 
     Returns:
         ``()``, or ``(n,)`` or ``(n, t)`` with ``reduction="none"``; at least 0, except for rounding.

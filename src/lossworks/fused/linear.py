@@ -84,7 +84,8 @@ def linear_loss(
         total: The number that ``mean`` divides by when this batch is a part of a larger one.
         ignore_index: The target of rows that are left out.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk: The number of rows computed at a time; by default a tenth of the logit matrix, but 4 to 256 MB.
+        chunk: The number of rows computed at a time; by default an eighth of the logit matrix with all
+            that is computed beside it, but 4 to 256 MB.
 
     Returns:
         ``()``, or the rows' shape with ``reduction="none"``.

@@ -201,7 +201,7 @@ class LossReader(Reader):
         handicap = form.handicaps(target, logits.dtype)
         if handicap is not None:
             logits.scatter_add_(1, label, handicap[:, None])
-        leaves = _softmax(logits, label, form.reads_total)
+        mass, *leaves = _exponentials(logits, label, form.reads_total)
         if coefficient is None:
             return Reading(self.where_kept(form.value(*leaves), rows))
         with torch.enable_grad():
@@ -212,11 +212,11 @@ class LossReader(Reader):
         slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found[: len(leaves)]]
         hyper = found[len(leaves) :]
         if not form.reads_total:
-            logits.scatter_add_(1, label, -torch.ones_like(label, dtype=logits.dtype))
-            return Reading(losses.detach(), form.scale * slopes[0], hyper)
+            logits.scatter_add_(1, label, -mass[:, None])
+            return Reading(losses.detach(), form.scale * slopes[0] / mass, hyper)
         of_own, of_total = slopes
-        spread = of_own + logits.shape[1] * of_total
-        for block in blocks(logits):
+        spread = (of_own + logits.shape[1] * of_total) / mass
+        for block in blocks(logits, results=0):
             logits[block].mul_(spread[block, None]).sub_(of_total[block, None])
         logits.scatter_add_(1, label, -of_own[:, None])
         return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
@@ -226,26 +226,25 @@ class LossReader(Reader):
         return numbers if self.kept is None else torch.where(self.kept[rows], numbers, 0)
 
 
-def _softmax(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:
-    """Turn the logits into probabilities, in place; return the label's cross-entropy, and its sum over all labels."""
-    own = logits.new_empty(len(logits))
-    total = own.new_empty(own.shape if reads_total else 0)
-    scratch = logits.new_empty(0)  # made once, as fresh pages for each block would cost as much as the softmax
-    for block in blocks(logits):
+def _exponentials(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:
+    """Replace the logits by exp(z - max z), in place, which are the probabilities but for a factor per row.
+
+    Returns:
+        Each row's sum of these numbers, the label's cross-entropy, and, if ``reads_total``, the sum of the
+        cross-entropies of all labels.
+    """
+    below = logits.new_empty(len(logits), 1)
+    mass, total = below.new_empty(len(below)), below.new_empty(len(below))
+    for block in blocks(logits, results=0):
         z = logits[block]
-        scratch = scratch if scratch.numel() >= z.numel() else torch.empty_like(z)
+        z.sub_(z.amax(dim=1, keepdim=True))
+        below[block] = z.gather(1, label[block])
         if reads_total:
-            z.sub_(z.amax(dim=1, keepdim=True))
-        top = z.amax(dim=1)
-        score = z.gather(1, label[block]).squeeze(1)
-        probability = torch.softmax(z, dim=1, out=scratch[: len(z)])
-        # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
-        log_sum = -probability.amax(dim=1).log()
-        own[block] = log_sum + (top - score)
-        if reads_total:
-            total[block] = z.shape[1] * log_sum - z.sum(dim=1)
-        z.copy_(probability)
-    return (own, total) if reads_total else (own,)
+            torch.sum(z, dim=1, out=total[block])
+        torch.sum(z.exp_(), dim=1, out=mass[block])
+    log_mass = mass.log()
+    own = log_mass - below[:, 0]
+    return (mass, own, logits.shape[1] * log_mass - total) if reads_total else (mass, own)
 
 
 def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
