@@ -107,3 +107,12 @@ def test_bad_arguments_are_named(batch):
         multi_sample_dropout_loss(head(x).expand(2, 6, 3), target[:5], CrossEntropyLoss())
     with pytest.raises(TypeError, match="loss must be a lossworks Loss"):
         multi_sample_dropout_loss(head(x).expand(2, 6, 3), target, nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("p", [0.5, torch.tensor(0.5)])
+def test_under_vmap_each_example_has_masks_of_its_own(p):
+    layer = MultiSampleDropout(nn.Identity(), 3, p)
+    found = torch.vmap(layer, randomness="different")(torch.ones(4, 2, 50))
+    assert found.shape == (4, 3, 2, 50)
+    assert set(found.flatten().tolist()) == {0.0, 2.0}
+    assert len({tuple(mask.flatten().tolist()) for mask in found}) == 4

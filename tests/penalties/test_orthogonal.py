@@ -89,3 +89,10 @@ def test_what_it_cannot_price_is_named():
         OrthogonalConvPenalty()(nn.Conv2d(1, 1, 3, stride=2, dilation=2))
     with pytest.raises(ValueError, match="strength"):
         OrthogonalConvPenalty(-1.0)
+
+
+def test_a_shared_kernel_counts_once_for_each_stride():
+    one, again, strided = (_circular(nn.Conv2d, 3, 3, 3, stride) for stride in (1, 1, 2))
+    again.weight = strided.weight = one.weight
+    apart = sum(OrthogonalConvPenalty(1.0)(layer) for layer in (one, strided))
+    assert_close(OrthogonalConvPenalty(1.0)(nn.Sequential(one, again, strided)), apart)

@@ -10,17 +10,12 @@ KNOWN_FAULTS = {
     ),
     ("RSGS", "sparse_gradients"): SPARSE,
     ("RSGS", "closures"): "the mean entropy is taken outside enable_grad, so a step under no_grad fails",
-    ("MultiSampleDropout", "vmaps"): "its masks are drawn into a tensor that vmap does not know, which vmap refuses",
-    ("OrthogonalConvPenalty", "tied_weights_count_once"): "it counts layers, so one weight in two layers is paid twice",
-    ("OrthogonalConvPenalty", "sharded_weights_count_once"): "it mixes a sharded kernel with plain tensors, and fails",
     ("PseudoLabelSelectionLoss", "hyperparameters_may_be_tensors"): CONTRAST,
     ("PseudoLabelSelectionLoss", "vmaps"): CONTRAST,
     ("clopper_pearson_lower", "names_a_bad_shape"): ANY_SHAPE,
     ("mixed_smoothing_radius", "names_a_bad_shape"): ANY_SHAPE,
     ("conv_orthogonality_bounds", "finite_gradient"): "the gradient at an orthogonal kernel is not finite",
     ("effective_number_weights", "finite_gradient"): "the gradient in a class count is not finite",
-    ("federated_round", "precision_kept"): "the losses of a round in float64 are given in float32",
-    ("kemeny_consensus", "shapes_as_annotated"): "its example passes integers where the signature says floats",
     ("wasserstein_robust_surrogate", "names_a_bad_tensor"): "complex x is refused by autograd and not by name",
 }
 """For each part and check, what is wrong; it holds in all settings of the part."""

@@ -36,7 +36,8 @@ class RoundInfo:
     """The losses and drift of a round's clients.
 
     Args:
-        losses: Each client's loss before each of its steps, ``(N, K)``; NaN where it took no part.
+        losses: Each client's loss before each of its steps, ``(N, K)``; NaN where it took no part. In float64 if a
+            parameter of the model is, otherwise in float32, as the drift is.
         drift: The Euclidean distance of each client's parameters from the server's, ``(N,)``; 0 where it took no part.
     """
 
@@ -126,8 +127,10 @@ def federated_round(
     # Tied weights are listed under each of their names.
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    losses = torch.full((len(clients), local_steps), torch.nan)
-    drift = torch.zeros(len(clients))
+    precise = any(weight.dtype == torch.float64 for weight in model.parameters())
+    precision = torch.float64 if precise else torch.float32
+    losses = torch.full((len(clients), local_steps), torch.nan, dtype=precision)
+    drift = torch.zeros(len(clients), dtype=precision)
     local = copy.deepcopy(model).train()
     after: list[dict[str, Tensor]] = []
     for c in present:
@@ -208,7 +211,7 @@ def _train(
         value = objective(model, x[rows], y[rows], index=rows)
         value.backward()
         descent.step()
-        losses.append(value.detach().float().cpu())
+        losses.append(value.detach().cpu())
     return torch.stack(losses)
 
 

@@ -30,7 +30,7 @@ _TILE = 4
 @functools.cache
 def _cache_size() -> int:
     """The bytes of a processor core's second-level cache, as the machine says."""
-    says = getattr(torch.cpu, "get_capabilities", dict)().get("l2_cache_size", 0)
+    says: int = getattr(torch.cpu, "get_capabilities", dict[str, int])().get("l2_cache_size", 0)
     return says if 2**17 <= says <= 2**27 else _CACHE
 
 

@@ -98,7 +98,8 @@ class MultiSampleDropout(Part):
     def _mask(self, like: Tensor) -> Tensor:
         if isinstance(self.p, Tensor):
             return torch.bernoulli((1 - self.p).expand(like.shape), generator=self.generator)
-        return torch.empty(like.shape, dtype=like.dtype, device=like.device).bernoulli_(
+        # Made from the input, so that vmap knows that each of its examples has a mask of its own.
+        return torch.empty_like(like, memory_format=torch.contiguous_format).bernoulli_(
             1 - self.p, generator=self.generator
         )
 

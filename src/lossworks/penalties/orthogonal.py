@@ -25,7 +25,8 @@ class OrthogonalConvPenalty(Penalty):
     distance of its matrix :math:`T` to orthogonality, :math:`\lVert T T^\top - 1 \rVert_F^2` or, where outputs
     outnumber inputs, :math:`\lVert T^\top T - 1 \rVert_F^2`, divided by the number of places in its output. The cost
     does not depend on the image's size. With zero padding the identity holds away from the borders. ``nn.Linear``
-    counts as a kernel of one tap, and each group of a grouped convolution counts as a kernel of its own.
+    counts as a kernel of one tap, and each group of a grouped convolution counts as a kernel of its own. A weight that
+    several layers share counts once for each way in which they use it (stride and groups).
 
     Args:
         strength: :math:`\lambda`, >= 0, in loss units; between 1e-5 and 1 is usual.
@@ -62,16 +63,23 @@ class OrthogonalConvPenalty(Penalty):
         layers = [module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))]
         if not layers:
             raise ValueError(f"model must have a convolution or a linear layer, {type(model).__name__} has none")
-        return self.strength * torch.stack([replicated(_distance(layer)) for layer in layers]).sum()
+        # A weight that two layers share is one matrix, unless they move it by other strides or in other groups.
+        distinct = {(id(layer.weight), _strides(layer), getattr(layer, "groups", 1)): layer for layer in layers}
+        return self.strength * torch.stack([_distance(layer) for layer in distinct.values()]).sum()
+
+
+def _strides(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> tuple[int, ...]:
+    return (1,) if isinstance(layer, nn.Linear) else tuple(layer.stride)
 
 
 def _distance(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> Tensor:
     """The squared distance of one layer from orthogonality, per place in its output."""
+    weight = replicated(layer.weight)
     if isinstance(layer, nn.Linear):
-        return kernel_distance(layer.weight[:, :, None], (1,))
+        return kernel_distance(weight[:, :, None], (1,))
     if max(layer.stride) > 1 and max(layer.dilation) > 1:
         raise ValueError(f"model must not have a convolution with both stride and dilation, it has {layer}")
-    kernels = layer.weight.chunk(layer.groups)
+    kernels = weight.chunk(layer.groups)
     return torch.stack([kernel_distance(kernel, layer.stride) for kernel in kernels]).sum()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from lossworks.checks import check_bool, check_choice, check_sequence
 from lossworks.metrics.arrays import Array, Floats, as_floats
@@ -17,7 +17,7 @@ KEMENY_LIMIT = 16
 
 @cite("colombo2022best", helps=("ranking systems",))
 def borda_ranking(
-    scores: Float[Array, "systems tasks"], higher_is_better: bool = True, ties: str = "average"
+    scores: Real[Array, "systems tasks"], higher_is_better: bool = True, ties: str = "average"
 ) -> tuple[Int[np.ndarray, " systems"], Float[np.ndarray, " systems"]]:
     r"""Borda count: rank systems by how many others they beat, summed over tasks; a task's scale does not matter.
 
@@ -51,7 +51,7 @@ def borda_ranking(
 
 @cite("colombo2022best", helps=("ranking systems",))
 def two_level_borda(
-    instance_scores: Sequence[Float[Array, "systems instances"]], higher_is_better: bool = True, ties: str = "average"
+    instance_scores: Sequence[Real[Array, "systems instances"]], higher_is_better: bool = True, ties: str = "average"
 ) -> tuple[Int[np.ndarray, " systems"], Float[np.ndarray, " systems"]]:
     r"""Borda over instances inside each task, then Borda over tasks, so that each task counts once whatever its size.
 
@@ -86,7 +86,7 @@ def two_level_borda(
 
 @cite("colombo2022best", helps=("ranking systems",))
 def kemeny_consensus(
-    scores: Float[Array, "systems tasks"], method: str = "exact", higher_is_better: bool = True
+    scores: Real[Array, "systems tasks"], method: str = "exact", higher_is_better: bool = True
 ) -> Int[np.ndarray, " systems"]:
     r"""Kemeny consensus: the ranking that contradicts the tasks' rankings in the fewest pairs of systems.
 
