@@ -1,15 +1,9 @@
 """What the contract has found and is not mended yet: strict expected failures, so that mending one says so."""
 
-SPARSE = "sparse gradients reach operations that torch has for dense ones only, and nothing refuses them clearly"
 CONTRAST = "contrast as a tensor of 0 asks for features, which contrast=0.0 does not"
 ANY_SHAPE = "the signature says (n,), and any shape is taken"
 
 KNOWN_FAULTS = {
-    **dict.fromkeys(
-        [(name, "sparse_gradients") for name in ("AnnealedGradientNoise", "GSAM", "IGNITE", "SAM")], SPARSE
-    ),
-    ("RSGS", "sparse_gradients"): SPARSE,
-    ("RSGS", "closures"): "the mean entropy is taken outside enable_grad, so a step under no_grad fails",
     ("PseudoLabelSelectionLoss", "hyperparameters_may_be_tensors"): CONTRAST,
     ("PseudoLabelSelectionLoss", "vmaps"): CONTRAST,
     ("clopper_pearson_lower", "names_a_bad_shape"): ANY_SHAPE,

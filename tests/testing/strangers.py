@@ -8,6 +8,7 @@ import lossworks as lw
 from lossworks.checks import as_float, check_floating, check_positive
 from lossworks.distributed import replicated
 from lossworks.losses import CrossEntropyLoss
+from lossworks.optim import SAM
 from lossworks.roles import Calibrator, Part, Selector, Wrapper, cite
 from lossworks.roles.calibrator import class_logits
 
@@ -217,13 +218,6 @@ class Decayed(Wrapper):
         self.decay = check_positive("decay", decay)
         self.steps = 0
 
-    def __getstate__(self):
-        return dict(vars(self))
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._follow()
-
     def step(self, closure=None):
         loss = None
         if closure is not None:
@@ -239,6 +233,71 @@ class Decayed(Wrapper):
 
 class ForgetfulDecayed(Decayed):
     own = ()
+
+
+class PartedDecayed(Decayed):
+    """Keeps the list of groups that it was built on."""
+
+    def __init__(self, optimizer, decay=0.1):
+        super().__init__(optimizer, decay)
+        self.kept = optimizer.param_groups
+
+    @property
+    def param_groups(self):
+        return vars(self).get("kept", self.inner.param_groups)
+
+    @param_groups.setter
+    def param_groups(self, groups):
+        self.kept = groups
+
+
+class UncheckpointedDecayed(Decayed):
+    """Keeps its number where a distributed checkpoint does not look."""
+
+    def state_dict(self):
+        return {**self.inner.state_dict(), "own": {"steps": self.steps}}
+
+    def load_state_dict(self, state_dict):
+        self.inner.load_state_dict(state_dict)
+        self.steps = state_dict.get("own", {"steps": 0})["steps"]
+
+
+class UnhookedDecayed(Decayed):
+    """Saves without its hooks."""
+
+    def state_dict(self):
+        self._mark()
+        return self.inner.state_dict()
+
+
+class DriftingSAM(SAM):
+    """Knows nothing of a scaler between its passes."""
+
+    def _unscaled(self, scaler, outermost):
+        return None
+
+
+class DescendingSAM(SAM):
+    """Goes along the gradient where the objective is maximised too."""
+
+    def ascend(self):
+        turned = [group for group in self.param_groups if group["maximize"]]
+        for group in turned:
+            group["maximize"] = False
+        super().ascend()
+        for group in turned:
+            group["maximize"] = True
+
+
+class NarrowSAM(SAM):
+    """Squares gradients in their own precision."""
+
+    @torch.no_grad()
+    def ascend(self):
+        square = sum(parameter.grad.square().sum() for parameter in self.parameters())
+        for parameter in self.parameters():
+            parameter.grad.mul_(square > 0)
+        super().ascend()
 
 
 def decayed(problem, decay=0.1):

@@ -136,6 +136,12 @@ BROKEN = [
     (strangers.FirstHalf(), "ties_decided_by_rule", "rows of which the same is known"),
     (strangers.Mixed(), "keeps_the_answers", "an answer changed"),
     (strangers.ForgetfulDecayed, "resumes_in_mid_training", "after a stop other weights come"),
+    (strangers.PartedDecayed, "follows_the_inner", "the groups are parted"),
+    (strangers.UncheckpointedDecayed, "distributed_checkpoint", "after a distributed checkpoint"),
+    (strangers.UnhookedDecayed, "hooks_run", "each must run once"),
+    (strangers.DriftingSAM, "two_passes_scaled", "."),
+    (strangers.DescendingSAM, "maximises", "other weights"),
+    (strangers.NarrowSAM, "half_precision", "lead to other points"),
     (strangers.centred_in_place, "inputs_left_alone", "scores was changed"),
     (strangers.unchecked, "names_a_bad_tensor", "a bad scores raised nothing"),
 ]

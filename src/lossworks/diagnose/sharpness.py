@@ -8,7 +8,7 @@ from lossworks.checks import check_floating, check_positive
 from lossworks.diagnose.adversarial import output_of
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective.states import resting
-from lossworks.optim.steps import moved, norm_of
+from lossworks.optim.steps import moved, towards
 from lossworks.roles import Loss, cite, weighted_reduction
 
 __all__ = ["sam_sharpness"]
@@ -70,9 +70,8 @@ def sam_sharpness(
             if not here.requires_grad:
                 return torch.zeros_like(here)
             gradients = torch.autograd.grad(here, parameters, materialize_grads=True)
-        norm = norm_of(gradients)
-        scale = torch.where(norm > 0, float(rho) / norm, 0.0)
-        with torch.no_grad(), moved(parameters, [scale.to(g) * g for g in gradients]):
+        moves, _ = towards(parameters, gradients, float(rho))
+        with torch.no_grad(), moved(moves):
             return _risk(model, loss, x, target) - here.detach()
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 
 from lossworks.checks import as_float, check_generator, check_int, check_positive
+from lossworks.optim.steps import gathered, norm_of
 from lossworks.roles import cite
 from lossworks.roles.wrapper import Closure, Wrapper
 
@@ -49,7 +50,7 @@ class AnnealedGradientNoise(Wrapper):
 
     Gradients are clipped before the noise is added; the noise itself is not clipped. Ranks that hold the same weights
     must draw the same noise, so give each rank a generator in the same state. Micro-batches add up their gradients
-    before the step, so a split changes nothing.
+    before the step, so a split changes nothing. A sparse gradient becomes dense, since the noise is on all of it.
 
     Args:
         optimizer: Any torch optimizer.
@@ -93,6 +94,13 @@ class AnnealedGradientNoise(Wrapper):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(optimizer)
+        for inside in self._layers():
+            if isinstance(inside, Wrapper) and inside.takes_outputs:
+                raise TypeError(
+                    f"optimizer must leave backward to the closure, {type(inside).__name__} calls it itself"
+                )
+            if isinstance(inside, SparseAdam) and as_float(eta):
+                raise TypeError("optimizer must take dense gradients, which noise makes of all, SparseAdam does not")
         self.eta = check_positive("eta", eta, allow_zero=True)
         self.gamma = check_positive("gamma", gamma, allow_zero=True)
         self.clip = None if clip is None else check_positive("clip", clip)
@@ -101,6 +109,8 @@ class AnnealedGradientNoise(Wrapper):
 
     def step(self, closure: Closure | None = None) -> Any:
         """One step of the inner optimizer on noisy gradients."""
+        if self._makes_state(closure):
+            return self.inner.step()
         if closure is None:
             self._add_noise()
             loss = self.inner.step()
@@ -120,9 +130,15 @@ class AnnealedGradientNoise(Wrapper):
     def _add_noise(self) -> None:
         parameters = self.parameters()
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, as_float(self.clip))
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = norm_of([gathered(gradient)[1] for gradient in gradients])
+            share = (as_float(self.clip) / (norm + 1e-6)).clamp(max=1.0)
+            for long in gradients:
+                long.mul_(share.to(long.device))
         std = gradient_noise_std(self.steps, as_float(self.eta), as_float(self.gamma))
         for parameter in parameters if std else ():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
             gradient = parameter.grad
             assert isinstance(gradient, Tensor)
             noise = torch.empty_like(gradient).normal_(generator=self.generator)

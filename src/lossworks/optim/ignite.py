@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossworks.checks import as_float, check_choice, check_floating, check_positive
-from lossworks.optim.steps import moved, norm_of
+from lossworks.optim.steps import maximised, moved, towards, wide
 from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["IGNITE"]
@@ -48,7 +48,8 @@ class IGNITE(Wrapper):
         ValueError: an unknown mode, numbers out of range, an output of another shape, no rows.
 
     Use it to train a surrogate that an optimiser will then climb, and so call away from its training data. In each step
-    call ``price(x)`` after ``backward`` and before ``step``, or call ``step(closure, x=x)``.
+    call ``price(x)`` after ``backward`` and before ``step``, or call ``step(closure, x=x)``. With a ``GradScaler``,
+    unscale the gradients before ``price``.
 
     Papers: dao2024ignite
 
@@ -80,6 +81,7 @@ class IGNITE(Wrapper):
         eta: float = 1e-3,
     ) -> None:
         super().__init__(optimizer)
+        self._refuse_several_gradients()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch module, got {type(model).__name__}")
         self.model = model
@@ -96,29 +98,30 @@ class IGNITE(Wrapper):
         check_floating("x", x)
         if x.ndim == 0 or not len(x):
             raise ValueError(f"x must have rows, got shape {tuple(x.shape)}")
-        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        parameters = [p for group in self.inner.param_groups for p in group["params"] if p.requires_grad]
         here = self._slope(x, parameters)
-        norm = norm_of(here)
-        if bool(norm > 0):
-            with moved(parameters, [self.r / norm.to(g.device) * g for g in here]):
-                there = self._slope(x, parameters)
-            scale = as_float(self.lam) * as_float(self.rho) / as_float(self.r)
-            with torch.no_grad():
-                for p, before, after in zip(parameters, here, there, strict=True):
-                    change = scale * (after - before)
-                    p.grad = change if p.grad is None else p.grad.add_(change)
+        priced = [p for p in parameters if p in here]
+        moves, norm = towards(priced, list(here.values()), self.r)
+        with moved(moves):
+            there = self._slope(x, parameters) if bool(norm > 0) else {}
+        scale, raised = as_float(self.lam) * as_float(self.rho) / as_float(self.r), maximised(self.inner)
+        with torch.no_grad():
+            for p in there:
+                change = (-scale if p in raised else scale) * (wide(there[p]) - wide(here[p]))
+                p.grad = (change if p.grad is None else p.grad + change).to(p.dtype)
         price = self.rho * norm
         if self.mode == "constrained":
             self.lam = max(as_float(self.lam) + as_float(self.eta) * (float(price) - as_float(self.epsilon)), 0.0)
         return price
 
-    def _slope(self, x: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    def _slope(self, x: Tensor, parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """The gradient of the mean output in those parameters that it depends on."""
         with torch.enable_grad():
             output = self.model(x)
             if output.numel() != len(x):
                 raise ValueError(f"model must give one number a row, {len(x)} rows gave {tuple(output.shape)}")
             found = torch.autograd.grad(output.mean(), parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        return {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
 
     def step(self, closure: Closure | None = None, *, x: Tensor | None = None) -> Any:
         """Take one step of the inner optimizer; with ``x`` the price is added after the closure's ``backward``."""

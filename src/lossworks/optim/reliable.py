@@ -117,11 +117,14 @@ class RSGS(GSAM):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Take one step if a row is reliable at both points; return the mean entropy of the reliable rows."""
         if closure is None:
+            if self._makes_state(closure):
+                self.inner.step()
+                return torch.zeros(())
             raise TypeError("closure must be a function that returns logits, got None")
         with torch.enable_grad():
             mask, entropy = reliable_entropy_mask(closure(), self.e0)
-        self.reliable = int(mask.sum())
-        loss = entropy[mask].sum() / max(self.reliable, 1)
+            self.reliable = int(mask.sum())
+            loss = entropy[mask].sum() / max(self.reliable, 1)
         if not self.reliable:
             return loss.detach()
         self.zero_grad()
@@ -138,5 +141,4 @@ class RSGS(GSAM):
         if bool(both.any()):
             self._combine()
             self.inner.step()
-        self._clean = {}
         return loss.detach()

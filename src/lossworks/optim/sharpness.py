@@ -1,18 +1,19 @@
 """Sharpness-aware minimisation: steps by the gradient at the worst point near the parameters."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
 
 from lossworks.checks import as_float, check_bool, check_positive
-from lossworks.optim.steps import moved, norm_of
+from lossworks.optim.steps import Move, gathered, maximised, norm_of, towards, wide
 from lossworks.roles.wrapper import Closure, Wrapper
 
-__all__ = ["GSAM", "SAM", "buffers_kept"]
+__all__ = ["GSAM", "SAM"]
 
 
 class SAM(Wrapper):
@@ -33,7 +34,8 @@ class SAM(Wrapper):
         loss().backward()
         optimizer.step()
 
-    The weights are restored bit for bit, even if the second pass fails. When the gradients of each pass are averaged
+    The weights are restored bit for bit, even if the second pass fails. Where the inner optimizer maximises, the worst
+    point is the one of the lowest objective. When the gradients of each pass are averaged
     over ranks, or added up over micro-batches, every rank takes the whole batch's step. Gradients of one rank's own
     rows give another method (m-SAM).
 
@@ -48,12 +50,13 @@ class SAM(Wrapper):
         - closure: a function without arguments that returns the loss.
 
     Raises:
-        TypeError: ``optimizer`` is no torch optimizer, or is L-BFGS.
+        TypeError: ``optimizer`` is no torch optimizer, or takes several gradients per step (L-BFGS, SAM).
         ValueError: ``rho < 0``.
         RuntimeError: ``step()`` without a closure and before :meth:`ascend`, or :meth:`ascend` twice.
 
-    Use it where a network fits its training rows and should generalise better; it takes twice the time. With a
-    ``GradScaler``, unscale the gradients before :meth:`ascend`.
+    Use it where a network fits its training rows and should generalise better; it takes twice the time. Beside a
+    ``GradScaler`` write both passes out and scale each loss; ``scaler.step`` unscales the second pass, and leaves the
+    step out where either pass overflows. ``scaler.unscale_`` may be called after each pass, and need not be.
 
     Papers: foret2021sam, kwon2021asam
 
@@ -71,6 +74,7 @@ class SAM(Wrapper):
     papers: ClassVar[tuple[str, ...]] = ("foret2021sam", "kwon2021asam")
     helps: ClassVar[tuple[str, ...]] = ("overfitting", "noisy labels")
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({}, {"rho": 0.5, "adaptive": True})
+    gradients = 2
 
     def __init__(
         self,
@@ -81,15 +85,17 @@ class SAM(Wrapper):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(optimizer)
-        if isinstance(optimizer, LBFGS):
-            raise TypeError("optimizer must take one gradient per step, LBFGS takes several")
+        self._refuse_several_gradients()
         self.rho = check_positive("rho", rho, allow_zero=True)
         self.adaptive = check_bool("adaptive", adaptive)
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch module or None, got {type(model).__name__}")
         self.model = model
-        self._away: ExitStack | None = None
-        self._clean: dict[Tensor, Tensor] = {}
+        self._away: list[Move] | None = None
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._back = False
+        self._norm = torch.zeros(())
+        self._scaler: tuple[GradScaler, Optimizer] | None = None
 
     @torch.no_grad()
     def ascend(self) -> None:
@@ -97,28 +103,28 @@ class SAM(Wrapper):
         if self._away is not None:
             raise RuntimeError(f"{type(self).__name__} has ascended already: call step() first")
         parameters = self.parameters()
-        self._clean = {p: p.grad.detach().clone() for p in parameters if p.grad is not None}
-        steps = self._steps(parameters)
-        self._away = ExitStack()
-        self._away.enter_context(moved(parameters, steps))
-        if self.model is not None:
-            self._away.enter_context(buffers_kept(self.model))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        buffers = [] if self.model is None else [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        moves, self._norm = towards(
+            parameters, gradients, self.rho, adaptive=self.adaptive, against=maximised(self.inner)
+        )
+        if self._scaler is not None:  # the second pass's gradients must be unscaled too
+            scaler, outermost = self._scaler
+            scaler._per_optimizer_states[id(outermost)]["stage"] = OptState.READY
+        self._remember(parameters, gradients)
+        self._away, self._buffers, self._back = moves, buffers, False
         self.zero_grad()
 
-    def _steps(self, parameters: list[nn.Parameter]) -> list[Tensor]:
-        gradients = [self._clean[p] for p in parameters]
-        if self.adaptive:
-            gradients = [p.abs() * gradient for p, gradient in zip(parameters, gradients, strict=True)]
-        norm = norm_of(gradients)
-        scale = torch.where(norm > 0, self.rho / norm, 0.0)
-        if self.adaptive:
-            gradients = [p.abs() * gradient for p, gradient in zip(parameters, gradients, strict=True)]
-        return [scale.to(gradient.device) * gradient for gradient in gradients]
+    def _remember(self, parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+        """Keep what :meth:`_combine` needs of the first pass."""
 
+    @torch.no_grad()
     def _come_back(self) -> None:
-        away, self._away = self._away, None
-        if away is not None:
-            away.close()
+        for move in self._away or ():
+            move.undo()
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        self._away, self._buffers = None, []
 
     def step(self, closure: Closure | None = None) -> Any:
         """Take one step of the inner optimizer by the worst point's gradient; return the closure's first loss."""
@@ -135,18 +141,43 @@ class SAM(Wrapper):
             except BaseException:
                 self._come_back()
                 raise
-        elif self._away is None:
+        elif self._away is None and not self._back:
+            if self._makes_state(closure):
+                return self.inner.step()
             raise RuntimeError(
                 f"{type(self).__name__} needs a closure, or ascend() and a second backward before step()"
             )
         self._come_back()
         self._combine()
-        self._clean = {}
+        self._back, self._scaler = False, None
         self.inner.step()
         return loss
 
     def _combine(self) -> None:
         """Combine the two gradients in place; the second one is in ``grad``."""
+
+    # Beside a GradScaler: it unscales each pass, and weights come back also where it leaves the step out.
+
+    def _unscaled(self, scaler: GradScaler, outermost: Optimizer) -> None:
+        if self._scaler is None and (self._away is not None or self._back):
+            self._unscale_first(1 / scaler.get_scale())
+        self._scaler = (scaler, outermost)
+
+    def _unscale_first(self, factor: float) -> None:
+        """Multiply what is kept of the first pass, which was not unscaled before :meth:`ascend`."""
+
+    @torch.no_grad()
+    def _before_scaled_step(self, scaler: GradScaler, outermost: Optimizer) -> None:
+        self._back = self._away is not None
+        if not self._back:
+            return
+        self._come_back()
+        held = scaler._per_optimizer_states[id(outermost)]
+        if held["stage"] is OptState.READY:
+            scaler.unscale_(outermost)
+        for device, found in held["found_inf_per_device"].items():
+            found.add_((~self._norm.isfinite()).to(device))
+        self._scaler = None
 
 
 class GSAM(SAM):
@@ -201,27 +232,43 @@ class GSAM(SAM):
         super().__init__(optimizer, rho, adaptive=adaptive, model=model)
         self.alpha = check_positive("alpha", alpha, allow_zero=True)
 
+        self._clean: dict[nn.Parameter, Tensor] = {}
+
+    def _remember(self, parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+        self._clean = {p: gradient.detach().clone() for p, gradient in zip(parameters, gradients, strict=True)}
+
+    def _unscale_first(self, factor: float) -> None:
+        self._clean = {p: wide(gradient) * factor for p, gradient in self._clean.items()}
+
     @torch.no_grad()
     def _combine(self) -> None:
-        pairs = [(self._clean[p], p.grad) for p in self.parameters() if p.grad is not None and p in self._clean]
-        if not pairs:
+        clean, self._clean = self._clean, {}
+        pairs = [(p, clean.get(p), p.grad) for group in self.inner.param_groups for p in group["params"]]
+        both = [(first, worst) for _, first, worst in pairs if first is not None and worst is not None]
+        if not both:
             return
-        device = pairs[0][0].device
-        inner = torch.stack([(clean.double() * worst.double()).sum().to(device) for clean, worst in pairs]).sum()
-        square = torch.stack([worst.double().square().sum().to(device) for _, worst in pairs]).sum()
+        device = both[0][0].device
+        inner = torch.stack([_product(first, worst).to(device) for first, worst in both]).sum()
+        square = norm_of([gathered(worst)[1] for _, _, worst in pairs if worst is not None]).square().to(device)
         share = torch.where(square > 0, inner / square, 0.0)
-        for clean, worst in pairs:
-            across = clean - share.to(worst) * worst
-            worst.sub_(across, alpha=as_float(self.alpha))
+        alpha = as_float(self.alpha)
+        for p, first, worst in pairs:
+            if worst is None:
+                p.grad = None if first is None else (-alpha * first).to(p.dtype)
+                continue
+            along = wide(worst) * share.to(worst.device)
+            across = -along if first is None else wide(first) - along
+            combined = (wide(worst) - alpha * across).to(worst.dtype)
+            p.grad = worst.copy_(combined) if worst.layout is combined.layout is torch.strided else combined
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the model's buffers at the end to what they are now."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """The inner product of two gradients, in float64."""
+    if first.is_sparse or second.is_sparse:
+        if not first.is_sparse:
+            first, second = second, first
+        rows, first = gathered(first)
+        second = (second.to_dense() if second.is_sparse else second)[rows]
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
+    return (first.double() * second.double()).sum()

@@ -1,33 +1,109 @@
-"""Temporary moves of the parameters."""
+"""Temporary moves of the parameters, along gradients that may be dense or sparse and in any precision."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["moved", "norm_of"]
+__all__ = ["Move", "gathered", "maximised", "moved", "norm_of", "towards", "wide"]
+
+Rows = tuple[Tensor, ...]
+"""The rows of a parameter that its sparse gradient has; all of it, without a name, where the gradient is dense."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def gathered(gradient: Tensor) -> tuple[Rows, Tensor]:
+    """The rows of a gradient and its values there, each row once."""
+    if not gradient.is_sparse:
+        return (), gradient
+    gradient = gradient.coalesce()
+    return tuple(gradient.indices()), gradient.values()
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together, in float32 or wider."""
+    """The Euclidean norm of all tensors together, in float64, in which no square of a float32 is 0 or infinite."""
     if not tensors:
-        return torch.zeros(())
+        return torch.zeros((), dtype=torch.float64)
     device = tensors[0].device
-    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float64)) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack([norm.to(device).real for norm in norms]))
+
+
+class Move:
+    """A step of one parameter, all of it or some rows, that can be taken back bit for bit."""
+
+    def __init__(self, parameter: nn.Parameter, rows: Rows, step: Tensor) -> None:
+        self.parameter, self.rows = parameter, rows
+        here = parameter.detach()
+        self.before = here[rows] if rows else here.clone()
+        self._put((wide(self.before) + step).to(here.dtype) if here.dtype.itemsize < 4 else self.before + step)
+
+    def _put(self, values: Tensor) -> None:
+        here = self.parameter.detach()
+        if self.rows:
+            here.index_put_(self.rows, values)
+        else:
+            here.copy_(values)
+
+    def undo(self) -> None:
+        """Restore what was there before."""
+        self._put(self.before)
+
+
+def maximised(optimizer: Optimizer) -> set[nn.Parameter]:
+    """The parameters whose objective the optimizer maximises."""
+    return {p for group in optimizer.param_groups if group.get("maximize") for p in group["params"]}
+
+
+def towards(
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
+    length: float | Tensor,
+    *,
+    adaptive: bool = False,
+    against: Set[nn.Parameter] = frozenset(),
+) -> tuple[list[Move], Tensor]:
+    """Move along the gradients as far as a length, and give the moves and the gradients' norm.
+
+    Where the norm is 0 or not finite nothing moves. ``adaptive`` scales by the parameters' sizes, and those ``against``
+    move the other way.
+    """
+    if any(p.is_meta for p in parameters):
+        raise ValueError("optimizer has a parameter on the meta device, which holds no numbers to move")
+    pieces = [gathered(gradient) for gradient in gradients]
+    values = [wide(value) for _, value in pieces]
+    sizes: list[Tensor] = []
+    if adaptive:
+        sizes = [
+            wide(p.detach()[rows] if rows else p.detach()).abs()
+            for p, (rows, _) in zip(parameters, pieces, strict=True)
+        ]
+        values = [size * value for size, value in zip(sizes, values, strict=True)]
+    norm = norm_of(values)
+    known = norm.isfinite() & (norm > 0)
+    # Its root twice, since a scale of itself may be beyond a float32.
+    root = torch.where(known, length / norm, 0.0).sqrt()
+    moves = []
+    for number, (p, (rows, _), value) in enumerate(zip(parameters, pieces, values, strict=True)):
+        here = root.to(value.device)
+        step = (value * here).mul_(-here if p in against else here)
+        if adaptive:
+            step.mul_(sizes[number])
+        moves.append(Move(p, rows, torch.where(known.to(value.device), step, 0.0)))
+    return moves, norm
 
 
 @contextmanager
-def moved(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """Move the parameters by these steps; at the end they are restored bit for bit, even after an error."""
-    before = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for p, step in zip(parameters, steps, strict=True):
-            p.add_(step.to(p.dtype))
+def moved(moves: Sequence[Move]) -> Iterator[None]:
+    """Take these moves back at the end, even after an error."""
     try:
         yield
     finally:
-        with torch.no_grad():
-            for p, value in zip(parameters, before, strict=True):
-                p.copy_(value)
+        for move in moves:
+            move.undo()

@@ -1,10 +1,12 @@
 """The role of a wrapper around any torch optimizer."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.amp import GradScaler
+from torch.optim import LBFGS, Optimizer
 
 __all__ = ["Closure", "Wrapper"]
 
@@ -30,55 +32,153 @@ class Wrapper(Optimizer):
     """Whether it draws random numbers."""
     takes_outputs: ClassVar[bool] = False
     """Whether the closure of ``step`` gives the model's outputs, and not the loss after its ``backward``."""
+    gradients: ClassVar[int] = 1
+    """How many gradients a step takes; a wrapper that takes several cannot be inside one that has only one to give."""
     role: ClassVar[str] = "optimizer"
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
-        super().__init__(optimizer.param_groups, dict(optimizer.defaults))
+        super().__init__(optimizer.param_groups, optimizer.defaults)
         self.inner = optimizer
-        self._follow()
+        self._mark()
 
-    def _follow(self) -> None:
-        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+    # What it shares with the inner optimizer.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's groups."""
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_unscale_grads_" and isinstance(scaler := caller.f_locals["self"], GradScaler):
+            self._unscaled(scaler, self)
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if "inner" in self.__dict__:  # and not while it is built
+            self.inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's state."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if "inner" in self.__dict__:
+            self.inner.state = state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer."""
-        if "inner" not in self.__dict__:  # while it is built
-            super().add_param_group(param_group)
-            return
-        self.inner.add_param_group(param_group)
-        self._follow()
+        if "inner" in self.__dict__:
+            self.inner.add_param_group(param_group)
+            self._mark()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as the inner optimizer does."""
         self.inner.zero_grad(set_to_none)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of all groups that have a gradient."""
+        return [p for group in self.inner.param_groups for p in group["params"] if p.grad is not None]
+
+    def _layers(self) -> Iterator[Optimizer]:
+        """What is inside, from the outermost to the innermost."""
+        inside = self.inner
+        while True:
+            yield inside
+            if not isinstance(inside, Wrapper):
+                return
+            inside = inside.inner
+
+    def _refuse_several_gradients(self) -> None:
+        for inside in self._layers():
+            if isinstance(inside, LBFGS) or (isinstance(inside, Wrapper) and inside.gradients > 1):
+                raise TypeError(f"optimizer must take one gradient per step, {type(inside).__name__} takes several")
+
+    # Saving and loading.
+
+    def _mark(self) -> None:
+        """Write the wrapper's own numbers into the groups, which all that saves an optimizer keeps."""
+        held = {self._key(): type(self).__name__} | {self._key(name): getattr(self, name, None) for name in self.own}
+        for group in self.inner.param_groups:
+            group.update(held)
+
+    def _key(self, name: str = "") -> str:
+        depth = sum(isinstance(inside, Wrapper) for inside in self._layers())
+        return f"wrapper{depth}.{name}" if name else f"wrapper{depth}"
+
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state and the wrapper's own."""
-        return {**self.inner.state_dict(), "wrapper": {name: getattr(self, name) for name in self.own}}
+        """The inner optimizer's state and, in each group, the wrapper's own numbers."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        self._mark()
+        state: dict[str, Any] = self.inner.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            replaced = after(self, state)
+            state = state if replaced is None else replaced
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned."""
-        if "wrapper" not in state_dict or set(state_dict["wrapper"]) != set(self.own):
+        state = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = before(self, state)
+            state = state if replaced is None else replaced
+        groups = state.get("param_groups") or [{}]
+        if not {self._key(), *map(self._key, self.own)} <= set(groups[0]):
             raise ValueError(f"state_dict must come from {type(self).__name__}.state_dict(), this one does not")
-        self.inner.load_state_dict({name: value for name, value in state_dict.items() if name != "wrapper"})
-        for name, value in state_dict["wrapper"].items():
-            setattr(self, name, value)
-        self._follow()
+        self.inner.load_state_dict(state)
+        for name in self.own:
+            setattr(self, name, self.inner.param_groups[0][self._key(name)])
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All that the wrapper holds, for copies and pickles; torch keeps an optimizer's groups and state alone."""
-        return {name: held for name, held in vars(self).items() if name not in ("param_groups", "state")}
+        """All that the wrapper holds, for copies and pickles, but for hooks and what others put before its methods."""
+        return {
+            name: held
+            for name, held in vars(self).items()
+            if not (name.startswith("_optimizer_") or callable(getattr(type(self), name, None)))
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._follow()
         super().__setstate__({})
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters of all groups that have a gradient."""
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+    def _makes_state(self, closure: Closure | None) -> bool:
+        """Whether a step only makes the inner optimizer's state, as ``torch.distributed.checkpoint`` asks it to.
+
+        Such a step is the first one; its learning rates and all its gradients are 0.
+        """
+        if closure is not None or self.inner.state:
+            return False
+        if any(bool(group.get("lr", 0) != 0) for group in self.inner.param_groups):
+            return False
+        gradients = [p.grad for p in self.parameters()]
+        return bool(gradients) and not any(bool(g.any()) for g in gradients if g is not None)
+
+    # Beside a GradScaler, which tells an optimizer nothing of itself but by asking for these two attributes.
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by ``GradScaler.step`` at its beginning; False, so that it unscales the gradients itself."""
+        given = sys._getframe(1).f_locals
+        if isinstance(scaler := given.get("self"), GradScaler):
+            if given.get("args"):
+                raise RuntimeError(f"{type(self).__name__} takes no closure from a GradScaler: call step() without one")
+            self._before_scaled_step(scaler, self)
+        return False
+
+    def _unscaled(self, scaler: GradScaler, outermost: Optimizer) -> None:
+        """Hear that a scaler is about to unscale the gradients of the outermost wrapper."""
+        if isinstance(self.inner, Wrapper):
+            self.inner._unscaled(scaler, outermost)
+
+    def _before_scaled_step(self, scaler: GradScaler, outermost: Optimizer) -> None:
+        """Hear that a scaler is about to step, or to leave the step out."""
+        if isinstance(self.inner, Wrapper):
+            self.inner._before_scaled_step(scaler, outermost)
 
     def __repr__(self) -> str:
         """The wrapper and the optimizer inside."""

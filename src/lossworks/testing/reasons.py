@@ -162,6 +162,14 @@ def steps_alone(recipe: Recipe) -> str | None:
     return None
 
 
+def one_pass(recipe: Recipe) -> str | None:
+    return None if optimizers.two_passes(recipe) else "its passes are not written out by the caller"
+
+
+def has_own_objective(recipe: Recipe) -> str | None:
+    return "its objective is its own, with a sign of its own" if recipe.wrapper.takes_outputs else None
+
+
 def draws_declared(recipe: Recipe) -> str | None:
     return "it draws random numbers" if recipe.wrapper.stochastic else None
 

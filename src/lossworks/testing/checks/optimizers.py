@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import SGD, Optimizer
@@ -25,9 +31,14 @@ __all__ = [
     "clear_errors",
     "closures",
     "copies_go_on",
+    "distributed_checkpoint",
+    "follows_the_inner",
     "foreach_is_the_loop",
     "frozen_parameters",
     "grad_scaler",
+    "half_precision",
+    "hooks_run",
+    "maximises",
     "parameter_groups",
     "quiet",
     "resumes_in_mid_training",
@@ -36,6 +47,8 @@ __all__ = [
     "sparse_gradients",
     "steps_without_a_closure",
     "torch_generator_left_alone",
+    "two_passes",
+    "two_passes_scaled",
     "used",
     "written_out",
     "zero_grad",
@@ -185,6 +198,124 @@ def _inner(trained: _Trained) -> Optimizer:
     return trained.optimizer.inner
 
 
+def follows_the_inner(recipe: Recipe) -> None:
+    """Wrapper and inner optimizer keep one set of groups, whichever of them loads, is assigned or is added to."""
+    trained = _Trained(recipe, partial(SGD, lr=LR))
+    optimizer, inner = trained.optimizer, _inner(trained)
+
+    def assigned(to: Optimizer) -> None:
+        to.param_groups = [dict(group) for group in inner.param_groups]
+
+    later = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    changes: dict[str, Callable[[], Any]] = {
+        "the inner optimizer loads its state": lambda: inner.load_state_dict(inner.state_dict()),
+        "the wrapper loads its state": lambda: optimizer.load_state_dict(optimizer.state_dict()),
+        "groups are assigned to the wrapper": partial(assigned, optimizer),
+        "groups are assigned to the inner optimizer": partial(assigned, inner),
+        "a group is added inside": lambda: inner.add_param_group({"params": [later]}),
+    }
+    for what, change in changes.items():
+        change()
+        optimizer.param_groups[0]["lr"] = LR / 2
+        assert inner.param_groups[0]["lr"] == LR / 2, f"after {what} the groups are parted"
+        assert optimizer.state is inner.state, f"after {what} the states are parted"
+        assert len(optimizer.param_groups) == len(inner.param_groups), f"after {what} a group is missing"
+        inner.param_groups[0]["lr"] = LR
+
+
+def distributed_checkpoint(recipe: Recipe) -> None:
+    """It goes through ``torch.distributed.checkpoint``, and goes on as if it had not stopped."""
+    for flat_keys in (False, True):
+        options = StateDictOptions(flatten_optimizer_state_dict=flat_keys)
+        adam = partial(torch.optim.Adam, lr=LR)
+        stopped, fresh, wanted = (_Trained(recipe, adam) for _ in range(3))
+        before = stopped.steps(0, 1)
+        state = copy.deepcopy(get_optimizer_state_dict(stopped.model, stopped.optimizer, options=options))
+        fresh.model.load_state_dict(stopped.model.state_dict())
+        set_optimizer_state_dict(fresh.model, fresh.optimizer, state, options=options)
+        assert torch.equal(flat(fresh.model), before), "to load a state moved the weights"
+        wanted.steps(0, 1)
+        how = "flat" if flat_keys else "nested"
+        said = f"after a distributed checkpoint of {how} keys other weights come: {{}}".format
+        assert_close(fresh.steps(2, 3), wanted.steps(2, 3), atol=0, rtol=0, msg=said)
+
+
+def hooks_run(recipe: Recipe) -> None:
+    """Hooks of a step, of saving and of loading run once each, on the wrapper and on the inner optimizer."""
+    trained = _Trained(recipe)
+    ran: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        ran.append(name)
+
+    for side, optimizer in (("wrapper", trained.optimizer), ("inner", _inner(trained))):
+        optimizer.register_step_pre_hook(partial(note, f"{side}, before a step"))
+        optimizer.register_step_post_hook(partial(note, f"{side}, after a step"))
+        optimizer.register_state_dict_pre_hook(partial(note, f"{side}, before saving"))
+        optimizer.register_state_dict_post_hook(partial(note, f"{side}, after saving"))
+        optimizer.register_load_state_dict_pre_hook(partial(note, f"{side}, before loading"))
+        optimizer.register_load_state_dict_post_hook(partial(note, f"{side}, after loading"))
+    trained.step(0)
+    trained.optimizer.load_state_dict(trained.optimizer.state_dict())
+    wanted = [
+        f"{s}, {w} {v}"
+        for s in ("wrapper", "inner")
+        for w in ("before", "after")
+        for v in ("a step", "saving", "loading")
+    ]
+    assert sorted(ran) == sorted(wanted), f"hooks ran {sorted(ran)}, each must run once"
+
+
+def maximises(recipe: Recipe) -> None:
+    """With ``maximize`` inside, and the objective's sign turned, the weights are those of minimising it."""
+
+    def ended(maximize: bool) -> Tensor:
+        trained = _Trained(recipe, partial(SGD, lr=LR, maximize=maximize))
+        problem = trained.problem
+        for number in range(STEPS):
+            x = problem.x[number]
+
+            def backward(number: int = number, x: Tensor = x) -> Tensor:
+                output = trained.model(x)
+                loss = problem.loss(output.squeeze(1) if problem.of_numbers else output, number)
+                (-loss if maximize else loss).backward()
+                return loss.detach()
+
+            take_step(trained.optimizer, trained.model, x, backward)
+        return flat(trained.model)
+
+    assert_close(ended(True), ended(False), msg="maximising minus the objective leads to other weights: {}".format)
+
+
+def half_precision(recipe: Recipe) -> None:
+    """In half precision a step asks for the same points however tiny or huge gradients are, and all is put back."""
+
+    def asked(scale: float) -> list[Tensor]:
+        trained = _Trained(recipe, partial(SGD, lr=0.0))
+        trained.model.to(torch.bfloat16)
+        before = flat(trained.model)
+        x = trained.problem.x[0].to(torch.bfloat16)
+        seen = []
+
+        def backward() -> Tensor:
+            output = trained.model(x)
+            output.backward(torch.full_like(output, scale))
+            seen.append(output.detach())
+            return output.detach().sum()
+
+        torch.manual_seed(0)
+        take_step(trained.optimizer, trained.model, x, backward)
+        assert torch.equal(flat(trained.model), before), (
+            f"at a learning rate of 0 and slopes of {scale:g} weights moved"
+        )
+        return seen
+
+    wanted = asked(1.0)
+    for scale in (2.0**-90, 2.0**90):  # by which bfloat16 is multiplied without rounding
+        said = f"gradients {scale:g} times as large lead to other points: {{}}".format
+        assert_close(asked(scale), wanted, atol=1e-2, rtol=1e-2, msg=said)
+
+
 def frozen_parameters(recipe: Recipe) -> None:
     """Weights without ``requires_grad`` stay, and the others move."""
     trained = _Trained(recipe)
@@ -295,6 +426,65 @@ def grad_scaler(recipe: Recipe) -> None:
     scaler.scale(_backward(scaled, 2) * torch.inf).backward()
     scaler.step(scaled.optimizer)
     assert torch.equal(flat(scaled.model), before), "a step with infinite gradients was taken"
+
+
+def two_passes(recipe: Recipe) -> bool:
+    """Whether a step may be written as two passes with ``ascend`` between them."""
+    return hasattr(recipe.wrapper, "ascend") and not recipe.wrapper.takes_outputs
+
+
+def two_passes_scaled(recipe: Recipe) -> None:
+    """Two passes under a ``GradScaler``, in each order, are those without it, and infinite ones are left out."""
+    plain = _Trained(recipe)
+    for number in range(STEPS):
+        _backward(plain, number).backward()
+        plain.optimizer.ascend()  # type: ignore[attr-defined]
+        _outcome(plain, number).backward()
+        plain.optimizer.step()
+    for first, between, second in itertools.product((False, True), repeat=3):
+        if between and not first:
+            continue  # torch refuses to update a scaler that has unscaled nothing
+        scaled = _Trained(recipe)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
+        for number in range(STEPS):
+            _scaled_passes(scaled, scaler, number, first, between, second, (1.0, 1.0))
+        order = f"unscaled first: {first}, updated between: {between}, unscaled second: {second}"
+        assert_close(
+            flat(scaled.model), flat(plain.model), msg=f"a GradScaler leads to other weights ({order}): {{}}".format
+        )
+        for factors in ((torch.inf, 1.0), (1.0, torch.inf)):
+            before, scale = flat(scaled.model), scaler.get_scale()
+            _scaled_passes(scaled, scaler, 0, first, between, second, factors)
+            assert torch.equal(flat(scaled.model), before), f"infinite gradients moved the weights ({order})"
+            assert between or scaler.get_scale() < scale, f"infinite gradients did not lower the scale ({order})"
+
+
+def _outcome(trained: _Trained, number: int) -> Tensor:
+    output = trained.model(trained.problem.x[number])
+    return trained.problem.loss(output.squeeze(1) if trained.problem.of_numbers else output, number)
+
+
+def _scaled_passes(
+    trained: _Trained,
+    scaler: torch.amp.GradScaler,
+    number: int,
+    first: bool,
+    between: bool,
+    second: bool,
+    factors: tuple[float, float],
+) -> None:
+    """One step of two passes, and whether the scaler unscales the first, is updated after it, unscales the second."""
+    scaler.scale(_backward(trained, number) * factors[0]).backward()
+    if first:
+        scaler.unscale_(trained.optimizer)
+    trained.optimizer.ascend()  # type: ignore[attr-defined]
+    if between:
+        scaler.update()
+    scaler.scale(_outcome(trained, number) * factors[1]).backward()
+    if second:
+        scaler.unscale_(trained.optimizer)
+    scaler.step(trained.optimizer)
+    scaler.update()
 
 
 def foreach_is_the_loop(recipe: Recipe) -> None:
