@@ -27,22 +27,40 @@ def gathered(gradient: Tensor) -> tuple[Rows, Tensor]:
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together, in float64, in which no square of a float32 is 0 or infinite."""
+    """The Euclidean norm of all tensors together, with no square that is 0 or infinite in float32."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     device = tensors[0].device
-    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float64)) for t in tensors]
-    return torch.linalg.vector_norm(torch.stack([norm.to(device).real for norm in norms]))
+    if device.type == "cpu":  # where float64 is slow, and to look at a number waits for nothing
+        norm = _norm(tensors, torch.float32, device)
+        if 1e-15 < float(norm) < 1e15:
+            return norm
+    return _norm(tensors, torch.float64, device)
+
+
+def _norm(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, dtype)) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]).double())
 
 
 class Move:
-    """A step of one parameter, all of it or some rows, that can be taken back bit for bit."""
+    """A step of one parameter, all of it or some rows, that can be taken back bit for bit.
 
-    def __init__(self, parameter: nn.Parameter, rows: Rows, step: Tensor) -> None:
+    Args:
+        parameter: What moves.
+        rows: Which rows of it, or all.
+        step: How far, but for a factor.
+        factor: The factor.
+    """
+
+    def __init__(self, parameter: nn.Parameter, rows: Rows, step: Tensor, factor: Tensor) -> None:
         self.parameter, self.rows = parameter, rows
         here = parameter.detach()
         self.before = here[rows] if rows else here.clone()
-        self._put((wide(self.before) + step).to(here.dtype) if here.dtype.itemsize < 4 else self.before + step)
+        if rows or here.dtype.itemsize < 4:
+            self._put(torch.addcmul(wide(self.before), step, factor).to(here.dtype))
+        else:
+            here.addcmul_(step, factor)
 
     def _put(self, values: Tensor) -> None:
         here = self.parameter.detach()
@@ -87,15 +105,19 @@ def towards(
         values = [size * value for size, value in zip(sizes, values, strict=True)]
     norm = norm_of(values)
     known = norm.isfinite() & (norm > 0)
+    if norm.device.type == "cpu" and not bool(known):
+        return [], norm
     # Its root twice, since a scale of itself may be beyond a float32.
     root = torch.where(known, length / norm, 0.0).sqrt()
+    roots = {kind: root.to(*kind) for kind in {(value.device, value.dtype) for value in values}}
     moves = []
     for number, (p, (rows, _), value) in enumerate(zip(parameters, pieces, values, strict=True)):
-        here = root.to(value.device)
-        step = (value * here).mul_(-here if p in against else here)
-        if adaptive:
-            step.mul_(sizes[number])
-        moves.append(Move(p, rows, torch.where(known.to(value.device), step, 0.0)))
+        here = roots[value.device, value.dtype]
+        step = value * here
+        if value.device.type != "cpu":
+            step = torch.where(known.to(value.device), step, 0.0)
+        factor = -here if p in against else here
+        moves.append(Move(p, rows, step, sizes[number] * factor if adaptive else factor))
     return moves, norm
 
 
