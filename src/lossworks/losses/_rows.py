@@ -21,6 +21,27 @@ def surprise_and_total(
     return own, total
 
 
+def soft_cross_entropy(output: Float[Tensor, "n classes"], target: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+    """Each row's cross-entropy with class probabilities; a class of probability 0 adds nothing, also at -inf."""
+    return (target * present_surprises(output, target)).sum(dim=1)
+
+
+def present_surprises(
+    output: Float[Tensor, "n classes"], target: Float[Tensor, "n classes"]
+) -> Float[Tensor, "n classes"]:
+    """``-log p`` of every class, and 0 in place of infinity where the class has probability 0 in the target."""
+    surprise = -output.log_softmax(dim=1)
+    return surprise.masked_fill((target == 0) & surprise.isinf(), 0)
+
+
+def from_the_top(output: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Each row's logits less the largest, so that what is added to them keeps its digits at a common offset.
+
+    The largest is a constant for the gradient: a function that no common offset changes has the same one.
+    """
+    return output - output.detach().amax(dim=1, keepdim=True)
+
+
 def in_blocks(
     function: Callable[[Tensor], tuple[Tensor, ...]], rows: Float[Tensor, "n *rest"], *, size: int | None = None
 ) -> tuple[Tensor, ...]:

@@ -209,7 +209,8 @@ class _MixtureLoss(Loss):
         sup, kept = _row_means((losses + self.loss.rows(views[:, 1], target)[0]) / 2, kept)
         check_floating("features", features)
         first, second = features.to(torch.promote_types(features.dtype, sup.dtype)).unbind(dim=1)
-        reg = self.strength * (first - second).square().flatten(1).mean(dim=1).to(sup.dtype)
+        gone = first.isneginf() & second.isneginf()  # a class that is masked in both views is alike in them
+        reg = self.strength * (first - second).masked_fill(gone, 0).square().flatten(1).mean(dim=1).to(sup.dtype)
         check_no_nan(features, reg)
         self._check_index(index, len(sup))
         assert index is not None

@@ -132,7 +132,9 @@ class _SeparatedLoss(BatchLoss):
         self.separation = FeatureSeparationLoss(tau)
 
     def split(self, output: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
-        """The logits and the features; the features are the logits themselves where the model gives none."""
+        """The logits and the features; the features are the logits themselves where the model gives none.
+
+        A class that is masked by -inf is 0 in such features."""
         check_floating("output", output)
         classes = len(self.class_weights)
         if output.ndim != 2 or output.shape[1] < classes:
@@ -140,7 +142,7 @@ class _SeparatedLoss(BatchLoss):
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         logits = output[:, :classes]
         check_classes(logits, target)
-        return logits, output[:, classes:] if output.shape[1] > classes else logits
+        return logits, output[:, classes:] if output.shape[1] > classes else logits.masked_fill(logits.isneginf(), 0)
 
     def forward(  # type: ignore[override]  # what a batch of it is has names
         self,

@@ -64,7 +64,9 @@ class TRADES(Consistency):
     ) -> Float[Tensor, " n"]:
         """The KL divergence of each row's perturbed prediction from its clean one."""
         moved, still = (_log_softmax(logits) for logits in (perturbed, clean))
-        return kl_div(moved, still, reduction="none", log_target=True).sum(dim=1)
+        gone = still.isneginf()  # a class that has no probability adds nothing, also where it has none in either
+        terms = kl_div(moved.masked_fill(gone, 0), still.masked_fill(gone, 0), reduction="none", log_target=True)
+        return terms.sum(dim=1)
 
 
 class LargestMarginChange(Consistency):
@@ -116,7 +118,9 @@ class LargestMarginChange(Consistency):
         """The Euclidean distance of each row's margins from its clean ones."""
         check_classes(clean, target)
         change = perturbed - clean
-        squares = (change.gather(1, target[:, None]) - change).square().sum(dim=1)
+        gone = perturbed.isneginf() & clean.isneginf()  # the margin over a class that is masked in both stays
+        margins = (change.gather(1, target[:, None]) - change).masked_fill(gone, 0)
+        squares = margins.square().sum(dim=1)
         moved = squares > 0  # the square root has no gradient at 0
         return torch.where(moved, torch.where(moved, squares, 1).sqrt(), 0)
 

@@ -70,7 +70,8 @@ class NormalizedCrossEntropyLoss(_SurpriseLoss):
 
     def of_surprise(self, own: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its label's cross-entropy and the sum of the cross-entropies over all labels."""
-        return own / total
+        lost = own.isinf()  # own and total grow alike, and the quotient's limit is 1
+        return torch.where(lost, 1, own.masked_fill(lost, 0) / total.masked_fill(lost, 1))
 
 
 class ReverseCrossEntropyLoss(_SurpriseLoss):

@@ -12,6 +12,7 @@ from lossworks.roles import Loss, SoftmaxForm, cite
 
 _SERIES_BELOW, _SERIES_TERMS = 1e-2, 7  # the first term left out is 1e-14 / 8!, under float64's resolution
 _LARGEST_EXPONENT = 60.0
+_LARGEST_SURPRISE = 1e30  # stands for an infinite one, of which a bounded loss has its limit
 
 
 class CompSumLoss(Loss):
@@ -78,7 +79,8 @@ class CompSumLoss(Loss):
 
     def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its cross-entropy."""
-        log_prob = -surprise
+        lost = surprise.isinf()
+        log_prob = -surprise.masked_fill(lost, _LARGEST_SURPRISE)
         rate = self.tau - 1
         exponent = rate * log_prob
         near = exponent.abs() < _SERIES_BELOW  # there the quotient below would lose its digits, and be 0/0 at tau = 1
@@ -87,9 +89,11 @@ class CompSumLoss(Loss):
             series = 1 + torch.where(near, exponent, 0) / k * series
         power = torch.expm1(exponent.clamp(max=_LARGEST_EXPONENT))
         tangent = math.exp(_LARGEST_EXPONENT) * (exponent - _LARGEST_EXPONENT).relu()
-        return -torch.where(
+        value = -torch.where(
             near, log_prob * series, (power + tangent) / torch.where(near, torch.ones_like(log_prob), rate)
         )
+        bounded = torch.as_tensor(rate, device=lost.device) > 0
+        return torch.where(lost & ~bounded, surprise, value)
 
     def predict(self, output: Tensor) -> Tensor:
         r"""Class probabilities :math:`\eta`, from the softmax at the optimum, :math:`p \propto \eta^{1/(2 - \tau)}`.

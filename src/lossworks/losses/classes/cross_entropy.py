@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
-from lossworks.losses._rows import surprise_and_total
+from lossworks.losses._rows import soft_cross_entropy, surprise_and_total
 from lossworks.roles import Loss, SoftmaxForm
 
 
@@ -59,13 +59,18 @@ class CrossEntropyLoss(Loss):
         self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
     ) -> Float[Tensor, " n"]:
         """The loss of each row."""
+        if target.is_floating_point():
+            return soft_cross_entropy(output, target + self.label_smoothing * (1 / output.shape[1] - target))
         if not isinstance(self.label_smoothing, Tensor):
             return cross_entropy(output, target, reduction="none", label_smoothing=self.label_smoothing)
-        if target.is_floating_point():
-            spread = target + self.label_smoothing * (1 / output.shape[1] - target)
-            return cross_entropy(output, spread, reduction="none")
         own, total = surprise_and_total(output, target)
-        return own + self.label_smoothing * (total / output.shape[1] - own)
+        return self._smoothed(own, total / output.shape[1])
+
+    def _smoothed(self, own: Float[Tensor, " n"], mean: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The label's cross-entropy drawn towards the mean over all classes; a share of 0 adds nothing, also of inf."""
+        smoothing = torch.as_tensor(self.label_smoothing, device=own.device)
+        gap = mean - own
+        return own + self.label_smoothing * torch.where((smoothing == 0) & ~gap.isfinite(), 0, gap)
 
     def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
@@ -74,7 +79,7 @@ class CrossEntropyLoss(Loss):
             return SoftmaxForm(lambda own: own, gradient=self._gradient)
 
         def value(own: Tensor, total: Tensor) -> Tensor:
-            return own + smoothing * (total / num_classes - own)
+            return self._smoothed(own, total / num_classes)
 
         return SoftmaxForm(value, reads_total=True, gradient=self._gradient)
 

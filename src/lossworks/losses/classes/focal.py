@@ -6,7 +6,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_positive
+from lossworks.losses._rows import present_surprises
 from lossworks.roles import Loss, SoftmaxForm
+
+_CERTAIN = 1e4  # a surprise at which the probability is 0 in every precision
 
 
 class FocalLoss(Loss):
@@ -61,7 +64,7 @@ class FocalLoss(Loss):
     ) -> Float[Tensor, " n"]:
         """The loss of each row."""
         if target.is_floating_point():
-            surprise = -output.log_softmax(dim=1)
+            surprise = present_surprises(output, target)
             return (target * _others(surprise) ** self.gamma * surprise).sum(dim=1)
         return self.of_surprise(cross_entropy(output, target, reduction="none"))
 
@@ -77,10 +80,13 @@ class FocalLoss(Loss):
         """The class probabilities for which these outputs minimise the loss."""
         surprise = -output.log_softmax(dim=-1)
         others = _others(surprise)
-        slope = torch.log1p(self.gamma * torch.exp(-surprise) * surprise / others)
+        slope = torch.log1p(self.gamma * torch.exp(-surprise) * surprise.clamp_max(_CERTAIN) / others)
         return (-surprise - self.gamma * others.log() - slope).softmax(dim=-1)
 
 
 def _others(surprise: Tensor) -> Tensor:
-    """``1 - p`` from ``-log p``, kept above 0 so that powers of it below 1 have a finite derivative."""
-    return -torch.expm1(-surprise).clamp_max(-torch.finfo(surprise.dtype).tiny)
+    """``1 - p`` from ``-log p``, kept above 0 so that powers of it below 1 have a finite derivative.
+
+    It is constant where p is 0 in every precision, so that an infinite surprise is not multiplied by a slope of 0.
+    """
+    return -torch.expm1(-surprise.clamp_max(_CERTAIN)).clamp_max(-torch.finfo(surprise.dtype).tiny)

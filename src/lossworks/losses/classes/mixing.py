@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lossworks.checks import check_floating, check_positive, check_real, check_total, readable
 from lossworks.distributed import ProcessGroup
@@ -79,7 +79,7 @@ class MixingLoss(Loss):
         self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
     ) -> Float[Tensor, " n"]:
         """The loss of rows without ``gamma`` and ``attacked``."""
-        return self.c_ce * cross_entropy(output, target, reduction="none")
+        return self.c_ce * CrossEntropyLoss().per_sample(output, target)
 
     def forward(
         self,

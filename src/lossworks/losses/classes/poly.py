@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_between
+from lossworks.losses._rows import soft_cross_entropy
 from lossworks.roles import Loss, SoftmaxForm
 
 
@@ -58,10 +59,10 @@ class PolyLoss(Loss):
         self, output: Float[Tensor, "n classes"], target: Shaped[Tensor, "n *classes"]
     ) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        surprise = cross_entropy(output, target, reduction="none")
         if target.is_floating_point():
+            surprise = soft_cross_entropy(output, target)
             return surprise + self.epsilon * (1 - (target * output.softmax(dim=1)).sum(dim=1))
-        return self.of_surprise(surprise)
+        return self.of_surprise(cross_entropy(output, target, reduction="none"))
 
     def of_surprise(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row from its cross-entropy."""

@@ -16,6 +16,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
 )
+from lossworks.losses._rows import soft_cross_entropy
 from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
 
 __all__ = ["PseudoLabelSelectionLoss", "pseudo_label_targets", "uniform_prediction_loss"]
@@ -205,4 +206,4 @@ def _cross_entropies(output: Float[Tensor, "n classes"], target: Tensor) -> Floa
     if output.ndim != 2:
         raise ValueError(f"output must have shape (n, C), got {tuple(output.shape)}")
     check_same_shape(output, target)
-    return -(target.to(output.dtype) * output.log_softmax(dim=1)).sum(dim=1)
+    return soft_cross_entropy(output, target.to(output.dtype))
