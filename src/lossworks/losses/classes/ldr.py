@@ -18,10 +18,11 @@ from lossworks.checks import (
     check_positive,
     check_rows,
 )
-from lossworks.losses._rows import in_blocks, softmax_and_surprise
+from lossworks.losses._rows import from_the_top, in_blocks, softmax_and_surprise
 from lossworks.roles import ClosedForm, Loss, RowForm, SoftmaxForm, cite
 
 NORMALIZE = ("softplus_mean", "l1_mean")
+_LARGEST_SCORE = 1e15  # its square and the inverse of that are finite in float32
 _SMALLEST_MEAN = 1e-12
 _SMOOTHING = 1e-5
 _GRID_POINTS = 40
@@ -60,7 +61,8 @@ def _scores_and_size(
     if normalize is None:
         return output, torch.ones_like(output[:, :1])
     softened = check_choice("normalize", normalize, NORMALIZE) == "softplus_mean"
-    scores = softplus(output) if softened else output
+    # A class masked by -inf keeps the limit of a score that is ever lower: it outweighs the others in the mean.
+    scores = softplus(output) if softened else output.clamp_min(-_LARGEST_SCORE)
     magnitude = scores if softened else scores.abs()
     return scores, magnitude.mean(dim=1, keepdim=True) + _SMALLEST_MEAN
 
@@ -355,7 +357,7 @@ def _scaled(
         rows + 0 * margin
     )  # under vmap the quotient is then stacked wherever the margin is, and may be changed in place
     handicap = (-margin / rows).expand(scores.shape[0], 1)
-    return (scores * (1 / (size * rows))).scatter_add_(1, target[:, None], handicap)
+    return (from_the_top(scores) * (1 / (size * rows))).scatter_add_(1, target[:, None], handicap)
 
 
 def _ldr(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_amounts, check_finite, check_positive, precise
+from lossworks.losses._rows import from_the_top
 from lossworks.roles import Loss, SoftmaxForm
 
 
@@ -100,7 +101,7 @@ class LDAMLoss(_LongTailLoss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         margins = self._margins(output.shape[1]).to(output.dtype)
-        behind = output.scatter_add(1, target[:, None], -margins[target][:, None])
+        behind = from_the_top(output).scatter_add(1, target[:, None], -margins[target][:, None])
         plain = not isinstance(self.scale, Tensor) and self.scale == 1
         return cross_entropy(behind if plain else self.scale * behind, target, reduction="none")
 
@@ -171,7 +172,9 @@ class LogitAdjustedLoss(_LongTailLoss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return cross_entropy(output + self._shift(output.shape[1]).to(output.dtype), target, reduction="none")
+        return cross_entropy(
+            from_the_top(output) + self._shift(output.shape[1]).to(output.dtype), target, reduction="none"
+        )
 
     def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""
@@ -223,7 +226,9 @@ class BalancedSoftmaxLoss(_LongTailLoss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        return cross_entropy(output + self._counts(output.shape[1]).log().to(output.dtype), target, reduction="none")
+        return cross_entropy(
+            from_the_top(output) + self._counts(output.shape[1]).log().to(output.dtype), target, reduction="none"
+        )
 
     def closed_form(self, num_classes: int) -> SoftmaxForm:
         """See :class:`lossworks.roles.SoftmaxForm`."""

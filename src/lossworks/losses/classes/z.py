@@ -15,6 +15,7 @@ from lossworks.checks import (
     check_tensor,
     readable,
 )
+from lossworks.losses._rows import from_the_top
 from lossworks.roles import Loss, cite
 
 
@@ -78,7 +79,7 @@ class ZLoss(Loss):
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         check_classes(output, target)
-        standardised = layer_norm(output, output.shape[1:], eps=self.variance_floor)
+        standardised = layer_norm(from_the_top(output), output.shape[1:], eps=self.variance_floor)
         return _smooth_hinge(standardised.gather(1, target[:, None]).squeeze(1), self.a, self.b)
 
 
