@@ -164,7 +164,11 @@ class LogCoshLoss(_RealLoss):
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         residual = output - target
-        return torch.logaddexp(residual, -residual) - math.log(2)
+        size = residual.abs()
+        # Each form is exact where the other loses its digits or overflows.
+        near = torch.log1p(2 * (residual.clamp(-1, 1) / 2).sinh().square())
+        far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
+        return torch.where(size < 1, near, far)
 
 
 class PinballLoss(_RealLoss):
