@@ -1,11 +1,8 @@
 """What the contract has found and is not mended yet: strict expected failures, so that mending one says so."""
 
-CONTRAST = "contrast as a tensor of 0 asks for features, which contrast=0.0 does not"
 ANY_SHAPE = "the signature says (n,), and any shape is taken"
 
 KNOWN_FAULTS = {
-    ("PseudoLabelSelectionLoss", "hyperparameters_may_be_tensors"): CONTRAST,
-    ("PseudoLabelSelectionLoss", "vmaps"): CONTRAST,
     ("clopper_pearson_lower", "names_a_bad_shape"): ANY_SHAPE,
     ("mixed_smoothing_radius", "names_a_bad_shape"): ANY_SHAPE,
     ("conv_orthogonality_bounds", "finite_gradient"): "the gradient at an orthogonal kernel is not finite",

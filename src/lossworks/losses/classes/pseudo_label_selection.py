@@ -15,6 +15,7 @@ from lossworks.checks import (
     check_same_shape,
     check_sample_weight,
     check_tensor,
+    readable,
 )
 from lossworks.losses._rows import soft_cross_entropy
 from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
@@ -176,7 +177,7 @@ class PseudoLabelSelectionLoss(BatchLoss):
         if features is not None and other_features is not None:
             classes = target.argmax(dim=1) if target.is_floating_point() else target
             value = value + self.contrast * self._contrast(features, other_features, classes)
-        elif _is_on(self.contrast):
+        elif _is_above_zero(self.contrast):
             raise ValueError("features and other_features must be given where contrast is above 0, got None")
         return value
 
@@ -196,6 +197,11 @@ class PseudoLabelSelectionLoss(BatchLoss):
 def _is_on(strength: float | Tensor) -> bool:
     """Whether a term counts; a tensor's value is not looked at."""
     return isinstance(strength, Tensor) or strength > 0
+
+
+def _is_above_zero(strength: float | Tensor) -> bool:
+    """Whether a term is asked for, as far as a tensor's value can be read without waiting for it."""
+    return bool(strength > 0) if not isinstance(strength, Tensor) or readable(strength) else False
 
 
 def _cross_entropies(output: Float[Tensor, "n classes"], target: Tensor) -> Float[Tensor, " n"]:
