@@ -52,9 +52,9 @@ class WestonWatkinsLoss(_MulticlassHingeLoss):
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
-        own = output.gather(1, target[:, None])
-        behind = self.margin - own
-        return (output + behind).relu().sum(dim=1) - (own + behind).relu().squeeze(1)
+        label = target[:, None]
+        behind = self.margin - output.gather(1, label)
+        return (output + behind).scatter(1, label, 0.0).relu().sum(dim=1)
 
 
 class CrammerSingerLoss(_MulticlassHingeLoss):
