@@ -54,7 +54,36 @@ class PowerLoss(lw.Loss):
         self.power = check_positive("power", power)
 
     def per_sample(self, output, target):
+        return (self.power / 2 * (output - target).square().log1p()).expm1()
+
+
+class CancellingLoss(PowerLoss):
+    def per_sample(self, output, target):
         return ((output - target).square() + 1) ** (self.power / 2) - 1
+
+
+class KinkedLoss(PowerLoss):
+    def per_sample(self, output, target):
+        return ((output - target).square() + 1e-30).sqrt().square() / (output - target).abs()
+
+
+@documented()
+class OneHotLoss(lw.Loss):
+    def per_sample(self, output, target):
+        return -(torch.nn.functional.one_hot(target, output.shape[1]) * output.log_softmax(dim=1)).sum(dim=1)
+
+
+@documented()
+class ShiftedLoss(lw.Loss):
+    def per_sample(self, output, target):
+        return torch.nn.functional.cross_entropy(output + 0.1 * torch.arange(output.shape[1]), target, reduction="none")
+
+
+@documented()
+class FocusedLoss(lw.Loss):
+    def per_sample(self, output, target):
+        surprise = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        return surprise * -torch.expm1(-surprise)
 
 
 @documented("power")

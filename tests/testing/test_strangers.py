@@ -122,6 +122,11 @@ def test_an_error_from_inside_a_part_is_said_in_one_line_with_its_type():
 
 
 BROKEN = [
+    (strangers.OneHotLoss(), "masked_classes", "value with a masked class"),
+    (strangers.FocusedLoss(), "lost_labels", "gradient of a label at -inf"),
+    (strangers.ShiftedLoss(), "common_offset", "at a common offset"),
+    (strangers.CancellingLoss(), "small_residuals", "value of residuals"),
+    (strangers.KinkedLoss(), "second_derivative_finite", "second derivative at outputs of"),
     (strangers.NegativeWeights(), "non_negative", "the least weight is -"),
     (strangers.PlaceWeights(), "equal_rows_get_equal_weights", "rows of the one loss"),
     (strangers.FeaturesIgnored(), "reads_the_features", "features= makes no difference"),

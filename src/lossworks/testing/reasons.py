@@ -7,12 +7,16 @@ from typing import Any
 from torch import nn
 
 from lossworks.objective import Objective
-from lossworks.roles import Calibrator, Consistency, Loss, Penalty, Perturbation, Weighting
+from lossworks.roles import REAL, Calibrator, Consistency, Loss, Penalty, Perturbation, Weighting
 from lossworks.testing.calls import Call
 from lossworks.testing.checks import every, functions, optimizers, perturbations
 from lossworks.testing.inputs import Recipe, build
 from lossworks.testing.models import is_parametrization, is_stochastic, sees_the_whole
 from lossworks.testing.subjects import Subject
+
+_NO_LIMIT = frozenset({"OneVsRestEnsLoss", "ZLoss"})
+_LOST_LIMIT = frozenset({"ZLoss"})
+_READS_OFFSETS = frozenset({"AdaptiveLDRLoss", "AsymmetricLoss", "OneVsRestEnsLoss"})
 
 
 def first(reasons: Sequence[Callable[[Any], str | None]], given: Any) -> str | None:
@@ -81,6 +85,23 @@ def row_by_row(loss: Loss) -> str | None:
 
 def derivative(loss: Loss) -> str | None:
     return "its gradient is by definition not the derivative of its value" if loss.surrogate_gradient else None
+
+
+def limit_of_masked(loss: Loss) -> str | None:
+    """The mean and the spread of a row's logits, and a value that is linear in each, have no limit at -inf."""
+    return "it has no limit as a logit goes to -inf" if type(loss).__name__ in _NO_LIMIT else None
+
+
+def limit_of_lost(loss: Loss) -> str | None:
+    return "it has no limit as the label's logit goes to -inf" if type(loss).__name__ in _LOST_LIMIT else None
+
+
+def offset_does_not_count(loss: Loss) -> str | None:
+    return "a common offset changes its value, by definition" if type(loss).__name__ in _READS_OFFSETS else None
+
+
+def reads_residuals(loss: Loss) -> str | None:
+    return None if loss.kind is REAL and loss.output_size() == 1 else "it reads no residual of one number"
 
 
 def soft(loss: Loss) -> str | None:

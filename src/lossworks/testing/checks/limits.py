@@ -1,0 +1,117 @@
+"""The checks of a loss at the edges of its domain: masked classes, common offsets and small or large residuals."""
+
+import copy
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lossworks.fused import linear_loss
+from lossworks.roles import REAL, Loss
+from lossworks.testing.inputs import CLASSES, example
+
+__all__ = ["common_offset", "lost_labels", "masked_classes", "second_derivative_finite", "small_residuals"]
+
+VERY_LOW = -1e15
+"""A finite logit at which every softmax in float64 has given the class no probability for long."""
+OFFSET = 1e6
+"""A number that added to all logits leaves a few digits of them in float32."""
+RESIDUALS = (0.0, 1e-4, -1e-3, 1e-2, 0.5, 1.0, -50.0, 1e3, -1e3)
+
+
+def _value_and_gradient(loss: Loss, output: Tensor, target: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The rows' losses, with the same draws and from the same state as any other call, and their gradient."""
+    loss = copy.deepcopy(loss)
+    loss.reduction = "none"
+    torch.manual_seed(0)
+    leaf = output.detach().requires_grad_()
+    each = loss(leaf, target, **extra)
+    return each.detach(), torch.autograd.grad(each.sum(), leaf)[0]
+
+
+def masked_classes(loss: Loss) -> None:
+    """A class at a logit of -inf that is not the label is one at a very low logit: value, gradient, prediction, fused.
+
+    With class-probability targets, this holds for a class of probability 0.
+    """
+    output, target, extra = example(loss)
+    other = ((target + 1) % CLASSES)[:, None]
+    certain = torch.eye(CLASSES, dtype=output.dtype)
+    targets = [target]
+    if loss.soft_targets:
+        targets.append(0.75 * certain[target] + 0.25 * certain[(target + 2) % CLASSES])
+    masked, low = (output.scatter(1, other, logit) for logit in (-math.inf, VERY_LOW))
+    for labels in targets:
+        got, wanted = (_value_and_gradient(loss, logits, labels, extra) for logits in (masked, low))
+        for name, one, right in zip(("value", "gradient"), got, wanted, strict=True):
+            assert_close(one, right, msg=partial("{name} with a masked class: {}".format, name=name))
+    assert_close(
+        loss.predict(masked), loss.predict(low), msg="predict gives another answer for a masked class: {}".format
+    )
+    if loss.rowwise and not loss.stochastic:
+        bias, kept = torch.zeros(CLASSES, dtype=output.dtype), target.clamp_min(1)
+        bias[0] = -math.inf
+        leaf = output.clone().requires_grad_()
+        weight = torch.eye(CLASSES, dtype=output.dtype)
+        wanted = _value_and_gradient(loss, output + bias, kept, extra)
+        index = extra.get("index")
+        fused = copy.deepcopy(loss)
+        value = linear_loss(leaf, weight, kept, fused, bias=bias, index=index, reduction="none", chunk=5)
+        found = torch.autograd.grad(value.sum(), leaf)[0]
+        assert_close(value.detach(), wanted[0], msg="fused value with a masked class: {}".format)
+        assert_close(found, wanted[1], msg="fused gradient with a masked class: {}".format)
+
+
+def lost_labels(loss: Loss) -> None:
+    """Where the label itself is at a logit of -inf, neither the value nor the gradient is NaN."""
+    output, target, extra = example(loss)
+    value, gradient = _value_and_gradient(loss, output.scatter(1, target[:, None], -math.inf), target, extra)
+    assert not bool(value.isnan().any()), f"value of a label at -inf: {value.tolist()}"
+    assert not bool(gradient.isnan().any()), f"gradient of a label at -inf: {gradient.tolist()}"
+
+
+def common_offset(loss: Loss) -> None:
+    """At logits around 1e6, float32 gives what float64 gives of the same numbers."""
+    output, target, extra = example(loss, dtype=torch.float32)
+    shifted = 3 * output + OFFSET
+    got, right = (_value_and_gradient(loss, logits, target, extra) for logits in (shifted, shifted.double()))
+    for name, one, wanted in zip(("value", "gradient"), got, right, strict=True):
+        assert_close(
+            one.double(),
+            wanted.double(),
+            atol=1e-4,
+            rtol=1e-3,
+            msg=partial("{name} at a common offset: {}".format, name=name),
+        )
+
+
+def small_residuals(loss: Loss) -> None:
+    """Outputs near the target keep their digits: float32 gives what float64 gives of the same numbers."""
+    output = torch.tensor([size for size in RESIDUALS if abs(size) <= 1], dtype=torch.float32)
+    target = torch.zeros(len(output))
+    got, right = (_value_and_gradient(loss, given, target.to(given.dtype), {}) for given in (output, output.double()))
+    for name, one, wanted in zip(("value", "gradient"), got, right, strict=True):
+        close = partial(assert_close, atol=1e-30, rtol=1e-4)
+        close(one.double(), wanted.double(), msg=partial("{name} of residuals: {}".format, name=name))
+
+
+def second_derivative_finite(loss: Loss) -> None:
+    """The second derivative is finite at outputs (of real numbers: residuals) of 0, near it and far from it."""
+    for dtype in (torch.float32, torch.float64):
+        output, target, extra = example(loss, dtype=dtype)
+        centre = target if loss.kind is REAL and target.shape == output.shape else torch.zeros_like(output)
+        for size in RESIDUALS:
+            leaf = (centre + output.sign() * size).requires_grad_()
+            frozen = copy.deepcopy(loss)
+            torch.manual_seed(0)
+            (first,) = torch.autograd.grad(frozen(leaf, target, **extra), leaf, create_graph=True)
+            if not first.requires_grad:
+                return
+            (second,) = torch.autograd.grad(
+                (first * torch.arange(1, first.numel() + 1).reshape(first.shape)).sum(), leaf, allow_unused=True
+            )
+            finite = second is None or bool(second.isfinite().all())
+            assert finite, f"second derivative at outputs of ±{size:g} in {dtype}: {second.tolist()}"
