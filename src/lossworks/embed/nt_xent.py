@@ -3,11 +3,10 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_positive, check_same_shape, readable
 from lossworks.embed.feature_separation import FeatureSeparationLoss
-from lossworks.roles import cite
+from lossworks.roles import cite, directions
 
 __all__ = ["infonce_loss", "nt_xent_loss"]
 
@@ -90,6 +89,6 @@ def infonce_loss(
         raise ValueError(f"features must have shape (n, d), got {tuple(features.shape)}")
     dtype = torch.promote_types(torch.promote_types(features.dtype, partner.dtype), torch.float32)
     with torch.autocast(features.device.type, enabled=False):  # cosines in half precision are too coarse to divide
-        cosines = F.normalize(features.to(dtype), dim=1) @ F.normalize(partner.to(dtype), dim=1).mT
+        cosines = directions(features.to(dtype)) @ directions(partner.to(dtype)).mT
     scores = cosines / tau
     return scores.logsumexp(dim=1) - scores.diagonal()

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_positive, readable
-from lossworks.roles import Part, cite
+from lossworks.roles import Part, cite, directions
 
 __all__ = ["PrototypeClassifier", "calibrate_prototypes"]
 
@@ -118,6 +118,4 @@ def _check_prototypes(name: str, points: Tensor, size: int | None = None) -> Non
 
 def _directions(points: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """The points scaled to length 1, in float32 or wider; a point at 0 stays at 0."""
-    points = points.float() if points.element_size() == 2 else points
-    largest = points.detach().abs().amax(dim=-1, keepdim=True)
-    return torch.nn.functional.normalize(points / torch.where(largest > 0, largest, 1.0), dim=-1)
+    return directions(points.float() if points.element_size() == 2 else points)

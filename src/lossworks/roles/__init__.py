@@ -11,6 +11,7 @@ from.
 from lossworks.roles.batch_loss import BatchLoss
 from lossworks.roles.calibrator import Calibrator
 from lossworks.roles.closed_form import ClosedForm, RowForm, SoftmaxForm
+from lossworks.roles.directions import directions
 from lossworks.roles.kinds import BINARY, CLASSES, COUNTS, KINDS, PAIRS, REAL, Kind, find_kind
 from lossworks.roles.loss import Loss
 from lossworks.roles.part import Part, cite, evaluating
@@ -49,6 +50,7 @@ __all__ = [
     "asked_once",
     "check_no_nan",
     "cite",
+    "directions",
     "evaluating",
     "find_kind",
     "held_back",

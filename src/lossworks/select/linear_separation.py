@@ -5,10 +5,9 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_between, check_bool, check_floating
-from lossworks.roles import Selector
+from lossworks.roles import Selector, directions
 from lossworks.select.pseudo_loss import check_noisy
 
 __all__ = ["LinearSeparationSelector"]
@@ -75,7 +74,7 @@ class LinearSeparationSelector(Selector):
         if not bool(trusted.any()) or bool(trusted.all()):
             return trusted_noisy, trusted_noisy.to(features.dtype)
         if self.normalize:
-            rows = F.normalize(rows)
+            rows = directions(rows)
         rows = rows / rows.abs().amax(dim=0).clamp(min=torch.finfo(rows.dtype).tiny)
         spread = rows.std(dim=0, correction=0)
         rows = (rows - rows.mean(dim=0)) / torch.where(spread > 0, spread, 1)

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_int, check_tensor, readable
-from lossworks.roles import Selector
+from lossworks.roles import Selector, directions
 
 __all__ = ["WADWeights"]
 
@@ -94,4 +93,4 @@ def _directions(name: str, features: Tensor) -> Tensor:
     if readable(features) and not bool(features.isfinite().all()):
         row = int((~features.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"{name} must be finite, got NaN or Inf in row {row}")
-    return F.normalize(features, dim=1)
+    return directions(features)
