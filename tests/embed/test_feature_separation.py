@@ -34,7 +34,7 @@ def test_equals_its_sums_row_by_row(rows, tau):
 
 def test_weights_count_rows(rows):
     features, target = rows
-    weight = torch.arange(9, dtype=torch.float64)
+    weight = torch.arange(1, 10, dtype=torch.float64)
     wanted = (weight * by_hand(features, target, 0.1)).sum() / weight.sum()
     assert_close(FeatureSeparationLoss()(features, target, sample_weight=weight), wanted)
 

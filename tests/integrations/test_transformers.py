@@ -309,6 +309,14 @@ class Strange(nn.Module):
         return {"logits": self.model(input_ids, attention_mask=attention_mask).logits}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("labels", [torch.tensor([1001.25, -3.003]), torch.tensor([257, 70_001])])
+def test_labels_keep_their_digits_where_logits_have_few(dtype, labels):
+    logits = torch.tensor([[1000.0], [-3.0]]).to(dtype)
+    risk = loss_for_trainer(lw.losses.AbsoluteLoss())({"logits": logits}, labels, num_items_in_batch=2)
+    assert_close(risk, (logits.float().squeeze(-1) - labels).abs().mean())
+
+
 def test_a_trainer_that_counts_other_labels_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"counted \d+ labels .* rows.*first of each sequence"):
         trained(Strange(), tmp_path, loss_for_trainer(CrossEntropyLoss(), shift=True))

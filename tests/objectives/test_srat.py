@@ -96,3 +96,18 @@ def test_says_what_is_wrong(batch):
         SRATObjective(COUNTS, beta=1.1)
     with pytest.raises(ValueError, match=r"output must be logits \(n, 3\) of the model, got \(7, 2\)"):
         SRATObjective(COUNTS)(nn.Linear(4, 2).double(), x, target)
+
+
+def test_sample_weights_count_rows_and_a_row_of_weight_0_is_absent(batch, wide):
+    x, target = batch
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 3.0, 0.0], dtype=torch.float64)
+    kept = weight > 0
+    objective = SRATObjective(COUNTS, lam=0.7, tau=0.3, beta=0.9, attack=FGSM(0.1))
+    logits, features = wide(attacked(wide, x, target, 0.1)[kept])
+    own = target[kept]
+    losses = effective_number_weights(COUNTS, 0.9)[own] * cross_entropy(logits, own, reduction="none")
+    losses = losses + 0.7 * FeatureSeparationLoss(0.3).per_row(features, own)
+    wanted = (weight[kept] * losses).sum() / weight.sum()
+    assert_close(objective(wide, x, target, sample_weight=weight), wanted)
+    parts = [{"x": x[rows], "target": target[rows], "sample_weight": weight[rows]} for rows in torch.arange(7).split(3)]
+    assert_close(torch.stack(list(objective.micro_batches(wide, parts))).sum(), wanted)

@@ -3,13 +3,14 @@
 import torch
 from jaxtyping import Float
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import lossworks as lw
 from lossworks.checks import as_float, check_floating, check_positive
 from lossworks.distributed import replicated
 from lossworks.losses import CrossEntropyLoss
 from lossworks.optim import SAM
-from lossworks.roles import Calibrator, Part, Selector, Wrapper, cite
+from lossworks.roles import Calibrator, Part, Selector, Wrapper, cite, weighted_reduction
 from lossworks.roles.calibrator import class_logits
 
 DOCUMENTED = r"""Does what its name says.
@@ -84,6 +85,36 @@ class FocusedLoss(lw.Loss):
     def per_sample(self, output, target):
         surprise = torch.nn.functional.cross_entropy(output, target, reduction="none")
         return surprise * -torch.expm1(-surprise)
+
+
+class UnclearedLoss(lw.Loss):
+    """Reads ignored rows like all others, and multiplies what comes of them by 0."""
+
+    def rows(self, output, target, index=None):
+        kept = target != self.ignore_index
+        losses = cross_entropy(output, target.where(kept, 0), reduction="none")
+        return losses.where(kept, 0), kept
+
+
+class MultipliedLoss(PowerLoss):
+    """Multiplies losses of weight 0 by 0, whatever they are."""
+
+    def weighted_rows(self, output, target, *, sample_weight=None, **columns):
+        losses, _ = super().weighted_rows(output, target, **columns)
+        return losses, sample_weight
+
+
+@documented("strength")
+class CentredLoss(lw.BatchLoss):
+    """Compares each row with the mean of all, those of weight 0 too."""
+
+    def __init__(self, strength=1.0):
+        super().__init__()
+        self.strength = check_positive("strength", strength)
+
+    def forward(self, output, target, *, sample_weight=None):
+        gap = output - target
+        return weighted_reduction(self.strength * (gap - gap.mean()).square(), sample_weight, "mean")
 
 
 @documented("power")
@@ -167,6 +198,14 @@ class SmoothedObjective(lw.Objective):
 
     def _outputs(self, model, x, changed, target):
         return model(changed) * (1 - self.smoothing), None
+
+
+class CentringObjective(SmoothedObjective):
+    """Takes the mean of all rows' outputs from each, also of those of weight 0."""
+
+    def _outputs(self, model, x, changed, target):
+        output, _ = super()._outputs(model, x, changed, target)
+        return output - output.mean(dim=0), None
 
 
 class CountingObjective(SmoothedObjective):

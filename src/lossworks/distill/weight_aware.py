@@ -78,11 +78,11 @@ class WeightAwareDistillationLoss(BatchLoss):
         if pseudo is None:
             raise ValueError("pseudo must be given beside unlabelled, got None")
         check_classes(unlabelled, pseudo)
-        others = CrossEntropyLoss(reduction="none")(unlabelled, pseudo)
         if weights is not None:
             check_floating("weights", weights)
-            check_same_shape(others, weights, names=("pseudo", "weights"))
+            check_same_shape(pseudo, weights, names=("pseudo", "weights"))
             if readable(weights) and not bool((weights >= 0).all()):
                 raise ValueError(f"weights must be >= 0, got {float(weights.detach().min()):g}")
-            others = others * weights.detach().to(others.dtype)
+            weights = weights.detach()
+        others = CrossEntropyLoss(reduction="none")(unlabelled, pseudo, sample_weight=weights)
         return value + self.strength * weighted_reduction(others, None, "mean")

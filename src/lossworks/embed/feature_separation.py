@@ -3,10 +3,9 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossworks.checks import check_floating, check_positive, check_sample_weight, check_tensor
-from lossworks.roles import CLASSES, BatchLoss, check_no_nan, weighted_reduction
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, directions, present_rows, weighted_reduction
 
 __all__ = ["FeatureSeparationLoss"]
 
@@ -21,7 +20,8 @@ class FeatureSeparationLoss(BatchLoss):
 
     A row's loss is at least :math:`\log |P_i|`, and tends to that for small :math:`\tau` where all features of its
     class have one direction, which no other class has. A row that is alone in its class has loss 0, and counts among
-    the other rows' negatives. The loss of the batch is the mean over its rows.
+    the other rows' negatives. A row of zeros has no direction: its cosines and its gradient are 0. The loss of the
+    batch is the mean over its rows.
 
     It compares the rows of a batch: when the batch is split, :class:`lossworks.Objective` computes it on the gathered
     rows.
@@ -72,12 +72,12 @@ class FeatureSeparationLoss(BatchLoss):
         if target.shape != output.shape[:1]:
             raise ValueError(f"target must have shape ({len(output)},), one class a row, got {tuple(target.shape)}")
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-        directions = F.normalize(output, dim=1)
+        turned = directions(output)
         others = ~torch.eye(len(output), dtype=torch.bool, device=output.device)
         # A finite number in place of minus infinity, so that a row without others has no NaN in its gradient.
         with torch.autocast(output.device.type, enabled=False):  # cosines in half precision are too coarse to divide
-            cosines = directions @ directions.mT
-        scores = torch.where(others, cosines / self.tau, torch.finfo(directions.dtype).min)
+            cosines = turned @ turned.mT
+        scores = torch.where(others, cosines / self.tau, torch.finfo(turned.dtype).min)
         own = (others & (target[:, None] == target)).to(scores.dtype)
         shares = own / own.sum(dim=1, keepdim=True).clamp(min=1)
         losses = -(shares * scores.log_softmax(dim=1)).sum(dim=1)
@@ -92,6 +92,7 @@ class FeatureSeparationLoss(BatchLoss):
         sample_weight: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
+        sample_weight, output, target = present_rows(sample_weight, output, target)
         losses = self.per_row(output, target)
         if sample_weight is not None:
             check_sample_weight(sample_weight, losses.shape)

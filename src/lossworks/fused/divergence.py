@@ -10,7 +10,7 @@ from lossworks.checks import check_choice, check_positive, check_sample_weight
 from lossworks.fused.chunks import blocks
 from lossworks.fused.linear import check_layer, each, plan_for, product_dtype, reduced
 from lossworks.fused.readers import HALF, Layer, Reader, Reading
-from lossworks.roles import REDUCTIONS, cite
+from lossworks.roles import REDUCTIONS, absent_rows, cite, cleared
 
 
 @cite("hinton2015distilling")
@@ -86,12 +86,14 @@ def linear_kl(
         raise ValueError(
             f"teacher_weight must have {len(student_weight)} classes as student_weight has, got {len(teacher_weight)}"
         )
-    reader = TeacherReader(teacher, temperature, direction == "reverse")
-    plan = plan_for(student, chunk, copies=2)
-    rows = None
     if sample_weight is not None:
         check_sample_weight(sample_weight, shape)
-        rows = sample_weight.to(plan.dtype).flatten()
+        absent = absent_rows(sample_weight.flatten(), student[0])
+        if absent is not None:
+            student, teacher = ((cleared(layer[0], absent), *layer[1:]) for layer in (student, teacher))
+    reader = TeacherReader(teacher, temperature, direction == "reverse")
+    plan = plan_for(student, chunk, copies=2)
+    rows = None if sample_weight is None else sample_weight.to(plan.dtype).flatten()
     if reduction == "none":
         losses = each(plan, reader, student)
         return (losses if rows is None else losses * rows).reshape(shape)

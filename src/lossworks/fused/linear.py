@@ -28,8 +28,10 @@ from lossworks.roles import (
     Loss,
     Weighting,
     about_kept,
+    absent_rows,
     asked_once,
     cite,
+    cleared,
     held_back,
     weighted_reduction,
 )
@@ -76,7 +78,8 @@ def linear_loss(
             here decide. Its parameters and tensor hyperparameters get gradients, and its memory of rows is updated.
         bias: b, if the layer has one.
         sample_weight: One weight per row, in the shape of ``reduction="none"``, >= 0; ``mean`` divides by their sum. It
-            gets a gradient.
+            gets a gradient. A row of weight 0, like one whose target is ``ignore_index``, is as if it were absent, and
+            its ``hidden`` may hold anything.
         weights: A weighting of the rows, as in :class:`lossworks.Objective`. One that reads the losses costs a pass
             over the chunks before that of the gradients; one with ``reads_losses = False`` costs none.
         index: The rows' numbers in the training data, for a loss or a weighting with a memory per row.
@@ -110,6 +113,7 @@ def linear_loss(
     check_ignore_index(ignore_index)
     layer = check_layer(hidden, weight, bias)
     reader, shape = loss_reader(layer, target, loss, index, ignore_index, hidden.shape[:-1])
+    layer = present_layer(layer, reader, shape, sample_weight)
     plan = plan_for(layer, chunk, in_blocks=reader.form is None)
     return reduced_rows(
         plan, reader, layer, shape, sample_weight, weights, index=index, group=group, total=total, reduction=reduction
@@ -165,6 +169,8 @@ def linear_log_probs(
     check_tensor("target", target)
     if target.is_floating_point():
         raise TypeError(f"target must be int64 classes, got {target.dtype}")
+    if target.shape == hidden.shape[:-1]:  # a learned temperature must not see what ignored rows hold
+        hidden = cleared(hidden.flatten(0, -2), target.flatten() == ignore_index).reshape(hidden.shape)
     log_probs = -linear_loss(
         hidden / temperature,
         weight,
@@ -179,6 +185,20 @@ def linear_log_probs(
         return log_probs
     summed = log_probs.sum(dim=-1)
     return summed if sequence == "sum" else summed / (target != ignore_index).sum(dim=-1).clamp(min=1)
+
+
+def present_layer(layer: Layer, reader: LossReader, shape: torch.Size, sample_weight: Tensor | None) -> Layer:
+    """The layer with 0 in place of the rows that do not count; the reader then keeps none of weight 0 either."""
+    hidden, weight, bias = layer
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, shape)
+        absent = absent_rows(sample_weight.reshape(-1, *reader.tail), hidden if not reader.tail else None)
+        if absent is not None:
+            reader.leave_out(absent)
+    if reader.kept is None:
+        return layer
+    dropped = ~reader.kept
+    return cleared(hidden, dropped.flatten(1).all(dim=1) if dropped.ndim > 1 else dropped), weight, bias
 
 
 def reduced_rows(
@@ -197,7 +217,6 @@ def reduced_rows(
     """The losses of the rows, weighted and reduced as :func:`linear_loss` documents."""
     rows = None if reader.kept is None else reader.kept.to(plan.dtype)
     if sample_weight is not None:
-        check_sample_weight(sample_weight, shape)
         given = sample_weight.to(plan.dtype).reshape(-1, *reader.tail)
         rows = given if rows is None else rows * given
     if weights is not None:
@@ -526,7 +545,7 @@ def _weigh(
     given = (("index", index), ("group", group), ("target", reader.target))
     columns = {name: column.flatten() for name, column in given if column is not None}
     flat = losses.flatten()
-    if reader.kept is None or not asked_once(weights):
+    if reader.kept is None or not (asked_once(weights) or readable(reader.kept)):
         found = weights(flat, **columns)
     else:
         found = about_kept(lambda rows, some: weights(rows, **some), flat, columns, reader.kept.flatten())

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lossworks.checks import check_choice, check_floating, check_int
-from lossworks.fused.linear import check_layer, loss_reader, plan_for, reduced_rows, traced
+from lossworks.fused.linear import check_layer, loss_reader, plan_for, present_layer, reduced_rows, traced
 from lossworks.fused.readers import Layer, LossReader, Reading
 from lossworks.fused.softmax import row_gradient_, row_statistics
 from lossworks.roles import REDUCTIONS, Loss, SoftmaxForm, Weighting, cite
@@ -242,6 +242,7 @@ def parallel_linear_loss(
     # Functions that are called with the whole layer read only its shape.
     whole = (layer[0], weight_shard.detach().new_empty(()).expand(shards.classes, weight_shard.shape[1]), None)
     reader, shape = loss_reader(whole, target, loss, index, ignore_index, hidden.shape[:-1])
+    layer = present_layer(layer, reader, shape, sample_weight)
     plan = plan_for(whole, chunk, copies=1 if reader.form is not None else 3)
     plan = replace(plan, wanted=plan_for(layer, plan.chunk).wanted)
     shared = _ShardReader(reader, shards)

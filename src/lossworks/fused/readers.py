@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossworks.checks import checks
 from lossworks.fused.chunks import blocks
-from lossworks.roles import ClosedForm, Loss, Offers, SoftmaxForm, held_back, remember_over_ranks
+from lossworks.roles import ClosedForm, Loss, Offers, SoftmaxForm, cleared, held_back, remember_over_ranks
 from lossworks.roles.memory import each_once
 
 __all__ = ["HALF", "Layer", "LossReader", "Plan", "Reader", "Reading", "Run"]
@@ -191,7 +191,9 @@ class LossReader(Reader):
     def _losses(self, logits: Tensor, rows: slice, extra: dict[str, Tensor]) -> Tensor:
         target = self.target[rows]
         if self.loss.kind.flat:
-            return self.loss.rows(logits, target)[0]
+            kept = None if self.kept is None else self.kept[rows]
+            logits = logits if kept is None else cleared(logits, ~kept)
+            return self.where_kept(self.loss.rows(logits, target)[0], rows)
         target = target.to(logits.dtype) if target.is_floating_point() else target
         return self.where_kept(self.loss.per_sample(logits, target, **extra), rows)
 
@@ -220,6 +222,13 @@ class LossReader(Reader):
             logits[block].mul_(spread[block, None]).sub_(of_total[block, None])
         logits.scatter_add_(1, label, -of_own[:, None])
         return Reading(losses.detach(), form.scale * torch.ones_like(of_own), hyper)
+
+    def leave_out(self, absent: Tensor) -> None:
+        """Keep no row that is absent, whatever its target is."""
+        self.kept = ~absent if self.kept is None else self.kept & ~absent
+        if self.index is not None:
+            self.index = torch.where(self.kept.reshape(self.index.shape), self.index, -1)
+        self.target = self.loss.kind.without(self.target, ~self.kept, 0)
 
     def where_kept(self, numbers: Tensor, rows: slice) -> Tensor:
         """The rows' numbers, with 0 for an ignored row."""

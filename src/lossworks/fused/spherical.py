@@ -20,7 +20,7 @@ from lossworks.checks import (
     shown,
 )
 from lossworks.losses import ZLoss, z_loss_from_statistics
-from lossworks.roles import Part, weighted_reduction
+from lossworks.roles import Part, absent_rows, cleared, weighted_reduction
 
 __all__ = ["FactoredSphericalHead"]
 
@@ -239,7 +239,12 @@ class FactoredSphericalHead(Part):
         """
         check_choice("reduction", reduction, REDUCTIONS)
         target, kept = self._checked(hidden, target)
-        exact = hidden.double()
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, target.shape)
+            absent = absent_rows(sample_weight, hidden)
+            kept = kept if absent is None else kept & ~absent
+            target = torch.where(kept, target, 0)
+        exact = cleared(hidden.double(), ~kept)
         rows = self._rows(self.V[target])
         statistics, through = _Statistics.apply(exact, rows, self.weight_sum, self.gram)
         if torch.is_grad_enabled():
@@ -251,7 +256,6 @@ class FactoredSphericalHead(Part):
         losses = _z_loss(loss, *read) if isinstance(loss, ZLoss) else loss(*read)
         weights = kept.to(losses.dtype)
         if sample_weight is not None:
-            check_sample_weight(sample_weight, target.shape)
             weights = weights * sample_weight.to(losses.dtype)
         losses = torch.where(kept, losses, torch.zeros_like(losses))
         return weighted_reduction(losses, weights, reduction, total).to(self.V.dtype)

@@ -101,6 +101,7 @@ class _Step:
             self.times = torch.ones_like(rows)
         else:  # without any row only the penalties count, once per batch, until a batch with rows takes them back
             self.times = torch.where(self.rows > 0, self.rows / unit, self.batches)
+        model = self.objective._watched(model)
         with held_back(self.objective, self.offers), _without_penalties(self.objective):
             value = self.objective(model, x, target, **columns, total=unit, process_group=self.process_group)
         return self.objective._with_penalties(value, model, self.times - before, 1)

@@ -118,7 +118,8 @@ class TrainerLoss:
         if not self._classes():
             if logits.ndim == labels.ndim + 1 and logits.shape[-1] == 1:
                 logits = logits.squeeze(-1)
-            return logits, labels.to(logits.dtype)
+            # Half precision would round labels; the loss itself computes in float32.
+            return logits, labels.to(torch.promote_types(logits.dtype, torch.float32))
         if labels.shape != logits.shape[:-1]:
             raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
         if logits.ndim > 2:
@@ -206,6 +207,11 @@ def _check(objective: Objective, shift: bool | None, model: nn.Module | None) ->
     if any(getattr(type(objective), name) is not getattr(Objective, name) for name in RUNS_THE_MODEL):
         name = type(objective).__name__
         raise ValueError(f"{name} runs the model itself, and a Trainer shows its compute_loss_func the outputs only")
+    for penalty in objective.penalties:
+        if penalty.reads_features:
+            raise ValueError(
+                f"{type(penalty).__name__} reads features, which a Trainer does not hand to its compute_loss_func"
+            )
     for part in (objective.loss, objective.weights):
         for need in ("index", "group"):
             if getattr(part, f"needs_{need}", False):

@@ -14,6 +14,7 @@ from lossworks.checks import (
     check_sequence,
     check_tensor,
     check_total,
+    readable,
 )
 from lossworks.distributed import (
     ProcessGroup,
@@ -33,13 +34,15 @@ from lossworks.roles import (
     Perturbation,
     Weighting,
     about_kept,
+    absent_rows,
     asked_once,
+    cleared,
     held_back,
     remembering,
     weighted_reduction,
 )
 
-__all__ = ["Formula"]
+__all__ = ["Featured", "Formula", "afresh"]
 
 
 class Formula(nn.Module):
@@ -98,7 +101,8 @@ class Formula(nn.Module):
             target: The targets, as the loss takes them.
             index: The rows' numbers in the training data.
             group: The rows' groups.
-            sample_weight: One weight per row, >= 0.
+            sample_weight: One weight per row, >= 0. A row of weight 0 is as if it were absent from the batch, for the
+                loss and for all that compares rows; the model runs on it all the same.
             total: The number that ``mean`` divides by when the batch is a micro-batch: ``loss.total_of`` summed over
                 all micro-batches and ranks. Penalties then count by this batch's share of it, so that the parts add up.
                 If the total is 0, as all rows are ignored, penalties count in full in each part;
@@ -111,7 +115,9 @@ class Formula(nn.Module):
         """
         if row_weights is not None:
             check_sample_weight(row_weights, None, name="row_weights")
-        output, price = self._outputs(model, x, self._perturbed(model, x, target, index), target)
+        model, target = self._watched(model), self._marked(target, sample_weight)
+        changed = self._perturbed(model, x, target, index)
+        output, price = self._outputs(afresh(model), x, changed, target)
         value = self.risk(
             output,
             target,
@@ -182,9 +188,16 @@ class Formula(nn.Module):
                 output, target, sample_weight=sample_weight, index=index, process_group=process_group
             )
             if price is not None:
-                losses = losses + price.reshape(losses.shape).to(losses.dtype)
+                losses = losses + self._of_present(price.reshape(losses.shape), rows).to(losses.dtype)
             if row_weights is None:
-                row_weights = self.weigh(losses, index=index, group=group, target=target, process_group=process_group)
+                row_weights = self.weigh(
+                    losses,
+                    index=index,
+                    group=group,
+                    target=target,
+                    sample_weight=sample_weight,
+                    process_group=process_group,
+                )
             check_tensor("row_weights", row_weights)
             if row_weights.numel() != losses.numel():
                 raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
@@ -199,21 +212,23 @@ class Formula(nn.Module):
         index: Int[Tensor, " n"] | None = None,
         group: Int[Tensor, " n"] | None = None,
         target: Tensor | None = None,
+        sample_weight: Float[Tensor, " n"] | None = None,
         process_group: ProcessGroup | None = None,
     ) -> Float[Tensor, " n"]:
         """The weights of the whole batch's rows, computed once so that each micro-batch can be given its own.
 
         With a ``process_group`` every rank calls the weighting on all ranks' rows, in the order of the ranks, and gets
         the weights of its own rows. If the weighting draws random numbers, the ranks' generators must be in the same
-        state. A row whose target is the loss's ``ignore_index`` has weight 0, and a weighting that couples the batch
-        does not see it (except under ``vmap`` and ``torch.compile``, where rows can't be left out: there it is a row of
-        loss 0).
+        state. A row whose target is the loss's ``ignore_index``, or whose sample weight is 0, has weight 0, and the
+        weighting does not see it: it is not counted, has no place among the others and is not remembered (except under
+        ``vmap`` and ``torch.compile``, where rows can't be left out: there it is a row of loss 0).
 
         Args:
             losses: The rows' losses; their gradient is not used.
             index: The rows' numbers in the training data.
             group: The rows' groups.
             target: The rows' targets.
+            sample_weight: The rows' own weights, of which only the zeros are read.
             process_group: The ranks that hold the other rows of the batch.
 
         Returns:
@@ -229,7 +244,10 @@ class Formula(nn.Module):
             kept = self.loss.kind.kept(columns["target"], self.loss.ignore_index)
         if kept is not None:
             columns["target"] = torch.where(kept, columns["target"], 0)
-        if kept is None or not asked_once(self.weights):
+        absent = absent_rows(None if sample_weight is None else sample_weight.flatten(), flat)
+        if absent is not None:
+            kept = ~absent if kept is None else kept & ~absent
+        if kept is None or not (asked_once(self.weights) or readable(kept)):
             return self._ask(flat, columns, process_group).reshape(losses.shape)
         found = about_kept(lambda rows, some: self._ask(rows, some, process_group), flat, columns, kept)
         return found.reshape(losses.shape)
@@ -268,8 +286,9 @@ class Formula(nn.Module):
                 return self.perturb(lambda changed: self._seen(model(changed), target, index), x)
             with torch.no_grad():
                 clean = model(x).detach()
-            distance, target = self.perturb.per_sample, self._classes(target)
-            return self.perturb(lambda changed: distance(model(changed), clean, target), x)
+            distance, classes = self.perturb.per_sample, self._classes(target)
+            clean = self._counted(clean, target)
+            return self.perturb(lambda changed: distance(self._counted(model(changed), target), clean, classes), x)
 
     def _outputs(
         self, model: nn.Module, x: Tensor, changed: Tensor, target: Tensor
@@ -278,8 +297,30 @@ class Formula(nn.Module):
         if not isinstance(self.perturb, Consistency):
             return model(changed), None
         clean = model(x)
-        distance = self.perturb.per_sample(model(changed), clean, self._classes(target))
-        return clean, self.perturb.strength * distance
+        moved, still = self._counted(model(changed), target), self._counted(clean, target)
+        return clean, self.perturb.strength * self.perturb.per_sample(moved, still, self._classes(target))
+
+    def _marked(self, target: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """The target in which rows of weight 0 are marked as ignored, or hold nothing, wherever they are looked at."""
+        if not isinstance(self.loss, Loss) or not isinstance(sample_weight, Tensor):
+            return target
+        check_tensor("target", target)
+        absent = absent_rows(sample_weight) if sample_weight.shape == self.loss.row_shape(target) else None
+        return target if absent is None else self.loss.without(target, absent)
+
+    def _counted(self, output: Tensor, target: Tensor) -> Tensor:
+        """The outputs with 0 in the ignored rows, whatever these hold."""
+        kept = self.loss.kind.kept(target, self.loss.ignore_index) if isinstance(self.loss, Loss) else None
+        return output if kept is None else cleared(output, ~kept)
+
+    def _of_present(self, price: Tensor, rows: Tensor | None) -> Tensor:
+        """The prices of the rows that count, and 0 for the others."""
+        return price if rows is None or rows.requires_grad else cleared(price, rows == 0)
+
+    def _watched(self, model: nn.Module) -> nn.Module:
+        """The model, which keeps the features that it gives beside its output, if a penalty reads them."""
+        reads = any(penalty.reads_features for penalty in self.penalties)
+        return Featured(model) if reads and not isinstance(model, Featured) else model
 
     def _classes(self, target: Tensor) -> Tensor:
         """The targets with a class in place of ``ignore_index``; the rows that it marks count nowhere."""
@@ -302,7 +343,14 @@ class Formula(nn.Module):
     def _with_penalties(self, value: Tensor, model: nn.Module, part: float | Tensor, whole: float | Tensor) -> Tensor:
         if not self.penalties or getattr(self.loss, "reduction", "mean") == "none":
             return value
-        penalty = torch.stack([replicated(penalty(model)) for penalty in self.penalties]).sum()
+        features = model.features if isinstance(model, Featured) else None
+        priced = model.model if isinstance(model, Featured) else model
+        penalty = torch.stack(
+            [
+                replicated(penalty(priced, features=features) if penalty.reads_features else penalty(priced))
+                for penalty in self.penalties
+            ]
+        ).sum()
         # Numbers of rows are integers, whose quotient would be rounded to float32.
         part, whole = (n.to(penalty.dtype) if isinstance(n, Tensor) else n for n in (part, whole))
         return value + (penalty * part / whole).to(value.dtype)
@@ -334,6 +382,39 @@ class Formula(nn.Module):
             return self.loss(output, target).expand(len(output))
         losses, _ = self.loss.rows(output, target, index)
         return losses.flatten(1).sum(dim=1) if losses.ndim > 1 else losses
+
+
+class Featured(nn.Module):
+    """A model that gives a pair of output and features: it gives the output, and keeps the features of its first call.
+
+    Attributes:
+        model: The model itself.
+        features: What it gave beside its output, or None before it is called.
+    """
+
+    features: Tensor | None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.features = model, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's output."""
+        pair = self.model(x)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
+            raise TypeError(
+                f"model must give a pair (output, features) to a penalty that reads features, got {type(pair).__name__}"
+            )
+        output: Tensor = pair[0]
+        self.features = pair[1] if self.features is None else self.features
+        return output
+
+
+def afresh(model: nn.Module) -> nn.Module:
+    """The model, which has forgotten the features of earlier calls."""
+    if isinstance(model, Featured):
+        model.features = None
+    return model
 
 
 def _gathered(columns: Mapping[str, Tensor | None], process_group: ProcessGroup, counts: list[int]) -> dict[str, Any]:

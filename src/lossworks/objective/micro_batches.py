@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lossworks.checks import check_choice, check_sample_weight, check_tensor, shown
 from lossworks.distributed import ProcessGroup, sum_over_ranks, world_size
-from lossworks.objective.formula import Formula
+from lossworks.objective.formula import Formula, afresh
 from lossworks.objective.states import Draws, drawing, on_copies
 from lossworks.roles import Loss, Offers, asked_once, held_back, remember_over_ranks
 
@@ -54,7 +54,9 @@ class Objective(Formula):
             from. What the perturbation itself draws advances torch's generator, and by more on a rank with more rows,
             so a loss that draws too needs a generator of its own. A :class:`~lossworks.roles.Consistency` adds a price
             to each row's clean loss.
-        penalties: The terms of :math:`R`, which are added up.
+        penalties: The terms of :math:`R`, which are added up. If one of them reads features, the model must give a pair
+            ``(output, features)``, and the penalty gets the features of the rows at hand: those of the call whose
+            output the loss reads, of a micro-batch its own.
 
     Shape:
         - model: a module from ``x`` to what ``loss`` takes. Returns ``()``, or the rows' shape with
@@ -137,6 +139,8 @@ class Objective(Formula):
                     f"{name} must not require grad in micro-batches, as its gradient belongs to the whole "
                     "batch: call the objective on the whole batch, or detach it"
                 )
+        batches = [{**batch, "target": self._marked(batch["target"], batch.get("sample_weight"))} for batch in batches]
+        model = self._watched(model)
         if self.loss.couples_batch:
             yield from self._of_outputs(model, batches, process_group)
         else:
@@ -159,6 +163,8 @@ class Objective(Formula):
                 if "sample_weight" in batch:
                     check_sample_weight(batch["sample_weight"], rows.shape)
             columns = {name: torch.cat([each[name] for each in flat]) for name in flat[0]}
+            if "sample_weight" in batches[0]:
+                columns["sample_weight"] = torch.cat([batch["sample_weight"].flatten() for batch in batches])
             found = self.weigh(torch.cat([rows.flatten() for rows in outputs]), **columns, process_group=process_group)
             weights = list(found.split([rows.numel() for rows in outputs]))
         offers: Offers = []
@@ -169,7 +175,7 @@ class Objective(Formula):
             if changed is None:
                 changed = self._perturbed(model, x, batch["target"], batch.get("index"))
             with held_back(self, offers), drawing(draws[number]):
-                output, price = self._outputs(model, x, changed, batch["target"])
+                output, price = self._outputs(afresh(model), x, changed, batch["target"])
                 value = self.risk(output, **given, total=total, row_weights=weights[number], price=price)
             value = self._with_penalties(value * world_size(process_group), model, 1, len(batches))
             if number == len(batches) - 1:
@@ -196,7 +202,7 @@ class Objective(Formula):
         pieces = zip(*(g.split(each) for g, each in zip(gradients, lengths, strict=False)), strict=True)
         for batch, draw, slopes in zip(batches, draws, pieces, strict=True):
             with drawing(draw):
-                found = _known(*self._outputs(model, batch["x"], batch["changed"], batch["target"]))
+                found = _known(*self._outputs(afresh(model), batch["x"], batch["changed"], batch["target"]))
             own = [(part * slope).sum() for part, slope in zip(found, slopes, strict=True)]
             # The gradient of the loss's own parameters goes with the first part.
             linear, through = torch.stack([*own, *through]).sum(), []
@@ -221,8 +227,10 @@ class Objective(Formula):
 
     def _priced_losses(self, output: Tensor, price: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
         assert isinstance(self.loss, Loss)
-        losses, _ = self.loss.rows(output, batch["target"], batch.get("index"))
-        return losses if price is None else losses + price.reshape(losses.shape)
+        losses, rows = self.loss.weighted_rows(
+            output, batch["target"], sample_weight=batch.get("sample_weight"), index=batch.get("index")
+        )
+        return losses if price is None else losses + self._of_present(price.reshape(losses.shape), rows)
 
 
 def arguments_of(part: object) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
 from lossworks.objective.states import resting
 from lossworks.perturb import GaussianNoise
-from lossworks.roles import Consistency, Loss, Perturbation, check_no_nan, cite, weighted_reduction
+from lossworks.roles import Consistency, Loss, Perturbation, check_no_nan, cite, cleared, weighted_reduction
 
 __all__ = ["AdaWACObjective", "adawac_update"]
 
@@ -209,6 +209,8 @@ class _MixtureLoss(Loss):
         sup, kept = _row_means((losses + self.loss.rows(views[:, 1], target)[0]) / 2, kept)
         check_floating("features", features)
         first, second = features.to(torch.promote_types(features.dtype, sup.dtype)).unbind(dim=1)
+        if kept is not None:
+            first, second = (cleared(part, ~kept) for part in (first, second))
         gone = first.isneginf() & second.isneginf()  # a class that is masked in both views is alike in them
         reg = self.strength * (first - second).masked_fill(gone, 0).square().flatten(1).mean(dim=1).to(sup.dtype)
         check_no_nan(features, reg)
@@ -217,6 +219,21 @@ class _MixtureLoss(Loss):
         weights = self.step(index if kept is None else torch.where(kept, index, -1), sup, reg)
         mixed = weights[:, 0] * sup + weights[:, 1] * reg
         return (mixed if kept is None else torch.where(kept, mixed, torch.zeros_like(mixed))), kept
+
+    def without(self, target: Tensor, absent: Tensor) -> Tensor:
+        """The inner loss's target in which absent rows hold nothing."""
+        return self.loss.without(target, absent)
+
+    def _present_rows(
+        self, output: Any, target: Tensor, index: Tensor | None, absent: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        present = _Views(*(cleared(part, absent) for part in output))
+        index = None if index is None else torch.where(absent, -1, index)
+        return self.rows(present, self.without(target, absent), index)
+
+    def row_shape(self, target: Tensor) -> torch.Size:
+        """One row for each entry of the first axis."""
+        return target.shape[:1]
 
     def forward(
         self,

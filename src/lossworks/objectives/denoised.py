@@ -21,7 +21,7 @@ from lossworks.objective.states import resting
 from lossworks.objectives.relabelled import RelabelledObjective
 from lossworks.perturb import GaussianNoise, zeroth_order
 from lossworks.perturb.zeroth_order import METHODS
-from lossworks.roles import Loss, check_no_nan
+from lossworks.roles import Loss, check_no_nan, cleared
 
 __all__ = ["DenoisedSmoothingObjective"]
 
@@ -153,7 +153,7 @@ class _BlackBoxLoss(Loss):
         self.check_rows(output, target)
         output = _full(output)
         kept = target != self.ignore_index
-        classes = torch.where(kept, target, 0)
+        classes, output = torch.where(kept, target, 0), cleared(output, ~kept)
 
         def losses(z: Tensor) -> Float[Tensor, " n"]:
             answers = self.answers(z)

@@ -20,7 +20,15 @@ from lossworks.distributed import ProcessGroup
 from lossworks.embed import FeatureSeparationLoss
 from lossworks.objective import Objective
 from lossworks.perturb import PGD
-from lossworks.roles import CLASSES, BatchLoss, Consistency, Perturbation, check_no_nan, weighted_reduction
+from lossworks.roles import (
+    CLASSES,
+    BatchLoss,
+    Consistency,
+    Perturbation,
+    check_no_nan,
+    present_rows,
+    weighted_reduction,
+)
 from lossworks.weights import effective_number_weights
 
 __all__ = ["SRATObjective"]
@@ -152,6 +160,7 @@ class _SeparatedLoss(BatchLoss):
         sample_weight: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
+        sample_weight, output, target = present_rows(sample_weight, output, target)
         logits, features = self.split(output, target)
         losses = self.class_weights.to(logits.dtype)[target] * cross_entropy(logits, target, reduction="none")
         losses = losses + self.lam * self.separation.per_row(features, target)

@@ -8,7 +8,7 @@ r"""The roles of the formula: one base class a symbol, one file each.
 from.
 """
 
-from lossworks.roles.batch_loss import BatchLoss
+from lossworks.roles.batch_loss import BatchLoss, present_rows
 from lossworks.roles.calibrator import Calibrator
 from lossworks.roles.closed_form import ClosedForm, RowForm, SoftmaxForm
 from lossworks.roles.directions import directions
@@ -17,10 +17,18 @@ from lossworks.roles.loss import Loss
 from lossworks.roles.part import Part, cite, evaluating
 from lossworks.roles.penalty import Penalty
 from lossworks.roles.perturbation import Consistency, Perturbation
-from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
+from lossworks.roles.reduction import (
+    REDUCTIONS,
+    absent_rows,
+    any_row,
+    check_no_nan,
+    cleared,
+    over_rows,
+    weighted_reduction,
+)
 from lossworks.roles.remember import Offers, held_back, remember_over_ranks, remembering
 from lossworks.roles.selector import Selector
-from lossworks.roles.weighting import Weighting, about_kept, asked_once
+from lossworks.roles.weighting import Weighting, about_kept, asked_once, inseparable
 from lossworks.roles.wrapper import Wrapper
 
 __all__ = [
@@ -47,13 +55,19 @@ __all__ = [
     "Weighting",
     "Wrapper",
     "about_kept",
+    "absent_rows",
+    "any_row",
     "asked_once",
     "check_no_nan",
     "cite",
+    "cleared",
     "directions",
     "evaluating",
     "find_kind",
     "held_back",
+    "inseparable",
+    "over_rows",
+    "present_rows",
     "remember_over_ranks",
     "remembering",
     "weighted_reduction",

@@ -22,6 +22,7 @@ from lossworks.checks import (
     readable,
     shown,
 )
+from lossworks.roles.reduction import over_rows
 
 __all__ = [
     "BINARY",
@@ -117,6 +118,10 @@ class Kind(ABC):
     def kept(self, target: Tensor, ignore_index: int) -> Bool[Tensor, "*rows"] | None:
         """Which rows are not ignored, in the target's shape; None if a target of this kind can't mark ignored rows."""
         return None
+
+    def without(self, target: Tensor, absent: Bool[Tensor, "*rows"], ignore_index: int) -> Tensor:
+        """The target in which absent rows hold nothing that counts or that could be refused."""
+        return torch.where(over_rows(absent, target), 0, target)
 
     def filled(self, target: Tensor, ignore_index: int) -> Tensor:
         """The target with class 0 in place of ``ignore_index``."""
@@ -221,6 +226,12 @@ class Classes(Kind):
     def kept(self, target: Tensor, ignore_index: int) -> Bool[Tensor, "*rows"] | None:
         """See :class:`Kind`; class probabilities mark no row as ignored."""
         return None if target.is_floating_point() else target != ignore_index
+
+    def without(self, target: Tensor, absent: Bool[Tensor, "*rows"], ignore_index: int) -> Tensor:
+        """See :class:`Kind`: absent rows are ignored, or equally of every class."""
+        if not target.is_floating_point():
+            return torch.where(over_rows(absent, target), ignore_index, target)
+        return torch.where(over_rows(absent, target), 1 / target.shape[1], target)
 
     def example_target(
         self, rows: int, classes: int, dtype: torch.dtype, generator: torch.Generator | None = None

@@ -20,8 +20,17 @@ from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_count
 from lossworks.roles.closed_form import ClosedForm
 from lossworks.roles.kinds import CLASSES, Kind, TakesKind
 from lossworks.roles.part import AnyFunction, Part
-from lossworks.roles.reduction import REDUCTIONS, check_no_nan, weighted_reduction
+from lossworks.roles.reduction import (
+    REDUCTIONS,
+    absent_rows,
+    any_row,
+    check_no_nan,
+    cleared,
+    over_rows,
+    weighted_reduction,
+)
 from lossworks.roles.remember import remembering
+from lossworks.roles.weighting import inseparable
 
 __all__ = ["Loss"]
 
@@ -135,7 +144,9 @@ class Loss(TakesKind, Part):
         Args:
             output: The model's outputs, see the class.
             target: The targets, see the class.
-            sample_weight: One weight per row, >= 0; ``mean`` divides by their sum, as torch does with class weights.
+            sample_weight: One weight per row, >= 0; ``mean`` divides by their sum, as torch does with class weights. A
+                row of weight 0 is as if it were absent, and may hold any output. Only if the weights require a gradient
+                is its loss computed, since that is the gradient.
             index: The rows' numbers in the training data, for losses with a memory per row.
             total: The number that ``mean`` divides by when this batch is a part of a larger one: the sum of
                 :meth:`total_of` over all its parts on all ranks.
@@ -170,15 +181,23 @@ class Loss(TakesKind, Part):
     def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The number that ``mean`` divides by for these targets: the number of rows kept, or the sum of their weights.
 
-        A loss whose rows are not the entries of its target overrides this.
+        A loss whose rows are not the entries of its target overrides this, or :meth:`row_shape`.
         """
         check_tensor("target", target)
-        shape, kept = self.kind.row_shape(target), self.kind.kept(target, self.ignore_index)
+        shape, kept = self.row_shape(target), self.kind.kept(target, self.ignore_index)
         if sample_weight is not None:
             check_sample_weight(sample_weight, shape)
             exact = sample_weight.to(precise(sample_weight.device))
             return exact.sum() if kept is None else (exact * kept).sum()
         return torch.tensor(shape.numel(), device=target.device) if kept is None else kept.sum()
+
+    def row_shape(self, target: Tensor) -> torch.Size:
+        """The shape of the rows of this target, which is that of their losses and of the sample weights."""
+        return self.kind.row_shape(target)
+
+    def without(self, target: Tensor, absent: Tensor) -> Tensor:
+        """The target in which absent rows hold nothing that counts or that could be refused."""
+        return self.kind.without(target, absent, self.ignore_index)
 
     def weighted_rows(
         self,
@@ -190,19 +209,44 @@ class Loss(TakesKind, Part):
         process_group: ProcessGroup | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Per-row losses and their weights in the mean; a memory per row is afterwards the same on all ranks."""
+        check_tensor("target", target)
+        fits = isinstance(sample_weight, Tensor) and sample_weight.shape == self.row_shape(target)
+        absent = absent_rows(sample_weight, output) if fits else None
         with remembering(self, process_group):
-            losses, kept = self.rows(output, target, index)
+            if absent is None:
+                losses, kept = self.rows(output, target, index)
+            else:
+                losses, kept = self._present_rows(output, target, index, absent)
             if sample_weight is not None:
                 check_sample_weight(sample_weight, losses.shape)
         weights = kept.to(losses.dtype) if kept is not None else None
         if sample_weight is not None:
+            if fits and absent is None and sample_weight.requires_grad:  # a loss without a slope has none to offer
+                absent = absent_rows(sample_weight, losses)
+            losses = losses if absent is None else cleared(losses, absent)
             weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
         return losses, weights
+
+    def _present_rows(
+        self, output: Tensor, target: Tensor, index: Tensor | None, absent: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`rows` gives for the rows that are present; an absent row holds nothing and its index is -1.
+
+        If the loss compares rows, absent ones are left out, where values may be read.
+        """
+        if self.couples_batch and absent.ndim == 1 and not inseparable(absent):
+            rows = (~absent).nonzero().flatten()
+            some, kept = self.rows(output[rows], target[rows], None if index is None else index[rows])
+            losses = some.new_zeros(len(absent)).index_copy(0, rows, some)
+            return losses, None if kept is None else torch.zeros_like(absent).index_copy(0, rows, kept)
+        index = None if index is None else torch.where(absent, -1, index)
+        return self.rows(cleared(output, absent), self.without(target, absent), index)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Per-row losses in the target's shape, and which rows are kept (None where all are).
 
-        A row that is not kept gets the index -1 in the loss, so that it is not remembered.
+        A row that is not kept gets outputs of 0 and the index -1, so that whatever it holds is neither seen nor
+        remembered.
         """
         check_floating("output", output)
         check_tensor("target", target)
@@ -210,14 +254,15 @@ class Loss(TakesKind, Part):
         self.check_soft(target)
         flat, hard, kept, shape = self.kind.rows(output, target, self.ignore_index)
         extra = self._extra(index, shape)
-        if kept is not None:
-            extra = {name: torch.where(kept, index, -1) for name, index in extra.items()}
+        ignored = None if kept is None or not any_row(~kept) else ~kept
+        if ignored is not None:
+            flat = torch.where(over_rows(ignored, flat), 0, flat)
+            extra = {name: torch.where(ignored, -1, index) for name, index in extra.items()}
         losses = self.per_sample(flat, hard, **extra)
-        if kept is not None:
-            losses = torch.where(kept, losses, torch.zeros_like(losses))
-            kept = kept.reshape(shape)
+        if ignored is not None:
+            losses = torch.where(ignored, 0, losses)
         check_no_nan(flat, losses)
-        return losses.reshape(shape), kept
+        return losses.reshape(shape), None if kept is None else kept.reshape(shape)
 
     def _extra(self, index: Tensor | None, shape: torch.Size) -> dict[str, Tensor]:
         if not self.needs_index:

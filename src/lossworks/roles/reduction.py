@@ -2,13 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lossworks.checks import (
+    FLOATING,
     readable,
 )
 from lossworks.distributed import ProcessGroup, sum_over_ranks, world_size
 
-__all__ = ["REDUCTIONS", "check_no_nan", "weighted_reduction"]
+__all__ = ["REDUCTIONS", "absent_rows", "any_row", "check_no_nan", "cleared", "over_rows", "weighted_reduction"]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -27,6 +29,8 @@ def weighted_reduction(
     is 0, no row counts and the mean is 0 too. With a ``process_group`` whose ranks hold the other rows, the mean of the
     ranks' return values is the value of the whole batch.
     """
+    if losses.dtype in (torch.float16, torch.bfloat16):  # a sum over many rows would overflow, or lose digits
+        losses = losses.float()
     weighted = losses if weights is None else losses * weights
     if reduction == "none":
         return weighted
@@ -41,7 +45,7 @@ def weighted_reduction(
         return summed / (total + (total == 0))
     if weights is None and process_group is None:
         return summed / max(losses.numel(), 1)
-    own = summed.new_tensor(losses.numel()) if weights is None else weights.sum()
+    own = summed.new_tensor(losses.numel()) if weights is None else weights.sum(dtype=summed.dtype)
     kept = sum_over_ranks(own, process_group)
     return summed / torch.where(kept > 0, kept, torch.ones_like(kept))
 
@@ -54,3 +58,46 @@ def check_no_nan(output: Tensor, losses: Tensor) -> None:
         if rows.numel():
             more = f" and {rows.numel() - 3} more" if rows.numel() > 3 else ""
             raise ValueError(f"output has NaN in row {', '.join(str(int(r)) for r in rows[:3])}{more}")
+
+
+def any_row(rows: Tensor) -> bool:
+    """Whether some of these rows are marked; True where the values may not be read."""
+    return not readable(rows) or bool(rows.any())
+
+
+def absent_rows(sample_weight: Tensor | None, output: Tensor | None = None) -> Tensor | None:
+    """The rows that count as absent, as their weight is 0, in the weights' shape; None if there are none.
+
+    If the weights themselves require a gradient, which at a weight of 0 is that row's loss, only rows whose ``output``
+    is not finite are absent, as their loss has no slope to offer.
+    """
+    if sample_weight is None or sample_weight.dtype not in FLOATING:
+        return None
+    absent = sample_weight.detach() == 0
+    if not any_row(absent):
+        return None
+    if not _differentiated(sample_weight):
+        return absent
+    if not isinstance(output, Tensor):
+        return None
+    finite = output.detach().isfinite()
+    while finite.ndim > absent.ndim:
+        finite = finite.all(dim=1)
+    return absent & ~finite
+
+
+def over_rows(marked: Tensor, values: Tensor) -> Tensor:
+    """Marks of rows, shaped so that they broadcast over the values of the rows, whose second axis may be of classes."""
+    more = values.ndim - marked.ndim
+    return marked.reshape(*marked.shape[:1], *(1,) * more, *marked.shape[1:])
+
+
+def cleared(values: Tensor, marked: Tensor) -> Tensor:
+    """The values with 0 in the marked rows, so that nothing that these hold reaches a value or a gradient."""
+    return torch.where(over_rows(marked, values), 0, values) if any_row(marked) else values
+
+
+def _differentiated(rows: Tensor) -> bool:
+    """Whether a derivative in these numbers is asked for, in reverse or in forward mode."""
+    forward = forward_ad._current_level >= 0 and forward_ad.unpack_dual(rows).tangent is not None
+    return forward or (rows.requires_grad and torch.is_grad_enabled())

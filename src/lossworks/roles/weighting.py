@@ -14,7 +14,7 @@ from lossworks.checks import (
 )
 from lossworks.roles.part import Part
 
-__all__ = ["Weighting", "about_kept", "asked_once"]
+__all__ = ["Weighting", "about_kept", "asked_once", "inseparable"]
 
 
 class Weighting(Part):
@@ -74,10 +74,15 @@ def about_kept(
 
     Under ``vmap`` and ``torch.compile`` rows can't be left out by their values, so ``ask`` is called for all rows.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(losses):
+    if inseparable(losses):
         return ask(losses, columns)
     if bool(kept.all()):
         return ask(losses, columns).to(losses.dtype)
     rows = kept.nonzero().flatten()
     found = ask(losses[rows], {name: column[rows] for name, column in columns.items()})
     return torch.zeros_like(losses).index_copy(0, rows, found.to(losses.dtype))
+
+
+def inseparable(rows: Tensor) -> bool:
+    """Whether rows can't be left out by their values, as under ``vmap`` and ``torch.compile``."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(rows)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lossworks.checks import check_positive
-from lossworks.roles import Loss
+from lossworks.roles import Loss, cleared
 
 
 class MarginControlLoss(Loss):
@@ -59,6 +59,7 @@ class MarginControlLoss(Loss):
         """Each row's cross-entropy plus the batch's price, and which rows are kept."""
         losses, kept = super().rows(output, target, index)
         assert kept is not None
+        output = cleared(output, ~kept)
         sureness = output.to(losses.dtype).softmax(dim=1).square().sum(dim=1)
         price = self.lam * torch.where(kept, sureness, 0.0).sum().log1p()
         return torch.where(kept, losses + price, losses), kept

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lossworks.checks import check_floating, check_positive, check_real, check_total, readable
 from lossworks.distributed import ProcessGroup
 from lossworks.losses.classes.cross_entropy import CrossEntropyLoss
-from lossworks.roles import Loss, weighted_reduction
+from lossworks.roles import Loss, cleared, weighted_reduction
 
 __all__ = ["MixingLoss"]
 
@@ -119,6 +119,9 @@ class MixingLoss(Loss):
         surprise, weights = CrossEntropyLoss(ignore_index=self.ignore_index).weighted_rows(
             output, target, sample_weight=sample_weight
         )
+        if weights is not None and not weights.requires_grad and gamma.shape == attacked.shape == weights.shape[:1]:
+            uncounted = (weights == 0).reshape(len(weights), -1).all(dim=1)
+            gamma, attacked = cleared(gamma, uncounted), cleared(attacked, uncounted)
         wrong = _wrongly_asked(gamma, attacked, len(output)).to(surprise.dtype)
         wrong = wrong.reshape(-1, *(1 for _ in surprise.shape[1:]))
         losses = self.c_ce * surprise + (self.c_bce + self.c_prod * surprise) * wrong

@@ -18,7 +18,7 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.losses._rows import soft_cross_entropy
-from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite, directions, present_rows
 
 __all__ = ["PseudoLabelSelectionLoss", "pseudo_label_targets", "uniform_prediction_loss"]
 
@@ -162,6 +162,8 @@ class PseudoLabelSelectionLoss(BatchLoss):
         sample_weight: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
+        columns = (output, target, features, other_features)
+        sample_weight, output, target, features, other_features = present_rows(sample_weight, *columns)
         check_floating("output", output)
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         losses = _cross_entropies(output, target)
@@ -188,7 +190,7 @@ class PseudoLabelSelectionLoss(BatchLoss):
         check_same_shape(features, other_features, names=("features", "other_features"))
         if features.ndim != 2 or len(features) != len(classes):
             raise ValueError(f"features must have shape ({len(classes)}, d), got {tuple(features.shape)}")
-        cosines = F.normalize(features, dim=1) @ F.normalize(other_features, dim=1).mT
+        cosines = directions(features) @ directions(other_features).mT
         same = (classes[:, None] == classes).to(cosines.dtype)
         shares = same / same.sum(dim=1, keepdim=True)
         return -(shares * (cosines / self.temperature).log_softmax(dim=1)).sum() / max(len(classes), 1)

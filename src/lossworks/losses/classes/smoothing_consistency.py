@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lossworks.checks import check_classes, check_floating, check_positive, check_tensor
 from lossworks.losses._rows import with_entropy
-from lossworks.roles import Loss, RowForm, check_no_nan
+from lossworks.roles import Loss, RowForm, check_no_nan, cleared
 
 __all__ = ["SmoothingConsistencyLoss"]
 
@@ -80,6 +80,7 @@ class SmoothingConsistencyLoss(Loss):
         check_classes(output[:, 0], target, ignore_index=self.ignore_index)
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         kept = target != self.ignore_index
+        output = cleared(output, ~kept)
         losses = self._of_copies(output, torch.where(kept, target, 0))
         losses = torch.where(kept, losses, torch.zeros_like(losses))
         check_no_nan(output, losses)

@@ -16,7 +16,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
 )
-from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite
+from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite, cleared, present_rows
 
 __all__ = ["BoundaryAwarePseudoLabelLoss", "ConfidenceWeightedCrossEntropyLoss", "sobel_boundary_mask"]
 
@@ -74,6 +74,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
         sample_weight: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
+        sample_weight, output, target, confidence = present_rows(sample_weight, output, target, confidence)
         losses, counts = self._pixels(output, target, sample_weight)
         return self._confident(losses, counts, confidence)
 
@@ -96,9 +97,10 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
         flat = output.movedim(1, -1).flatten(0, -2)
         check_classes(flat, target.flatten(), ignore_index=self.ignore_index)
         kept = target != self.ignore_index
+        flat = cleared(flat, ~kept.flatten())
         losses = F.cross_entropy(flat, torch.where(kept, target, 0).flatten(), reduction="none").reshape(target.shape)
         losses = torch.where(kept, losses, torch.zeros_like(losses))
-        check_no_nan(output, losses)
+        check_no_nan(flat, losses)
         counts = kept.to(losses.dtype)
         if sample_weight is not None:
             check_sample_weight(sample_weight, target.shape[:1])
@@ -160,6 +162,8 @@ class BoundaryAwarePseudoLabelLoss(ConfidenceWeightedCrossEntropyLoss):
         sample_weight: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch."""
+        columns = (output, target, confidence, boundary)
+        sample_weight, output, target, confidence, boundary = present_rows(sample_weight, *columns)
         losses, counts = self._pixels(output, target, sample_weight)
         value = self._confident(losses, counts, confidence)
         if boundary is None:

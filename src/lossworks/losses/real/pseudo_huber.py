@@ -70,9 +70,9 @@ class PseudoHuberLoss(Loss):
         check_no_nan(output, losses)
         return losses, None
 
-    def total_of(self, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The number of rows, or the sum of their weights."""
-        return super().total_of(target.flatten(1)[:, 0] if target.ndim > 1 else target, sample_weight)
+    def row_shape(self, target: Tensor) -> torch.Size:
+        """One row for each entry of the first axis."""
+        return target.shape[:1]
 
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row, for rows of a single number."""

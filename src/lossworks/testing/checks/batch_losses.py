@@ -18,6 +18,7 @@ __all__ = [
     "order_of_rows_does_not_count",
     "refuses_a_weighting",
     "sample_weights_are_relative",
+    "weight_zero_is_absent",
 ]
 
 
@@ -45,6 +46,24 @@ def sample_weights_are_relative(loss: BatchLoss) -> None:
     ones, weight = torch.ones(ROWS, dtype=output.dtype), torch.linspace(0.5, 2, ROWS, dtype=output.dtype)
     assert_close(_call(loss, output, target, ones), _call(loss, output, target))
     assert_close(_call(loss, output, target, 2 * weight), _call(loss, output, target, weight))
+
+
+def weight_zero_is_absent(loss: BatchLoss) -> None:
+    """A row of sample weight 0 is as if it were absent, whatever its output is: it is compared with no other row."""
+    output, target = _inputs(loss)
+    keep = torch.arange(ROWS) % 3 != 1
+    weight = torch.where(keep, torch.linspace(0.5, 2, ROWS, dtype=output.dtype), 0)
+    own = output[keep].requires_grad_()
+    wanted = _call(loss, own, target[keep], weight[keep])
+    (right,) = torch.autograd.grad(wanted, own)
+    for bad in (None, math.nan, math.inf):
+        here = output if bad is None else torch.where(keep.reshape(-1, *(1 for _ in output.shape[1:])), output, bad)
+        leaf = here.clone().requires_grad_()
+        value = _call(loss, leaf, target, weight)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        assert_close(value, wanted, msg=partial("rows of weight 0 that hold {bad}: {}".format, bad=bad))
+        assert_close(gradient[keep], right)
+        assert bool((gradient[~keep] == 0).all()), "a row of weight 0 has a gradient"
 
 
 class _EqualWeights(Weighting):

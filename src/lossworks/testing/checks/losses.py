@@ -27,6 +27,7 @@ __all__ = [
     "gradcheck",
     "hyperparameters_may_be_tensors",
     "ignored_rows_do_not_count",
+    "ignored_rows_may_be_anything",
     "permutation_equivariant",
     "reduction_consistent",
     "soft_targets_agree",
@@ -34,10 +35,13 @@ __all__ = [
     "split_exact",
     "used",
     "vmaps",
+    "weight_zero_is_absent",
 ]
 
 
 AnyLoss = Loss | BatchLoss
+BAD = (math.nan, math.inf, -math.inf)
+"""What a row may hold that does not count."""
 MANY = 60
 """Outputs beyond which the gradient is compared along random directions, and not number by number."""
 
@@ -312,6 +316,89 @@ def ignored_rows_do_not_count(loss: Loss) -> None:
     assert bool((_gradient(loss, output, masked, **extra)[~keep] == 0).all()), "an ignored row has a gradient"
     nothing = _call(loss, output, torch.full_like(target, loss.ignore_index), "mean", **extra)
     assert nothing == 0, f"a wholly ignored batch must have mean 0, has {nothing.item()}"
+
+
+def ignored_rows_may_be_anything(loss: Loss) -> None:
+    """A row whose target is ``ignore_index`` may hold NaN or inf: all is as without it, its gradient is exactly 0."""
+    output, target, extra = example(loss)
+    keep = torch.arange(ROWS) % 3 != 0
+    masked = torch.where(keep, target, loss.ignore_index)
+    for bad in BAD:
+        _same_without(loss, torch.where(_over(keep, output), output, bad), masked, extra, keep, None)
+
+
+def weight_zero_is_absent(loss: Loss) -> None:
+    """A row of sample weight 0 is as if it were absent, whatever its output is: in value, gradient and memory."""
+    output, target, extra = example(loss)
+    keep = torch.arange(ROWS) % 3 != 1
+    weight = torch.where(keep, torch.linspace(0.5, 2, ROWS, dtype=output.dtype), 0)
+    for bad in BAD:
+        _same_without(loss, torch.where(_over(keep, output), output, bad), target, extra, keep, weight)
+
+
+def _over(rows: Tensor, values: Tensor) -> Tensor:
+    return rows.reshape(-1, *(1 for _ in values.shape[1:]))
+
+
+def _same_without(
+    loss: Loss, output: Tensor, target: Tensor, extra: dict[str, Tensor], keep: Tensor, weight: Tensor | None
+) -> None:
+    """Assert that the loss is the one without the rows that are not kept, plain and, where it can be, fused."""
+    some = {name: value[keep] for name, value in extra.items()}
+    lighter = None if weight is None else weight[keep]
+    for reduction in ("mean", "sum", "none"):
+        found, right = copy.deepcopy(loss), copy.deepcopy(loss)
+        found.reduction = right.reduction = reduction
+        leaf, own = output.clone().requires_grad_(), output[keep].clone().requires_grad_()
+        torch.manual_seed(0)
+        value = found(leaf, target, sample_weight=weight, **extra)
+        torch.manual_seed(0)
+        wanted = right(own, target[keep], sample_weight=lighter, **some)
+        compared = value[keep] if reduction == "none" else value
+        assert_close(compared, wanted, msg=partial("reduction={how!r}: {}".format, how=reduction))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        assert bool((gradient[~keep] == 0).all()), f"a row that does not count has a gradient: {gradient[~keep]}"
+        assert_close(gradient[keep], torch.autograd.grad(wanted.sum(), own)[0])
+        for (name, one), other in zip(found.named_buffers(), right.buffers(), strict=True):
+            assert_close(one, other, msg=partial("buffer {name}: {}".format, name=name))
+    if loss.rowwise and not loss.stochastic and not loss.couples_batch:
+        _same_without_when_fused(loss, output, target, extra, keep, weight)
+
+
+def _same_without_when_fused(
+    loss: Loss, output: Tensor, target: Tensor, extra: dict[str, Tensor], keep: Tensor, weight: Tensor | None
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    columns = 1 if output.ndim == 1 else output.shape[1]
+    if output.ndim == 1:
+        target = target[:, None]
+        weight = None if weight is None else weight.reshape(loss.row_shape(target))
+    hidden = torch.randn(ROWS, 4, dtype=output.dtype, generator=generator)
+    layer = [torch.randn(shape, dtype=output.dtype, generator=generator) for shape in ((columns, 4), (columns,))]
+    for reduction in ("mean", "none"):
+        results = []
+        for rows, holes in ((torch.ones_like(keep), True), (keep, False)):
+            here = torch.where(keep[:, None], hidden, math.nan)[rows] if holes else hidden[rows]
+            leaves = [tensor.clone().requires_grad_() for tensor in (here, *layer)]
+            value = linear_loss(
+                leaves[0],
+                leaves[1],
+                target[rows],
+                copy.deepcopy(loss),
+                bias=leaves[2],
+                sample_weight=None if weight is None else weight[rows],
+                index=extra["index"][rows] if extra else None,
+                ignore_index=loss.ignore_index,
+                reduction=reduction,
+                chunk=5,
+            )
+            results.append((value.detach().sum(), *torch.autograd.grad(value.sum(), leaves)))
+        (value, of_hidden, *of_layer), (wanted, of_kept, *right) = results
+        assert_close(value, wanted, msg=partial("linear_loss, {how!r}: {}".format, how=reduction))
+        assert bool((of_hidden[~keep] == 0).all()), "linear_loss: a row that does not count has a gradient"
+        assert_close(of_hidden[keep], of_kept, msg="linear_loss, gradient in hidden: {}".format)
+        for name, one, other in zip(("weight", "bias"), of_layer, right, strict=True):
+            assert_close(one, other, msg=partial("linear_loss, gradient in {name}: {}".format, name=name))
 
 
 def spatial_rows(loss: Loss) -> None:

@@ -31,8 +31,10 @@ __all__ = [
     "total_adds_up",
     "trains_finite",
     "used",
+    "weight_zero_is_absent",
 ]
 
+HUGE = 1e6
 STEP = 1e-6
 STEPS = 12
 
@@ -220,6 +222,53 @@ def sample_weights_are_relative(objective: Objective) -> None:
     model, batch = _model(objective).eval(), _batch(objective)
     twice = {**batch, "sample_weight": 2 * batch["sample_weight"]}
     assert_close(_call(_of_rows(objective, "mean"), model, twice), _call(_of_rows(objective, "mean"), model, batch))
+
+
+class _Holed(nn.Module):
+    """A model whose outputs are NaN in rows that hold a huge number."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.model(x)
+        marked = (x.flatten(1).abs() > HUGE).any(dim=1)
+        return torch.where(marked.reshape(-1, *(1 for _ in output.shape[1:])), torch.nan, output)
+
+
+def _holed(objective: Objective) -> nn.Module:
+    """The example's model, with holes in its outputs unless the objective looks at its layers."""
+    model = _Holed(_model(objective).eval())
+    try:
+        _call(copy.deepcopy(objective), model, _batch(objective))
+    except TypeError:
+        return model.model
+    return model
+
+
+def weight_zero_is_absent(objective: Objective) -> None:
+    """A row of sample weight 0 is as if it were absent, also if the model's output is NaN there, whole and in parts."""
+    batch = _batch(objective)
+    keep = torch.arange(ROWS) % 3 != 1
+    weight = torch.where(keep, torch.linspace(0.5, 2, ROWS, dtype=torch.float64), 0)
+    x = torch.where(keep.reshape(-1, *(1 for _ in batch["x"].shape[1:])), batch["x"], 100 * HUGE)
+    holed = {**batch, "x": x, "sample_weight": weight}
+    fewer = {name: column[keep] for name, column in {**batch, "sample_weight": weight}.items()}
+    parts = [{name: column[rows] for name, column in holed.items()} for rows in (slice(0, 5), slice(5, None))]
+    found = []
+    for given in (fewer, holed, parts):
+        own, model = copy.deepcopy(objective).train(), _holed(objective)
+        torch.manual_seed(0)
+        values = own.micro_batches(model, given) if isinstance(given, list) else [own(model, **given)]
+        summed = torch.zeros((), dtype=torch.float64)
+        for value in values:
+            value.backward()
+            summed = summed + value.detach()
+        found.append([summed, *(p.grad for p in model.parameters()), *own.loss.buffers()])
+    for name, other in (("whole", found[1]), ("in parts", found[2])):
+        for one, right in zip(other, found[0], strict=True):
+            assert_close(one, right, msg=partial("the batch {name}: {}".format, name=name))
 
 
 def total_adds_up(objective: Objective) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "rows_of",
     "used",
     "vmaps",
+    "weight_zero_is_absent",
 ]
 
 
@@ -138,6 +139,30 @@ def gradient_stays_out(weighting: Weighting) -> None:
     weights = _fresh(weighting, each.detach(), columns)
     (wanted,) = torch.autograd.grad((weights.detach() * each).mean(), logits)
     assert_close(got, wanted)
+
+
+def weight_zero_is_absent(weighting: Weighting) -> None:
+    """A row of sample weight 0 is not counted, has no place among the others and is not remembered."""
+    losses, columns = rows_of(weighting)
+    keep = torch.arange(len(losses)) % 3 != 1
+    sample_weight = torch.where(keep, torch.linspace(0.5, 2, len(losses), dtype=torch.float64), 0)
+    logits = torch.randn(len(losses), CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for bad in (50.0, torch.nan, torch.inf):
+        values, gradients, states = [], [], []
+        for rows, holes in ((torch.ones_like(keep), True), (keep, False)):
+            objective = Objective(CrossEntropyLoss(), copy.deepcopy(weighting))
+            here = torch.where(keep[:, None], logits, bad) if holes else logits
+            leaf = here[rows].clone().requires_grad_()
+            target, index, group = (columns[name][rows] for name in ("target", "index", "group"))
+            value = objective.risk(leaf, target, index=index, group=group, sample_weight=sample_weight[rows])
+            values.append(value.detach())
+            gradients.append(torch.autograd.grad(value, leaf)[0])
+            states.append(list(objective.weights.buffers()) if objective.weights is not None else [])
+        assert_close(values[0], values[1], msg=partial("rows of weight 0 that hold {bad}: {}".format, bad=bad))
+        assert_close(gradients[0][keep], gradients[1])
+        assert bool((gradients[0][~keep] == 0).all()), "a row of weight 0 has a gradient"
+        for one, other in zip(*states, strict=True):
+            assert_close(one, other, msg="what is remembered: {}".format)
 
 
 def vmaps(weighting: Weighting) -> None:
