@@ -298,18 +298,26 @@ def check_same_shape(output: Tensor, target: Tensor, *, names: tuple[str, str] =
         )
 
 
-def check_sample_weight(sample_weight: Tensor, shape: torch.Size | None, *, name: str = "sample_weight") -> None:
-    """Raise unless ``sample_weight`` is finite and >= 0 everywhere, and has ``shape`` unless that is None."""
+def check_sample_weight(sample_weight: Tensor, shape: torch.Size | None, *, name: str = "sample_weight") -> bool:
+    """Raise unless ``sample_weight`` is finite and >= 0 everywhere, and has ``shape`` unless that is None.
+
+    Returns:
+        Whether some weights may be 0; True where the values may not be read.
+    """
     check_floating(name, sample_weight)
     if shape is not None and sample_weight.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(sample_weight.shape)}")
-    if readable(sample_weight) and sample_weight.numel():
-        low = float(sample_weight.detach().min())
-        if not low >= 0 or not math.isfinite(float(sample_weight.detach().max())):
-            row = int(((sample_weight < 0) | ~sample_weight.isfinite()).flatten().nonzero()[0])
-            raise ValueError(
-                f"{name} must be finite and >= 0, got {float(sample_weight.detach().flatten()[row]):g} at {row}"
-            )
+    if not readable(sample_weight):
+        return True
+    if not sample_weight.numel():
+        return False
+    low = float(sample_weight.detach().min())
+    if not low >= 0 or not math.isfinite(float(sample_weight.detach().max())):
+        row = int(((sample_weight < 0) | ~sample_weight.isfinite()).flatten().nonzero()[0])
+        raise ValueError(
+            f"{name} must be finite and >= 0, got {float(sample_weight.detach().flatten()[row]):g} at {row}"
+        )
+    return low == 0
 
 
 def check_binary(target: Tensor) -> None:

@@ -15,6 +15,7 @@ from lossworks.checks import (
     check_tensor,
     check_total,
     precise,
+    readable,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
 from lossworks.roles.closed_form import ClosedForm
@@ -23,10 +24,9 @@ from lossworks.roles.part import AnyFunction, Part
 from lossworks.roles.reduction import (
     REDUCTIONS,
     absent_rows,
-    any_row,
     check_no_nan,
     cleared,
-    over_rows,
+    tame,
     weighted_reduction,
 )
 from lossworks.roles.remember import remembering
@@ -210,18 +210,19 @@ class Loss(TakesKind, Part):
     ) -> tuple[Tensor, Tensor | None]:
         """Per-row losses and their weights in the mean; a memory per row is afterwards the same on all ranks."""
         check_tensor("target", target)
-        fits = isinstance(sample_weight, Tensor) and sample_weight.shape == self.row_shape(target)
-        absent = absent_rows(sample_weight, output) if fits else None
+        absent, fits = None, isinstance(sample_weight, Tensor) and sample_weight.shape == self.row_shape(target)
+        if fits and sample_weight is not None and check_sample_weight(sample_weight, sample_weight.shape):
+            absent = absent_rows(sample_weight, output)
         with remembering(self, process_group):
             if absent is None:
                 losses, kept = self.rows(output, target, index)
             else:
                 losses, kept = self._present_rows(output, target, index, absent)
-            if sample_weight is not None:
+            if sample_weight is not None and not fits:
                 check_sample_weight(sample_weight, losses.shape)
         weights = kept.to(losses.dtype) if kept is not None else None
         if sample_weight is not None:
-            if fits and absent is None and sample_weight.requires_grad:  # a loss without a slope has none to offer
+            if fits and sample_weight.requires_grad:  # a loss that is not finite is no slope in its weight
                 absent = absent_rows(sample_weight, losses)
             losses = losses if absent is None else cleared(losses, absent)
             weights = sample_weight.to(losses.dtype) if weights is None else sample_weight.to(losses.dtype) * weights
@@ -240,7 +241,9 @@ class Loss(TakesKind, Part):
             losses = some.new_zeros(len(absent)).index_copy(0, rows, some)
             return losses, None if kept is None else torch.zeros_like(absent).index_copy(0, rows, kept)
         index = None if index is None else torch.where(absent, -1, index)
-        return self.rows(cleared(output, absent), self.without(target, absent), index)
+        if not self.kind.has_classes or target.is_floating_point():  # otherwise they are ignored, and cleared as such
+            output = cleared(output, absent)
+        return self.rows(output, self.without(target, absent), index)
 
     def rows(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Per-row losses in the target's shape, and which rows are kept (None where all are).
@@ -254,9 +257,9 @@ class Loss(TakesKind, Part):
         self.check_soft(target)
         flat, hard, kept, shape = self.kind.rows(output, target, self.ignore_index)
         extra = self._extra(index, shape)
-        ignored = None if kept is None or not any_row(~kept) else ~kept
+        ignored = None if kept is None or (readable(kept) and bool(kept.all())) else ~kept
         if ignored is not None:
-            flat = torch.where(over_rows(ignored, flat), 0, flat)
+            flat = flat if tame(flat, ignored) else cleared(flat, ignored)
             extra = {name: torch.where(ignored, -1, index) for name, index in extra.items()}
         losses = self.per_sample(flat, hard, **extra)
         if ignored is not None:

@@ -10,8 +10,10 @@ from lossworks.checks import (
 )
 from lossworks.distributed import ProcessGroup, sum_over_ranks, world_size
 
-__all__ = ["REDUCTIONS", "absent_rows", "any_row", "check_no_nan", "cleared", "over_rows", "weighted_reduction"]
+__all__ = ["REDUCTIONS", "absent_rows", "any_row", "check_no_nan", "cleared", "over_rows", "tame", "weighted_reduction"]
 
+_TAME = 1e4
+"""The largest absolute output at which every loss must be finite."""
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -95,6 +97,14 @@ def over_rows(marked: Tensor, values: Tensor) -> Tensor:
 def cleared(values: Tensor, marked: Tensor) -> Tensor:
     """The values with 0 in the marked rows, so that nothing that these hold reaches a value or a gradient."""
     return torch.where(over_rows(marked, values), 0, values) if any_row(marked) else values
+
+
+def tame(values: Tensor, marked: Tensor) -> bool:
+    """Whether the marked rows hold only numbers of which a loss and its slope are finite; reads nothing but these."""
+    if not (readable(values) and readable(marked)):
+        return False
+    held = values.detach().index_select(0, marked.nonzero().flatten())
+    return not held.numel() or all(abs(float(bound)) <= _TAME for bound in held.aminmax())
 
 
 def _differentiated(rows: Tensor) -> bool:
