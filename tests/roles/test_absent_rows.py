@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 import lossworks as lw
+from lossworks.embed import FeatureSeparationLoss
 from lossworks.fused import FactoredSphericalHead, linear_kl, linear_log_probs, linear_loss
-from lossworks.losses import BiTemperedLoss, CrossEntropyLoss, LDRLoss, PoissonLoss, SquaredLoss
+from lossworks.losses import BiTemperedLoss, CrossEntropyLoss, LDRLoss, MarginControlLoss, PoissonLoss, SquaredLoss
 from lossworks.perturb import PGD, TRADES
 from lossworks.roles import absent_rows, weighted_reduction
 from lossworks.weights import KLDRO, CVaR, GroupDRO, PMDROWeights, SampleWeights, TrimmedWeights
@@ -237,10 +239,102 @@ def test_a_perturbed_objective_leaves_broken_rows_out(generator, perturb):
         torch.manual_seed(1)
         value = objective(model, **given)
         values.append((value.detach(), *torch.autograd.grad(value, list(model.parameters()))))
-    assert all(bool(number.isfinite().all()) for number in values[0])
-    assert_close(values[0], values[1])
-    if isinstance(perturb, PGD):  # what draws a starting point draws another for fewer rows
-        assert_close(values[0], values[2])
+    assert_close(values[0], values[2])
+    assert all(bool(number.isfinite().all()) for number in values[1])
+    if isinstance(perturb, PGD):  # an ignored row takes a draw of its own
+        assert_close(values[0], values[1])
+
+
+def test_an_attack_on_numbers_leaves_rows_of_weight_0_alone(generator):
+    x = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    target = torch.randn(6, dtype=torch.float64, generator=generator)
+    objective = lw.Objective(SquaredLoss(), perturb=PGD(0.1, steps=2))
+
+    def model(rows):
+        return rows.square().sum(dim=1).where((rows.abs() < 50).all(dim=1), math.nan)
+
+    def whole(rows):
+        torch.manual_seed(0)
+        return objective(model, **{name: column[rows] for name, column in columns.items()})
+
+    columns = {"x": holed(x, 100.0), "target": holed(target), "sample_weight": WEIGHT}
+    every = torch.arange(6)
+    assert_close(whole(every), whole(every[KEEP]))
+    torch.manual_seed(0)
+    parts = [{name: column[rows] for name, column in columns.items()} for rows in every.split(4)]
+    assert_close(sum(objective.micro_batches(model, parts)), whole(every[KEEP]))
+
+
+def test_a_weightings_weight_of_0_leaves_an_infinite_loss_out():
+    logits = torch.tensor([[-math.inf, 0.0], [0.0, 0.0]], requires_grad=True)
+    target, index = torch.tensor([0, 1]), torch.arange(2)
+    weights = SampleWeights(torch.tensor([0.0, 1.0]))
+    value = lw.Objective(CrossEntropyLoss(), weights).risk(logits, target, index=index)
+    assert_close(value, torch.tensor(2.0).log())
+    assert_close(torch.autograd.grad(value, logits)[0], torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
+    hidden, layer = torch.tensor([[1e38], [0.0]]), torch.tensor([[-1e38], [0.0]], requires_grad=True)
+    for reduction, wanted in (("mean", 2 * math.log(2) / 2), ("none", None)):
+        value = linear_loss(
+            hidden, layer, target, CrossEntropyLoss(), weights=weights, index=index, reduction=reduction
+        )
+        assert bool(value.isfinite().all())
+        if wanted is not None:
+            assert_close(value, torch.tensor(wanted))
+
+
+def over_ranks(logits, build):
+    own = slice(0, 2) if dist.get_rank() == 0 else slice(2, 6)
+    leaf = holed(logits)[own].requires_grad_()
+    objective = lw.Objective(*build())
+    columns = {"sample_weight": WEIGHT[own], "process_group": dist.group.WORLD}
+    if objective.weights is not None:
+        columns["group"] = TARGET[own]
+    value = objective.risk(leaf, TARGET[own], **columns)
+    (gradient,) = torch.autograd.grad(value / dist.get_world_size(), leaf)
+    return value.detach(), gradient, [buffer.clone() for buffer in objective.buffers()]
+
+
+def grouped():
+    return CrossEntropyLoss(), GroupDRO(3, step_size=0.5)
+
+
+def worst():
+    return CrossEntropyLoss(), KLDRO(radius=0.1)
+
+
+def margin():
+    return (MarginControlLoss(),)
+
+
+def separated():
+    return (FeatureSeparationLoss(),)
+
+
+@pytest.mark.parametrize("build", [grouped, worst, margin, separated])
+def test_ranks_leave_them_out_together(two_ranks, logits, build):
+    values, gradients, buffers = zip(*two_ranks.call(over_ranks, logits, build), strict=True)
+    objective, leaf = lw.Objective(*build()), logits[KEEP].requires_grad_()
+    columns = {} if objective.weights is None else {"group": TARGET[KEEP]}
+    wanted = objective.risk(leaf, TARGET[KEEP], sample_weight=WEIGHT[KEEP], **columns)
+    assert_close(torch.stack(values).mean(), wanted.detach())
+    assert_close(torch.cat(gradients)[KEEP], torch.autograd.grad(wanted, leaf)[0])
+    assert not bool(torch.cat(gradients)[~KEEP].any())
+    for found in buffers:
+        assert_close(found, list(objective.buffers()))
+
+
+def test_a_compiled_and_a_stacked_linear_layer_leave_them_out(generator):
+    hidden = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    layer = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def loss(weight, rows):
+        return linear_loss(rows, weight, IGNORED, CrossEntropyLoss())
+
+    wanted = torch.autograd.grad(loss(layer, hidden), layer)[0]
+    compiled = torch.compile(loss, backend="eager")
+    assert_close(torch.autograd.grad(compiled(layer, holed(hidden)), layer)[0], wanted)
+    stacked = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(layer.detach(), holed(hidden)[None])
+    assert_close(stacked[0], wanted)
 
 
 def test_means_over_many_rows_in_half_precision_do_not_overflow():

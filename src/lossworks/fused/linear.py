@@ -235,6 +235,7 @@ def reduced_rows(
         rows = rows * asked
     if reduction == "none":
         losses = each(plan, reader, layer)
+        losses = losses if rows is None or rows.requires_grad else cleared(losses, rows == 0)
         return (losses if rows is None else losses * rows).reshape(shape)
     return reduced(plan, reader, layer, rows, reduction, total)
 
@@ -326,7 +327,7 @@ class _Summed(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         asked, layer = any(plan.wanted) or bool(hyper), (hidden, weight, bias)
         losses, gradients = run(plan, reader, layer, coefficient if asked else None, unscaled=True)
-        value = (checked(losses, reader, layer) * coefficient).sum()
+        value = (cleared(checked(losses, reader, layer), coefficient == 0) * coefficient).sum()
         reader.finish()
         return value, losses, *gradients
 

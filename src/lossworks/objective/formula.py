@@ -38,6 +38,7 @@ from lossworks.roles import (
     asked_once,
     cleared,
     held_back,
+    inseparable,
     remembering,
     weighted_reduction,
 )
@@ -116,7 +117,7 @@ class Formula(nn.Module):
         if row_weights is not None:
             check_sample_weight(row_weights, None, name="row_weights")
         model, target = self._watched(model), self._marked(target, sample_weight)
-        changed = self._perturbed(model, x, target, index)
+        changed = self._searched(model, x, target, index, sample_weight)
         output, price = self._outputs(afresh(model), x, changed, target)
         value = self.risk(
             output,
@@ -202,7 +203,8 @@ class Formula(nn.Module):
             if row_weights.numel() != losses.numel():
                 raise ValueError(f"row_weights must have shape {tuple(losses.shape)}, got {tuple(row_weights.shape)}")
         # Weights are relative to the rows' own: the mean still divides by the rows, or fixed weights would cancel out.
-        weighted = losses * row_weights.detach().reshape(losses.shape).to(losses.dtype)
+        row_weights = row_weights.detach().reshape(losses.shape).to(losses.dtype)
+        weighted = cleared(losses, row_weights == 0) * row_weights  # a weight of 0 leaves even an infinite loss out
         return weighted_reduction(weighted, rows, self.loss.reduction, total, process_group)
 
     def weigh(
@@ -275,6 +277,23 @@ class Formula(nn.Module):
         counts = row_counts(len(losses), process_group, losses.device)
         whole = _gathered({"losses": losses, **columns}, process_group, counts)
         return own_rows(self.weights(**whole).detach(), process_group, counts)
+
+    def _searched(
+        self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None, sample_weight: Tensor | None
+    ) -> Tensor:
+        """The perturbed inputs; where values may be read, rows of weight 0 stay as they are and take no draws."""
+        absent = None
+        if self.perturb is not None and isinstance(sample_weight, Tensor) and not inseparable(sample_weight):
+            each = [column for column in (sample_weight, x, target) if isinstance(column, Tensor) and column.ndim]
+            fits = len(each) == 3 and len({len(column) for column in each}) == 1
+            absent = absent_rows(sample_weight) if fits else None
+        if absent is None:
+            return self._perturbed(model, x, target, index)
+        rows = (~absent.reshape(len(x), -1).all(dim=1)).nonzero().flatten()
+        some = index[rows] if isinstance(index, Tensor) and len(index) == len(x) else index
+        changed = self._perturbed(model, x[rows], target[rows], some)
+        copies = x.reshape(len(x), *(1,) * (changed.ndim - x.ndim), *x.shape[1:]).expand(len(x), *changed.shape[1:])
+        return copies.to(changed.dtype).index_copy(0, rows, changed)
 
     def _perturbed(self, model: nn.Module, x: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
         if self.perturb is None:

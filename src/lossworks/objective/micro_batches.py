@@ -173,7 +173,7 @@ class Objective(Formula):
             given: dict[str, Any] = {name: column for name, column in batch.items() if name not in ("x", "changed")}
             changed = batch.get("changed")
             if changed is None:
-                changed = self._perturbed(model, x, batch["target"], batch.get("index"))
+                changed = self._searched(model, x, batch["target"], batch.get("index"), batch.get("sample_weight"))
             with held_back(self, offers), drawing(draws[number]):
                 output, price = self._outputs(afresh(model), x, changed, batch["target"])
                 value = self.risk(output, **given, total=total, row_weights=weights[number], price=price)
@@ -217,7 +217,8 @@ class Objective(Formula):
     ) -> tuple[list[Taken], list["Draws | None"]]:
         """What ``take`` reads of each part's outputs, and each part's random draws; adds the perturbed inputs."""
         for batch in batches:
-            batch["changed"] = self._perturbed(model, batch["x"], batch["target"], batch.get("index"))
+            columns = (batch["target"], batch.get("index"), batch.get("sample_weight"))
+            batch["changed"] = self._searched(model, batch["x"], *columns)
         taken, draws = [], list[Draws | None]()
         with torch.no_grad(), held_back(self), held_back(model), on_copies(model, self.loss):
             for batch in batches:

@@ -89,7 +89,7 @@ class EMATrajectoryObjective(Objective):
         with torch.no_grad(), resting(self.average):
             past = self.average(x)
         check_same_shape(output, past, names=("model's output", "average's output"))
-        return output, self.price(_rows(output), _rows(past))
+        return output, self.price(*(_rows(self._counted(logits, target)) for logits in (output, past)))
 
 
 class _Price(Part):
