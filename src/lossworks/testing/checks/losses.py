@@ -74,7 +74,7 @@ def reduction_consistent(loss: Loss) -> None:
     assert each.shape == target.shape, f"reduction='none' must give {tuple(target.shape)}, gave {tuple(each.shape)}"
     assert_close(_call(loss, output, target, "sum", **extra), each.sum())
     assert_close(_call(loss, output, target, "mean", **extra), each.mean())
-    weight = torch.arange(ROWS, dtype=each.dtype)
+    weight = torch.arange(1, ROWS + 1, dtype=each.dtype)
     weighted = {"sample_weight": weight, **extra}
     assert_close(_call(loss, output, target, **weighted), each * weight)
     assert_close(_call(loss, output, target, "mean", **weighted), (each * weight).sum() / weight.sum())
