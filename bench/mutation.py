@@ -8,7 +8,7 @@ let it survive. `docs/mutation.md` says what was found and how to repeat it.
     python bench/mutation.py cover     # the suite once, under coverage: which test runs which line, and for how long
     python bench/mutation.py sample    # 1,000 places by a fixed seed
     python bench/mutation.py run       # each mutant against the tests that run its line; can be stopped and resumed
-    python bench/mutation.py recheck   # what survived, in a fresh process, against all of these tests
+    python bench/mutation.py recheck   # what survived, against the rest of these tests and those beside it
 
 All of it happens in `build/mutation`, on a copy of the last commit.
 """
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -47,7 +47,9 @@ APART = tuple(
     f"tests/{name}" for name in ("cli/", "comparison/", "report/", "runs/", "verdict/", "fuzz/", "test_sklearn.py")
 )
 OPTIONS = ("-p", "no:cacheprovider", "-m", "not browser", *(f"--ignore={path}" for path in LEFT_OUT))
+CONTRACT = "tests/testing/test_contract.py"
 MEMORY = 12 << 30
+RANKS_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ class Tests:
         for line in (work / "durations.jsonl").read_text().splitlines():
             name, when, took, outcome = json.loads(line)
             seconds[name] += took
-            if when == "setup":
+            if when == "setup" and not name.startswith(CONTRACT):
                 setup[name.split("::")[0]] = max(took, setup[name.split("::")[0]])
             if outcome == "failed":
                 failed.add(name)
@@ -249,7 +251,7 @@ class Tests:
         return str(Path("tests", *path.parent.parts[2:], f"test_{own}.py"))
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that run the statement of a mutant: its own file's first, then the quickest."""
+        """The tests that run the statement of a mutant: its own file's first."""
         by_line = self.data.contexts_by_lineno(str(self.root / mutant.file))
         names: set[str] = set()
         for line in statement(self.root / mutant.file, mutant.line):
@@ -257,9 +259,33 @@ class Tests:
                 names |= self._meant(context)
         if not names:  # run on import, in another process, or never
             names = {name for contexts in by_line.values() for each in contexts for name in self._meant(each)}
-            names |= self.all_of(self.mirror(mutant.file))
-        first = (self.mirror(mutant.file), mutant.file)
-        return sorted(names & self.seconds.keys(), key=lambda n: (n.split("::")[0] not in first, self.seconds[n], n))
+            names |= self.beside(mutant.file)
+        return self.ordered(names & self.seconds.keys(), (self.mirror(mutant.file), mutant.file))
+
+    def ordered(self, names: set[str], first: tuple[str, ...] = ()) -> list[str]:
+        """File by file, so that what a file's tests share is set up once: the given files, then the quickest."""
+        files = defaultdict(list)
+        for name in names:
+            files[name.split("::")[0]].append(name)
+        cost = {file: self.setup[file] + sum(self.seconds[n] for n in own) for file, own in files.items()}
+        order = sorted(files, key=lambda file: (file not in first, cost[file], file))
+        return [name for file in order for name in sorted(files[file], key=lambda n: (self.seconds[n], n))]
+
+    def within(self, names: list[str], cap: float) -> list[str]:
+        """The first tests that together take no longer than the cap, and at least one."""
+        spent, files = 0.0, set()
+        for number, name in enumerate(names):
+            file = name.split("::")[0]
+            spent += self.seconds[name] + (0 if file in files else self.setup[file])
+            files.add(file)
+            if number and spent > cap:
+                return names[:number]
+        return names
+
+    def beside(self, file: str) -> set[str]:
+        """The tests of a source file's own file of tests; where there is none, of its folder."""
+        mirror = self.mirror(file)
+        return self.all_of(mirror) or {name for name in self.seconds if name.startswith(f"{Path(mirror).parent}/")}
 
     def all_of(self, file: str) -> set[str]:
         return {name for name in self.seconds if name.split("::")[0] == file}
@@ -267,7 +293,7 @@ class Tests:
     def _meant(self, context: str) -> set[str]:
         """The test of a context; what a fixture ran, a whole file's tests may look at."""
         name, _, phase = context.rpartition("|")
-        return self.all_of(name.split("::")[0]) if phase == "setup" and "contract" not in name else {name} - {""}
+        return self.all_of(name.split("::")[0]) if phase == "setup" and not name.startswith(CONTRACT) else {name} - {""}
 
 
 def statement(path: Path, line: int) -> range:
@@ -299,7 +325,7 @@ class Watch:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if item.path.name == "test_contract.py" and isinstance(item, pytest.Function):
+            if item.nodeid.startswith(CONTRACT) and isinstance(item, pytest.Function):
                 item.fixturenames[:] = [n for n in item.fixturenames if n not in ("_all_is_loaded", "two_ranks")]
 
 
@@ -339,6 +365,12 @@ def in_a_fork(work: Callable[[], int], note: Path, log: Path) -> tuple[str, str]
     return ("passed" if status == 0 else "failed"), note.read_text()
 
 
+def starts_ranks(item: pytest.Item) -> bool:
+    """Whether a test starts processes that a whole run starts once, for all its tests."""
+    names = getattr(item, "fixturenames", ())
+    return "two_ranks" in names or "three_ranks" in names or "sharded" in item.name
+
+
 class Warm:
     """A pytest session that has collected everything, and forks a child for each mutant of a function's body."""
 
@@ -352,7 +384,7 @@ class Warm:
             if type(each) is FunctionType:  # `isinstance` would ask proxies for their class
                 functions[identity(each.__code__)].append(each)
         gc.freeze()
-        self.orders.send("ready")
+        self.orders.send([name for name, item in items.items() if starts_ranks(item)])
         while (order := self.orders.recv()) is not None:
             path, before, after, names = order
 
@@ -386,7 +418,9 @@ class Runner:
             apart = (f"--ignore={each.rstrip('/')}" for each in APART)
             os._exit(pytest.main([*self.options, *apart, "tests", "src"], plugins=[watch, warm]))
         theirs.close()
-        self.orders.recv()
+        for name in self.orders.recv():
+            if name in tests.seconds:
+                tests.seconds[name] += RANKS_SECONDS
 
     def close(self) -> None:
         self.orders.send(None)
@@ -407,17 +441,17 @@ class Runner:
         finally:
             path.write_text(before)
 
-    def result(self, mutant: Mutant, cap: float, fresh: bool) -> dict[str, object]:
+    def result(self, mutant: Mutant, cap: float, earlier: dict[str, object] | None) -> dict[str, object]:
         """The outcome of one mutant: killed (by which test), timeout, or survived."""
         before = (self.work / "tree" / mutant.file).read_text()
         after = mutant.source(before)
         chosen = [name for name in self.tests.of(mutant) if name not in self.unsound]
-        if fresh:
-            extra = self.tests.all_of(self.tests.mirror(mutant.file)) - set(chosen) - self.unsound
-            chosen += sorted(extra, key=self.tests.seconds.__getitem__)
-        names = list(within(chosen, self.tests.seconds, cap))
+        if earlier:  # the tests that it has survived stand first
+            extra = self.tests.beside(mutant.file) - set(chosen) - self.unsound
+            chosen = [*chosen[int(str(earlier["ran"])) :], *self.tests.ordered(extra)]
+        names = self.tests.within(chosen, cap)
         path = str(self.work / "tree" / mutant.file)
-        warm = not fresh and changed(compiled(before, path), compiled(after, path)) is not None
+        warm = changed(compiled(before, path), compiled(after, path)) is not None
         outcome, test, batches = "passed", "", batched(names, warm)
         for warm, batch in batches:
             outcome, test = self._try(mutant.file, before, after, batch, warm)
@@ -431,7 +465,7 @@ class Runner:
             if again != "passed":
                 self.unsound.add(culprit)
                 print(f"  unsound: {culprit}", flush=True)
-                return self.result(mutant, cap, fresh)
+                return self.result(mutant, cap, earlier)
             self.sound.add((warm, test))
         said = {"passed": "survived", "failed": "killed"}.get(outcome, outcome)
         return {"outcome": said, "test": test if said != "survived" else "", "ran": len(names), "of": len(chosen)}
@@ -445,16 +479,6 @@ def batched(names: list[str], warm: bool) -> list[tuple[bool, list[str]]]:
     return list(batches.items())
 
 
-def within(names: Iterable[str], seconds: dict[str, float], cap: float) -> Iterator[str]:
-    """The first tests that together take no longer than the cap, and at least one."""
-    spent = 0.0
-    for number, name in enumerate(names):
-        spent += seconds[name]
-        if number and spent > cap:
-            return
-        yield name
-
-
 def results(work: Path) -> dict[str, dict[str, object]]:
     """The last result of each mutant."""
     path = work / "results.jsonl"
@@ -462,15 +486,15 @@ def results(work: Path) -> dict[str, dict[str, object]]:
     return {f"{each['file']}:{each['operator']}:{each['occurrence']}": each for each in lines}
 
 
-def is_due(earlier: dict[str, object] | None, fresh: bool) -> bool:
-    """Whether a mutant with this result so far is run: once, and once more in a fresh process where it survived."""
+def is_due(earlier: dict[str, object] | None, rest: bool) -> bool:
+    """Whether a mutant with this result so far is run: once, and once more against the rest where it survived."""
     if earlier is None:
-        return not fresh
-    return fresh and earlier["outcome"] == "survived" and not earlier["fresh"]
+        return not rest
+    return rest and earlier["outcome"] == "survived" and not earlier["rest"]
 
 
-def run(work: Path, cap: float, fresh: bool, only: str) -> None:
-    """Run what has no result yet, or afresh what survived."""
+def run(work: Path, cap: float, rest: bool, only: str) -> None:
+    """Run what has no result yet, or what survived once more."""
     os.environ.update(PYTHONPATH=f"{work / 'tree/src'}:{work / 'tree'}", PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(work / "tree/src"), str(work / "tree"), str(work / "tree/docs")]
@@ -479,12 +503,12 @@ def run(work: Path, cap: float, fresh: bool, only: str) -> None:
         __import__(heavy)
     sample = [Mutant(**json.loads(line)) for line in (work / "sample.jsonl").read_text().splitlines()]
     done = results(work)
-    due = [each for each in sample if only in each.name and is_due(done.get(each.name), fresh)]
+    due = [each for each in sample if only in each.name and is_due(done.get(each.name), rest)]
     runner = Runner(work, Tests.read(work))
     for number, mutant in enumerate(due, 1):
-        result = runner.result(mutant, cap, fresh)
+        result = runner.result(mutant, cap, done.get(mutant.name))
         with (work / "results.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(mutant) | result | {"fresh": fresh}) + "\n")
+            file.write(json.dumps(asdict(mutant) | result | {"rest": rest}) + "\n")
         print(f"{number}/{len(due)} {result['outcome']} {mutant.file}:{mutant.line} {result['test']}", flush=True)
     runner.close()
 
@@ -505,8 +529,7 @@ def main() -> None:
         sample = stratified(work / "tree", given.count, given.seed)
         (work / "sample.jsonl").write_text("".join(json.dumps(asdict(each)) + "\n" for each in sample))
     else:
-        fresh = given.step == "recheck"
-        run(work, float("inf") if fresh else given.cap, fresh, given.only)
+        run(work, given.cap, given.step == "recheck", given.only)
 
 
 def cover(work: Path) -> None:

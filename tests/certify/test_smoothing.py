@@ -130,6 +130,7 @@ def test_no_rows_have_no_certificates():
         (lambda m: clopper_pearson_lower(torch.tensor([1.0]), 4), "successes"),
         (lambda m: clopper_pearson_lower(torch.tensor([1]).to_sparse(), 4), "successes must be a dense tensor"),
         (lambda m: clopper_pearson_lower(torch.tensor([2]), 5, 1e-300), "alpha must be in"),
+        (lambda m: clopper_pearson_lower(torch.tensor([2]), 5, 1), "alpha must be in"),
         (lambda m: checkerboard_split(0, 3), "height"),
         (lambda m: checkerboard_split(3, 2**31), "width"),
     ],

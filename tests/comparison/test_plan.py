@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lossworks.comparison.candidates import choose_candidates
-from lossworks.comparison.plan import GROUP_SIZE, jobs_of, make_plan
+from lossworks.comparison.plan import GROUP_SIZE, default_training, jobs_of, make_plan
 from lossworks.comparison.read.dataset import read
 from lossworks.losses import LDRLoss
 from lossworks.metrics import METRICS
@@ -71,3 +71,21 @@ def test_float_settings_stack_as_tensors(plan, dataset):
     lams = [job.objective.loss.lam for job in jobs_of(plan, group, dataset)]
     assert all(isinstance(lam, torch.Tensor) and lam.ndim == 0 for lam in lams)
     assert len({float(lam) for lam in lams}) == len(LDRLoss.settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "steps", "eval_every"),
+    [
+        (100, 64, 400, 10),
+        (3_999, 64, 2_499, 62),
+        (4_000, 128, 1_250, 31),
+        (19_999, 128, 3_000, 75),
+        (20_000, 256, 3_000, 75),
+        (199_999, 256, 3_000, 75),
+        (200_000, 512, 3_000, 75),
+    ],
+)
+def test_larger_tables_get_larger_batches_and_forty_passes_within_bounds(rows, batch, steps, eval_every):
+    training = default_training(rows)
+    assert (training.batch_size, training.max_steps, training.eval_every) == (batch, steps, eval_every)
+    assert (training.patience, training.lr) == (10, 3e-3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lossworks.losses._rows import in_blocks, surprise_and_total
+from lossworks.losses._rows import in_blocks, surprise_and_total, whole_number
 from lossworks.losses.classes.asymmetric import _price, _price_and_slope
 
 
@@ -69,3 +69,10 @@ def test_the_asymmetric_price_stays_finite_far_out():
         assert price.isfinite().all()
         assert slope.isfinite().all()
     assert_close(_price(score, 0.0, 0.0), torch.nn.functional.softplus(score))
+
+
+@pytest.mark.parametrize(
+    ("number", "whole"), [(0.0, 0), (1.0, 1), (0.3 / 0.1, 3), (3 + 1e-9, None), (2.5, None), (-1.0, None), (1e9, None)]
+)
+def test_a_small_whole_number_is_known_up_to_rounding(number, whole):
+    assert whole_number(number) == whole

@@ -226,6 +226,8 @@ def test_group_dro_adds_more_for_small_groups():
         (lambda: GroupDRO(2, adjustment=1.0), "group_counts"),
         (lambda: CVaR().solve(torch.empty(0)), "n >= 1"),
         (lambda: CVaR()(torch.tensor([0.0, math.nan, 1.0, math.nan])), "losses must be finite, got nan in row 1, 3"),
+        (lambda: CVaR()(torch.full((3,), math.inf)), "losses must be finite, got inf in row 0, 1, 2$"),
+        (lambda: CVaR()(torch.full((5,), math.inf)), "losses must be finite, got inf in row 0, 1, 2 and 2 more$"),
         (lambda: ChiSquareDRO()(torch.ones(2, 2)), r"shape \(n,\)"),
         (lambda: GroupDRO(2)(torch.ones(2)), "needs group="),
         (lambda: GroupDRO(2)(torch.ones(2), group=torch.tensor([0, 2])), "got 2 in row 1"),
