@@ -1,5 +1,7 @@
 """Scores of many models at once equal the plain metrics of each."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,13 @@ def test_undefined_rankings_do_not_stop_a_training():
 def test_classes_that_the_outputs_do_not_have_are_refused(score):
     with pytest.raises(ValueError, match=r"target must hold classes in \[0, 2\), got 0 to 2"):
         score(torch.zeros(1, 3, 2), torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("name", "target", "mask"), [("target", (1, 4), (1, 3)), ("mask", (1, 3), (3,))])
+def test_a_shape_that_is_not_the_outputs_is_named(name, target, mask):
+    got = {"target": target, "mask": mask}[name]
+    with pytest.raises(ValueError, match=re.escape(f"{name} must have shape (1, 3), got {got}")):
+        stacked.log_loss(torch.zeros(1, 3, 2), torch.zeros(target, dtype=torch.int64), torch.ones(mask).bool())
 
 
 def test_scores_of_two_classes_refuse_more():

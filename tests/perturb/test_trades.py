@@ -27,6 +27,15 @@ def attack(**options):
     return PGD(0.3, steps=5, generator=torch.Generator().manual_seed(1), **options)
 
 
+@pytest.mark.parametrize("part", [TRADES, LargestMarginChange])
+def test_a_price_of_0_leaves_the_clean_loss_and_one_below_0_is_refused(part, model, batch):
+    model.eval()
+    value = Objective(CrossEntropyLoss(), perturb=part(0.0, attack()))(model, *batch)
+    assert_close(value, cross_entropy(model(batch[0]), batch[1]))
+    with pytest.raises(ValueError, match=r"must be finite and >= 0"):
+        part(-0.1, attack())
+
+
 def test_trades_is_the_clean_loss_plus_beta_times_the_divergence_that_torch_gives(model, batch):
     x, target = batch
     model.eval()

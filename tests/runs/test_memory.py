@@ -128,6 +128,14 @@ def test_errors_that_say_that_memory_was_too_little(error, is_it):
     assert is_out_of_memory(error) is is_it
 
 
+def test_models_that_cannot_be_trained_in_parts_are_said_where_they_exceed_the_memory(monkeypatch):
+    monkeypatch.setattr(packing, "taken_by", lambda units, training: sum(units))
+    said = packing.too_large([[2_000_000], [1_000_000, 3_000_000]], RACING, 3_999_999)
+    assert said == ["models that are trained at once take about 4 MB, more than the 4 MB that memory allows"]
+    assert packing.too_large([[1_000_000, 3_000_000]], RACING, 4_000_000) == []
+    assert packing.too_large([[1_000_000]], RACING, None) == packing.too_large([], RACING, 1) == []
+
+
 # What a lack of it changes
 
 

@@ -143,6 +143,12 @@ def test_arrays_are_read_from_npz_and_from_a_tuple(tmp_path):
     assert np.array_equal(direct.target, y)
 
 
+@pytest.mark.parametrize("y", [np.zeros((30, 2)), np.zeros((30, 1, 1)), np.zeros(29)])
+def test_a_target_that_is_no_column_is_refused_and_not_cut(tmp_path, y):
+    np.savez(tmp_path / "d.npz", X=np.zeros((30, 3)), y=y)
+    assert f"array 'y' must have shape (30,), one value a row of X, got {y.shape}" in error(tmp_path / "d.npz")
+
+
 def test_a_tuple_of_frame_and_target_is_a_table(frame):
     dataset = read((frame.drop("churn").to_pandas(), frame["churn"].to_numpy()))
     assert (dataset.target_name, dataset.classes) == ("y", ("no", "yes"))
@@ -246,6 +252,7 @@ def test_a_missing_file_suggests_the_nearest(csv):
 
 def test_a_folder_names_a_file_in_it(csv):
     path = csv("a,b\n1,2\n")
+    csv("a,b\n1,2\n", "z.csv")
     assert re.search(r"is a folder: give a file in it, such as 't.csv'", error(path.parent, target="b"))
 
 

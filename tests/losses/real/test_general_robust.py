@@ -120,3 +120,9 @@ def test_without_learning_there_is_nothing_to_train():
 def test_shape_outside_its_range_is_refused(alpha, learn):
     with pytest.raises(ValueError, match="alpha must be in"):
         GeneralRobustLoss(alpha, learn=learn)
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(0.3, 1.0), (1.0, 0.25), (1.9, 4.0)])
+def test_a_learned_shape_and_scale_start_where_they_are_put(alpha, scale):
+    found = GeneralRobustLoss(alpha, scale, learn=True).shape_and_scale()
+    assert_close(found, (torch.tensor(alpha), torch.tensor(scale)))
