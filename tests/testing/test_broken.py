@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from jaxtyping import Float
 
-import lossworks as lw
 from lossworks.losses import CrossEntropyLoss
+from lossworks.roles import REAL, BatchLoss
 from lossworks.testing.contract import row_of, run_check
 from lossworks.testing.subjects import subject_of
 from tests.testing.strangers import PowerLoss, PowerWeights, Shift
@@ -107,6 +108,54 @@ class Branching(PowerLoss):
         return super().per_sample(output, target) * (2 if float(output.detach().sum()) > 0 else 1)
 
 
+class Spread(BatchLoss):
+    """The weighted mean of a batch's squared errors."""
+
+    kind = REAL
+
+    def forward(self, output, target, *, sample_weight=None):
+        weight = torch.ones_like(output) if sample_weight is None else sample_weight
+        return (weight * (output - target).square()).sum() / (weight.sum() if len(output) else 1)
+
+
+class SpreadOfTheFirst(Spread):
+    """Asks more of the row that comes first."""
+
+    def forward(self, output, target, *, sample_weight=None):
+        return super().forward(output, target, sample_weight=sample_weight) + (output[0] - target[0]).square()
+
+
+class SpreadInOrder(Spread):
+    """Takes the weights for those of rows in the order of their errors."""
+
+    def forward(self, output, target, *, sample_weight=None):
+        some = None if sample_weight is None else sample_weight[(output - target).argsort()]
+        return super().forward(output, target, sample_weight=some)
+
+
+class SummedSpread(Spread):
+    """Does not divide by the weights' sum."""
+
+    def forward(self, output, target, *, sample_weight=None):
+        weight = torch.ones_like(output) if sample_weight is None else sample_weight
+        return (weight * (output - target).square()).mean()
+
+
+class NarrowSpread(Spread):
+    def forward(self, output, target, *, sample_weight=None):
+        return super().forward(output, target, sample_weight=sample_weight).float()
+
+
+class RowSpread(Spread):
+    def forward(self, output, target, *, sample_weight=None):
+        return (output - target).square()
+
+
+class InfiniteSpread(Spread):
+    def forward(self, output, target, *, sample_weight=None):
+        return super().forward(output, target, sample_weight=sample_weight) / 0
+
+
 class NarrowShift(Shift):
     def forward(self, risk, x):
         return super().forward(risk, x).float()
@@ -195,6 +244,63 @@ class SummingWeights(PowerWeights):
         return 2 * super().forward(losses, **columns)
 
 
+def halved_in_float32(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> halved_in_float32(torch.ones(2))
+    tensor([0.5000, 0.5000])
+    """
+    return scores.float() / 2
+
+
+def rounded_in_float64(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> rounded_in_float64(torch.tensor([0.4, 0.6]))
+    tensor([0.4000, 0.6000])
+    """
+    return scores.round() if scores.dtype == torch.float64 else scores
+
+
+def noisy_without_a_word(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> noisy_without_a_word(torch.zeros(2)).shape
+    torch.Size([2])
+    """
+    return scores + torch.rand_like(scores)
+
+
+def noisy(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """Scores with noise that is drawn anew.
+
+    >>> noisy(torch.zeros(2)).shape
+    torch.Size([2])
+    """
+    return scores + torch.rand_like(scores)
+
+
+def with_a_root(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> with_a_root(torch.tensor([0.0]))
+    tensor([0.])
+    """
+    return scores.sqrt()
+
+
+def of_nothing(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> of_nothing(torch.tensor([1.0]))
+    tensor([nan])
+    """
+    return scores * torch.nan
+
+
+def doubled(scores: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+    """
+    >>> doubled(torch.tensor([1.0, 2.0]))
+    tensor([1., 2., 1., 2.])
+    """
+    return torch.cat([scores, scores])
+
+
 BROKEN = [
     (CountingIgnored(), "ignored_rows_do_not_count"),
     (LeavingNothing(), "ignored_rows_do_not_count"),
@@ -225,20 +331,32 @@ BROKEN = [
     (NeverEmpty(), "empty_batch"),
     (UncheckedShift(), "clear_errors"),
     (SummingWeights(), "mean_one"),
+    (halved_in_float32, "precision_kept"),
+    (rounded_in_float64, "precision_kept"),
+    (noisy_without_a_word, "precision_kept"),
+    (with_a_root, "finite_gradient"),
+    (of_nothing, "no_nan"),
+    (doubled, "shapes_as_annotated"),
+    (SpreadOfTheFirst(), "order_of_rows_does_not_count"),
+    (SpreadInOrder(), "order_of_rows_does_not_count"),
+    (SummedSpread(), "sample_weights_are_relative"),
+    (NarrowSpread(), "one_number"),
+    (RowSpread(), "one_number"),
+    (InfiniteSpread(), "one_number"),
 ]
 
 
-@pytest.mark.parametrize(("part", "check"), BROKEN, ids=[f"{type(part).__name__}-{check}" for part, check in BROKEN])
+@pytest.mark.parametrize(("part", "check"), BROKEN, ids=[f"{subject_of(part).name}-{check}" for part, check in BROKEN])
 def test_a_broken_part_fails_the_check_for_its_fault(part, check):
     subject = subject_of(part)
     with pytest.raises(AssertionError, match=rf"^{check}\({subject.name}\)"):
         run_check(subject, check, row_of(subject.part).checks[check])
 
 
-@pytest.mark.parametrize("part", [PowerLoss(), CrossEntropyLoss(), PowerWeights(), Shift()], ids=lambda p: p.role)
+@pytest.mark.parametrize("part", [PowerLoss(), CrossEntropyLoss(), Spread(), PowerWeights(), Shift(), noisy])
 def test_what_they_are_made_of_passes(part):
     subject = subject_of(part)
     checks = row_of(subject.part).checks
-    assert isinstance(part, lw.Loss | lw.Weighting | lw.Perturbation)
-    asked = {check for broken, check in BROKEN if broken.role == part.role and checks[check].reason(subject) is None}
+    made = [check for broken, check in BROKEN if isinstance(broken, type(part)) and check in checks]
+    asked = {check for check in made if checks[check].reason(subject) is None}
     assert all(run_check(subject, check, checks[check]) == "passed" for check in asked)
