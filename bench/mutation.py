@@ -121,7 +121,10 @@ def first_difference(before: str, after: str) -> tuple[int, str, str]:
     """The number of the first changed line, and this line in both."""
     old, new = before.splitlines(), after.splitlines()
     number = next(i for i, pair in enumerate(zip(old, [*new, ""], strict=False)) if pair[0] != pair[1])
-    return number + 1, old[number].strip(), new[number].strip() if len(new) == len(old) else ""
+    if len(new) < len(old):  # a decorator is gone, and the empty lines above it
+        number = next(i for i in range(number, len(old)) if old[i].strip())
+        return number + 1, old[number].strip(), ""
+    return number + 1, old[number].strip(), new[number].strip()
 
 
 def stratified(root: Path, count: int, seed: int) -> list[Mutant]:
@@ -460,15 +463,23 @@ class Runner:
                 outcome, test = self._try(mutant.file, before, after, batch, warm)
             if outcome != "passed":
                 break
-        if outcome != "passed" and test and (warm, test) not in self.sound:
-            again, culprit = self._try(mutant.file, before, before, batch[: batch.index(test) + 1], warm)
+        if outcome != "passed" and (warm, test) not in self.sound:
+            again, culprit = self._try(mutant.file, before, before, until(batch, test), warm)
             if again != "passed":
+                if not culprit:
+                    raise RuntimeError(f"the tests of {mutant.name} cannot be collected: see {self.log}")
                 self.unsound.add(culprit)
                 print(f"  unsound: {culprit}", flush=True)
                 return self.result(mutant, cap, earlier)
-            self.sound.add((warm, test))
+            if test:
+                self.sound.add((warm, test))
         said = {"passed": "survived", "failed": "killed"}.get(outcome, outcome)
         return {"outcome": said, "test": test if said != "survived" else "", "ran": len(names), "of": len(chosen)}
+
+
+def until(names: list[str], last: str) -> list[str]:
+    """The tests up to this one, all of them where none was at work."""
+    return names[: names.index(last) + 1] if last else names
 
 
 def batched(names: list[str], warm: bool) -> list[tuple[bool, list[str]]]:

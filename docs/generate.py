@@ -131,7 +131,7 @@ def _navigation() -> str:
     trees = {
         "Use it": ["integrations", "examples/index"],
         "Parts": ["parts/index", "parts/troubles", "parts/papers", "reference/index"],
-        "Trust it": ["contract", "exactness", "claims", "benchmarks", "scaling", "fuzzing", "errata"],
+        "Trust it": ["contract", "exactness", "claims", "benchmarks", "scaling", "fuzzing", "mutation", "errata"],
         "The project": ["contributing", "moved"],
     }
     named = {"index", *(name for names in trees.values() for name in names)}

@@ -130,3 +130,9 @@ def test_what_does_not_fit_is_named(make):
         make(-1.0, 1.0, 9)(torch.zeros(4, 9), torch.zeros(4, 1))
     with pytest.raises(TypeError, match="target must be floating-point"):
         make(-1.0, 1.0, 9)(torch.zeros(4, 9), torch.zeros(4, dtype=torch.int64))
+
+
+def test_one_bin_is_no_histogram():
+    with pytest.raises(ValueError, match="num_bins must be"):
+        HLGaussLoss(-2.0, 2.0, num_bins=1)
+    assert HLGaussLoss(-2.0, 2.0, num_bins=2).num_bins == 2
