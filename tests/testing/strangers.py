@@ -273,6 +273,17 @@ class RootLayer(Scaled):
         return super().forward(x).sqrt()
 
 
+class RoundedWeights(PowerWeights):
+    """Lets its memory be cast with the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = torch.tensor([900_000.0, 7.0])
+
+    def _apply(self, fn, recurse=True):
+        return nn.Module._apply(self, fn, recurse)
+
+
 class Identity(Scaled):
     starts_as_identity = True
 

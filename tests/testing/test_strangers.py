@@ -127,6 +127,7 @@ BROKEN = [
     (strangers.ShiftedLoss(), "common_offset", "at a common offset"),
     (strangers.CancellingLoss(), "small_residuals", "value of residuals"),
     (strangers.KinkedLoss(), "second_derivative_finite", "second derivative at outputs of"),
+    (strangers.RoundedWeights(), "buffers_outlive_half", "counts is cast from"),
     (strangers.NegativeWeights(), "non_negative", "the least weight is -"),
     (strangers.PlaceWeights(), "equal_rows_get_equal_weights", "rows of the one loss"),
     (strangers.UnclearedLoss(), "ignored_rows_may_be_anything", "a row that does not count has a gradient"),

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from jaxtyping import Int, Shaped
@@ -16,6 +16,7 @@ from lossworks.roles.memory import MERGES, merge_rows
 
 __all__ = ["AnyFunction", "Part", "cite", "evaluating"]
 
+HALF = (torch.float16, torch.bfloat16)
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -90,6 +91,22 @@ class Part(nn.Module):
             self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast the tensors, but no buffer of a part with a role to half precision.
+
+        Such buffers are counts, statistics and memories, which half precision rounds or has no room for; a model that
+        is cast takes the parts that it holds with it.
+        """
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if not self.role or buffer is None or moved is None:
+                continue
+            if moved.dtype in HALF and buffer.dtype not in HALF:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     def remember(self, name: str, index: Int[Tensor, " n"], values: Shaped[Tensor, "n *rest"]) -> None:
         """Write these rows' values into the memory ``name``, merged as :attr:`memories` says.

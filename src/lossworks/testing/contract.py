@@ -101,6 +101,7 @@ def _named(*checks: Callable[[Any], None]) -> dict[str, Check]:
 def _every(use: every.Use, *, modules: bool = True) -> dict[str, Check]:
     """What every part keeps, on the example of its role; ``modules`` where its parts may have a ``state_dict``."""
     state = {"state_round_trip": _on(partial(every.state_round_trip, use=use))} if modules else {}
+    state |= _named(every.buffers_outlive_half) if modules else {}
     return {
         **state,
         "documented": _on(every.documented),

@@ -1,8 +1,6 @@
 """Losses for long-tailed classes: they know how many rows each class has, and give rare classes an advantage."""
 
 import math
-from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -22,14 +20,6 @@ class _LongTailLoss(Loss):
         super().__init__(reduction, ignore_index=ignore_index)
         check_amounts("class_counts", class_counts, "C", least=2)
         self.class_counts = class_counts
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast all but the counts' dtype: bfloat16 does not hold every count above 256 exactly."""
-        before = self.class_counts
-        super()._apply(fn, recurse)
-        if self.class_counts.dtype != before.dtype:
-            self.class_counts = before.to(self.class_counts.device)
-        return self
 
     def _counts(self, num_classes: int) -> Float[Tensor, " classes"]:
         """The counts; a class without rows gets the count of the rarest class with rows.
@@ -56,7 +46,7 @@ class LDAMLoss(_LongTailLoss):
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            whose dtype never changes.
+            that is never cast to half precision.
         max_margin: The rarest class's margin, in units of ``output``, >= 0.
         scale: The factor s on the logits, > 0. The authors use 30 on cosines (normalised features and weights); for the
             plain logits that most models give the default is 1.
@@ -131,7 +121,7 @@ class LogitAdjustedLoss(_LongTailLoss):
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            whose dtype never changes.
+            that is never cast to half precision.
         tau: How much of the frequencies is taken out, any finite number; 0 is cross-entropy, 1 serves balanced
             accuracy.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -195,7 +185,7 @@ class BalancedSoftmaxLoss(_LongTailLoss):
 
     Args:
         class_counts: ``(C,)`` :math:`n_k`, rows of each class in the training data (or their shares). A buffer
-            whose dtype never changes.
+            that is never cast to half precision.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: The class whose rows are left out.
 

@@ -27,6 +27,7 @@ from lossworks.testing.inputs import expect_error
 
 __all__ = [
     "Use",
+    "buffers_outlive_half",
     "copies_the_same",
     "documented",
     "float_hyperparameters",
@@ -120,6 +121,21 @@ def no_hidden_state(part: Any, use: Use) -> None:
         if modes and not training:
             for name, tensor in used.state_dict().items():
                 assert_close(tensor, before[name], atol=0, rtol=0, equal_nan=True, msg=f"{name} changed in eval() mode")
+
+
+def buffers_outlive_half(part: Any) -> None:
+    """Counts, statistics and memories stay as they are where a part is cast to half precision with a model."""
+    if not isinstance(part, nn.Module):
+        return
+    for dtype in (torch.float16, torch.bfloat16):
+        cast = copy.deepcopy(part).to(dtype)
+        held = dict(part.named_modules())
+        for path, member in cast.named_modules():
+            for name, buffer in member.named_buffers(recurse=False) if isinstance(member, Part) and member.role else ():
+                before = held[path].get_buffer(name)
+                where = f"{path}.{name}".lstrip(".")
+                assert buffer.dtype == before.dtype, f"{where} is cast from {before.dtype} to {buffer.dtype}"
+                assert torch.equal(buffer, before), f"{where} changed from {before.tolist()} to {buffer.tolist()}"
 
 
 def _plain(part: Any) -> Iterator[tuple[str, str]]:
