@@ -1,3 +1,12 @@
+"""Class-balanced weights beside a model in half precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from lossworks.weights import ClassBalanced
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", ["inverse", "effective"])
 def test_counts_are_not_rounded_with_a_model_in_half_precision(method, dtype):
