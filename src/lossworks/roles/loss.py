@@ -69,6 +69,8 @@ class Loss(TakesKind, Part):
         soft_targets: Whether class-probability targets are allowed.
         probabilistic: Whether :meth:`predict` estimates probabilities (a proper loss); otherwise they need calibration.
         surrogate_gradient: Whether the loss's gradient is by definition not the derivative of its value.
+        masks: Whether the loss has a limit for a class whose logit goes to -inf, so that classes may be masked by -inf.
+        reads_offset: Whether a number that is added to all logits of a row changes the loss by definition.
     """
 
     kind: ClassVar[Kind] = CLASSES
@@ -76,6 +78,8 @@ class Loss(TakesKind, Part):
     soft_targets: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
     surrogate_gradient: ClassVar[bool] = False
+    masks: ClassVar[bool] = True
+    reads_offset: ClassVar[bool] = False
     role = "loss"
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -166,7 +166,7 @@ _LOSS = {
     "spatial_rows": _on(losses.spatial_rows, reasons.classes_only),
     "soft_targets_agree": _on(losses.soft_targets_agree, reasons.classes_only, reasons.soft),
     "masked_classes": _on(limits.masked_classes, reasons.classes_only, reasons.limit_of_masked),
-    "lost_labels": _on(limits.lost_labels, reasons.classes_only, reasons.limit_of_lost),
+    "lost_labels": _on(limits.lost_labels, reasons.classes_only, reasons.limit_of_masked),
     "common_offset": _on(limits.common_offset, reasons.classes_only, reasons.offset_does_not_count),
     "small_residuals": _on(limits.small_residuals, reasons.reads_residuals),
     **_named(limits.second_derivative_finite),

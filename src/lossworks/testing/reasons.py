@@ -14,10 +14,6 @@ from lossworks.testing.inputs import Recipe, build
 from lossworks.testing.models import is_parametrization, is_stochastic, sees_the_whole
 from lossworks.testing.subjects import Subject
 
-_NO_LIMIT = frozenset({"OneVsRestEnsLoss", "ZLoss"})
-_LOST_LIMIT = frozenset({"ZLoss"})
-_READS_OFFSETS = frozenset({"AdaptiveLDRLoss", "AsymmetricLoss", "OneVsRestEnsLoss"})
-
 
 def first(reasons: Sequence[Callable[[Any], str | None]], given: Any) -> str | None:
     """The first reason that is given, or None."""
@@ -88,16 +84,11 @@ def derivative(loss: Loss) -> str | None:
 
 
 def limit_of_masked(loss: Loss) -> str | None:
-    """The mean and the spread of a row's logits, and a value that is linear in each, have no limit at -inf."""
-    return "it has no limit as a logit goes to -inf" if type(loss).__name__ in _NO_LIMIT else None
-
-
-def limit_of_lost(loss: Loss) -> str | None:
-    return "it has no limit as the label's logit goes to -inf" if type(loss).__name__ in _LOST_LIMIT else None
+    return None if loss.masks else "it has no limit as a logit goes to -inf"
 
 
 def offset_does_not_count(loss: Loss) -> str | None:
-    return "a common offset changes its value, by definition" if type(loss).__name__ in _READS_OFFSETS else None
+    return "a common offset changes its value, by definition" if loss.reads_offset else None
 
 
 def reads_residuals(loss: Loss) -> str | None:

@@ -246,6 +246,9 @@ class OneVsRestEnsLoss(_DrawnLoss):
     tensor(True)
     """
 
+    masks = False
+    reads_offset = True
+
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         check_classes(output, target)

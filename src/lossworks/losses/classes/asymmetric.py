@@ -137,6 +137,7 @@ class AsymmetricLoss(_FocusingLoss):
 
     papers = ("ridnik2021asymmetric",)
     helps = ("imbalance", "hard examples", "many classes")
+    reads_offset = True
 
     def per_sample(self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""

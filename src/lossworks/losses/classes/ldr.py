@@ -225,6 +225,7 @@ class AdaptiveLDRLoss(Loss):
 
     papers = ("zhu2023ldr",)
     helps = ("noisy labels", "many classes")
+    reads_offset = True
     rowwise = True
     needs = ("num_samples",)
     needs_index = True

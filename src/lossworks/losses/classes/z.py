@@ -59,6 +59,7 @@ class ZLoss(Loss):
 
     papers = ("debrebisson2016zloss",)
     helps = ("many classes", "top-k")
+    masks = False
     rowwise = True
     settings = ({"a": 1.0}, {"a": 0.3}, {"a": 3.0})
 
