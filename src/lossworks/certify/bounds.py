@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import vjp
 from torch.nn import functional as F
 
-from lossworks.certify.graph import NORMALISED, Graph, Step, graph_of
+from lossworks.certify.graph import NORMALISED, Graph, Step, graph_of, refresh_weights
 from lossworks.checks import check_bool, check_choice, check_floating, check_int, check_positive, check_tensor
 from lossworks.roles import cite
 
@@ -489,7 +489,9 @@ def verified(
     Region.of(x, eps, norm, box)  # raises for what does not fit
     if target.shape != x.shape[:1]:
         raise ValueError(f"target must have shape ({len(x)},), one class a row of x, got {tuple(target.shape)}")
+    refresh_weights(model)
     model, x = copy.deepcopy(model).double(), x.double()
+    refresh_weights(model)
     if box is not None:
         box = [bound.double() for bound in box]
     classes = intervals(graph_of(model), Region.of(x[:1], eps, norm, None))[-1][0].shape[-1]

@@ -1,5 +1,6 @@
 """A model as a graph of the few operations whose bounds are known."""
 
+import importlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-__all__ = ["Graph", "Step", "graph_of"]
+__all__ = ["Graph", "Step", "graph_of", "refresh_weights"]
 
 Kind = Literal["input", "affine", "relu", "max", "add"]
 Affine = Callable[[Tensor], Tensor]
@@ -69,9 +70,7 @@ def graph_of(model: nn.Module) -> Graph:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     modules = dict(model.named_modules())
-    hooked = next((name or "model" for name, module in modules.items() if module._forward_hooks), None)
-    if hooked is not None:
-        raise TypeError(f"model must have no forward hooks, which may change any value, {hooked!r} has: remove them")
+    _check_hooks(modules)
     # A torch layer itself; a user's subclass is traced, as it may do anything in its forward.
     if isinstance(model, (*AFFINE, *NORMALISED, nn.ReLU, nn.MaxPool1d, nn.MaxPool2d)) and _is_torchs(model):
         return [Step("input", "input"), _of_module("model", model, 0)]
@@ -97,6 +96,48 @@ def graph_of(model: nn.Module) -> Graph:
         numbers[node] = len(steps)
         steps.append(step)
     raise TypeError(f"model must return a tensor, {type(model).__name__} returns nothing")
+
+
+def refresh_weights(model: nn.Module) -> None:
+    """Compute weights anew that ``weight_norm`` and the older ``spectral_norm`` set before each forward pass.
+
+    What they set in a pass that records gradients belongs to its graph, and cannot be copied.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if type(hook) in _weight_hooks():
+                    hook(module, ())
+
+
+def _weight_hooks() -> tuple[type, ...]:
+    """The hooks that set a weight before a forward pass and change nothing else in evaluation mode."""
+    modules = [importlib.import_module(f"torch.nn.utils.{name}") for name in ("weight_norm", "spectral_norm")]
+    return modules[0].WeightNorm, modules[1].SpectralNorm
+
+
+def _check_hooks(modules: dict[str, nn.Module]) -> None:
+    """Raise where a hook, or a forward that replaces the layer's own, may compute something else than the layers do."""
+    every = nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        raise TypeError(
+            "model must be free of the global forward hooks of torch.nn.modules, which may change any value"
+        )
+    for name, module in modules.items():
+        before = [type(hook) for hook in module._forward_pre_hooks.values()]
+        if module._forward_hooks or any(kind not in _weight_hooks() for kind in before):
+            raise TypeError(
+                f"model must have no forward hooks, which may change any value, {name or 'model'!r} has: remove them"
+            )
+        if module.training and _weight_hooks()[1] in before:
+            raise ValueError(
+                f"model must be in evaluation mode, as {name or 'model'!r} changes its spectral norm in training"
+            )
+        if "forward" in vars(module):
+            raise TypeError(
+                f"model must compute what its layers do, the forward of {name or 'model'!r} is replaced on the "
+                f"instance: define it in a class"
+            )
 
 
 def _step(node: fx.Node, numbers: dict[fx.Node, int], modules: dict[str, nn.Module]) -> Step:

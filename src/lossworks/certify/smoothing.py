@@ -1,12 +1,13 @@
 """Randomized smoothing: certificates for any model from its answers to noisy copies of an input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossworks.checks import (
     check_between,
@@ -19,6 +20,7 @@ from lossworks.checks import (
     check_tensor,
 )
 from lossworks.roles import cite
+from lossworks.roles.part import evaluating
 
 __all__ = [
     "ABSTAIN",
@@ -164,7 +166,7 @@ class RandomizedSmoothing:
     for changes measured in l2.
 
     Args:
-        model: :math:`f`, from inputs to logits, in evaluation mode.
+        model: :math:`f`, from inputs to logits; a module is asked in evaluation mode, and keeps its own.
         sigma: The noise's standard deviation, in input units, > 0.
         batch_size: How many noisy copies are passed to the model at a time.
         generator: Where the noise is drawn from; torch's own generator by default.
@@ -223,7 +225,8 @@ class RandomizedSmoothing:
 
     @torch.no_grad()
     def _counts(self, x: Tensor, copies: int) -> Int[Tensor, "n classes"]:
-        rows = [_counted(self.model, row, copies, self.sigma, self.batch_size, self.generator) for row in x]
+        with _at_rest(self.model):
+            rows = [_counted(self.model, row, copies, self.sigma, self.batch_size, self.generator) for row in x]
         return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.int64, device=x.device)
 
 
@@ -308,13 +311,21 @@ class DualRandomizedSmoothing:
         def masked(noisy: Tensor) -> Tensor:
             return model(torch.where(kept, noisy, 0))
 
-        return _counted(masked, row, copies, self.sigma, self.batch_size, self.generator)
+        with _at_rest(model):
+            return _counted(masked, row, copies, self.sigma, self.batch_size, self.generator)
+
+
+@contextmanager
+def _at_rest(model: Classifier) -> Iterator[None]:
+    """Put a model that is a module in evaluation mode for a while; dropout would be part of what is smoothed."""
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        yield
 
 
 def _counted(
     model: Classifier, row: Tensor, copies: int, sigma: float, at_once: int, generator: torch.Generator | None
 ) -> Int[Tensor, " classes"]:
-    """How many noisy copies of a row get each class."""
+    """How many noisy copies of a row get each class; a copy whose logits have NaN gets none."""
     counts = None
     for start in range(0, copies, at_once):
         some = row.expand(min(at_once, copies - start), *row.shape)
@@ -322,7 +333,8 @@ def _counted(
         output = model(some + sigma * noise)
         if output.ndim != 2 or len(output) != len(some):
             raise ValueError(f"model must give logits of shape ({len(some)}, C), got {tuple(output.shape)}")
-        found = output.argmax(dim=1).bincount(minlength=output.shape[1])
+        answered = output[~output.isnan().any(dim=1)]
+        found = answered.argmax(dim=1).bincount(minlength=output.shape[1])
         counts = found if counts is None else counts + found
     assert counts is not None
     return counts

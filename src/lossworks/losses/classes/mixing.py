@@ -120,7 +120,7 @@ class MixingLoss(Loss):
             output, target, sample_weight=sample_weight
         )
         if weights is not None and not weights.requires_grad and gamma.shape == attacked.shape == weights.shape[:1]:
-            uncounted = (weights == 0).reshape(len(weights), -1).all(dim=1)
+            uncounted = (weights[:, None] == 0).flatten(1).all(dim=1)
             gamma, attacked = cleared(gamma, uncounted), cleared(attacked, uncounted)
         wrong = _wrongly_asked(gamma, attacked, len(output)).to(surprise.dtype)
         wrong = wrong.reshape(-1, *(1 for _ in surprise.shape[1:]))
