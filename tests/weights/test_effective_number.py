@@ -52,3 +52,29 @@ def test_says_what_is_wrong():
         effective_number_weights(COUNTS, normalize="sum")
     with pytest.raises(ValueError, match="counts must be >= 0"):
         effective_number_weights(-COUNTS)
+
+
+def test_the_slopes_at_the_ends_are_those_beside_them():
+    counts = torch.tensor([1.0, 7.0, 40.0], dtype=torch.float64)
+    for end, beside in ((0.0, 1e-7), (1.0, 1 - 1e-7)):
+        slopes = []
+        for beta in (end, beside):
+            rate = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
+            effective_number_weights(counts, rate)[1].backward()
+            slopes.append(rate.grad)
+        assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_count_has_a_finite_slope_at_both_ends():
+    counts = torch.tensor([5.0, 0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(effective_number_weights(counts, 1.0)[0], counts)
+    assert_close(slope, torch.tensor([-6 / 64, 0, 10 / 64], dtype=torch.float64))  # 2 (1/5) / (1/5 + 1/3) = 6 / (3 + 5)
+    (slope,) = torch.autograd.grad(effective_number_weights(counts, 0.0)[0], counts)
+    assert_close(slope, torch.zeros(3, dtype=torch.float64))
+
+
+def test_counts_in_half_precision_are_summed_in_single():
+    counts = torch.tensor([60000.0, 30000.0])
+    for beta in (0.0, 0.9999, 1.0):
+        found = effective_number_weights(counts.half(), beta, normalize="rows")
+        assert_close(found, effective_number_weights(counts.half().float(), beta, normalize="rows"))

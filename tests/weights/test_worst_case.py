@@ -236,3 +236,11 @@ def test_group_dro_adds_more_for_small_groups():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_one_row_of_many_in_half_precision_has_a_finite_weight():
+    losses = torch.zeros(100_000, dtype=torch.float16)
+    losses[7] = 3e4
+    for weighting in (lw.weights.KLDRO(temperature=1.0), lw.weights.KLDRO(radius=20.0), CVaR(1e-6), ChiSquareDRO(1e6)):
+        assert weighting(losses)[7] == 1e5
+        assert weighting.solve(losses).weights[7] == 1e5

@@ -20,6 +20,8 @@ __all__ = ["Weighting", "about_kept", "asked_once", "inseparable"]
 class Weighting(Part):
     """Weights of the rows: non-negative, with mean 1 over the batch, or over the data set with ``over_data_set``.
 
+    They have the losses' dtype; for losses in half precision they are float32, as one row can have a weight of n.
+
     Class attributes:
         over_data_set: Whether the mean of 1 is over the data set, so that a batch's own mean may differ. It keeps fixed
             weights exact when a batch is split.
@@ -45,6 +47,10 @@ class Weighting(Part):
     ) -> Float[Tensor, " n"]:
         """The weights of these rows."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(losses, ...) -> (n,)")
+
+    def _given(self, weights: Tensor, losses: Tensor) -> Tensor:
+        """The weights in the losses' dtype, or float32 for half precision, which ends below the weight of one row."""
+        return weights.to(torch.promote_types(losses.dtype, torch.float32))
 
     def _required(self, name: str, value: Tensor | None, losses: Tensor) -> Tensor:
         """The argument, or an error unless it was given as one int64 number per row."""
@@ -77,10 +83,10 @@ def about_kept(
     if inseparable(losses):
         return ask(losses, columns)
     if bool(kept.all()):
-        return ask(losses, columns).to(losses.dtype)
+        return ask(losses, columns)
     rows = kept.nonzero().flatten()
     found = ask(losses[rows], {name: column[rows] for name, column in columns.items()})
-    return torch.zeros_like(losses).index_copy(0, rows, found.to(losses.dtype))
+    return found.new_zeros(losses.shape).index_copy(0, rows, found)
 
 
 def inseparable(rows: Tensor) -> bool:

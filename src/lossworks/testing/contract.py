@@ -181,7 +181,8 @@ _BATCH_LOSS = {
 }
 _WEIGHTING = {
     **_named(weightings.non_negative, weightings.mean_one, weightings.permutation_equivariant),
-    **_named(weightings.finite_at_extremes, weightings.gradient_stays_out, weightings.vmaps),
+    **_named(weightings.finite_at_extremes, weightings.holds_many_half_rows),
+    **_named(weightings.gradient_stays_out, weightings.vmaps),
     "compiles": _on(weightings.compiles, reasons.traced_already),
     **_named(weightings.empty_batch, weightings.weight_zero_is_absent, weightings.clear_errors),
     "equal_rows_get_equal_weights": _on(weightings.equal_rows_get_equal_weights, reasons.weights_by_row),

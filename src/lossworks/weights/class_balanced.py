@@ -83,7 +83,7 @@ class ClassBalanced(Weighting):
             raise ValueError(
                 f"target must be in [0, {len(self.class_counts)}), got {int(target.min())}..{int(target.max())}"
             )
-        return self.class_weights()[target].to(losses.dtype)
+        return self._given(self.class_weights()[target], losses)
 
 
 @cite("cui2019classbalanced", "wang2021srat", helps=("imbalance",))
@@ -113,11 +113,14 @@ def effective_number_weights(
     check_amounts("counts", counts, "C", least=1)
     check_between("beta", beta, 0, 1)
     check_choice("normalize", normalize, ("classes", "rows"))
-    rate = torch.as_tensor(beta, dtype=counts.dtype, device=counts.device)
-    # 1 - beta^n by expm1 keeps its digits when beta is near 1; beta = 0 makes log(beta) -inf and the number 1.
-    inside = torch.where(rate < 1, rate, 0)
-    size = torch.where(rate < 1, torch.expm1(counts * inside.log()) / (inside - 1), counts)
+    dtype = torch.promote_types(counts.dtype, torch.float32)  # half precision has neither the counts nor their sum
+    counts, rate = counts.to(dtype), torch.as_tensor(beta, dtype=torch.float64, device=counts.device)
+    # 1 - beta^n by expm1 keeps its digits where beta is near 1. At 0 and 1 stand the limits, with their slopes.
+    inside = torch.where((rate > 0) & (rate < 1), rate, 0.5)
+    size = torch.expm1(counts * inside.log()) / (inside - 1)
+    near_one = counts + (rate - 1) * counts * (counts - 1) / 2
+    size = torch.where(rate > 0, torch.where(rate < 1, size, near_one), 1 + rate * (counts > 1)).to(dtype)
     raw = torch.where(counts > 0, 1 / torch.where(counts > 0, size, 1), 0)
     if normalize == "rows":
-        return raw * counts.sum() / (counts * raw).sum()
-    return raw * (counts > 0).sum() / raw.sum()
+        return raw * (counts.sum() / (counts * raw).sum())
+    return raw * ((counts > 0).sum() / raw.sum())

@@ -85,4 +85,4 @@ class SampleWeights(Weighting):
         """The rows' weights."""
         index = self._required("index", index, losses)
         check_rows("index", index, len(self.sample_weights))
-        return self.sample_weights[index].to(losses.dtype)
+        return self._given(self.sample_weights[index], losses)

@@ -108,7 +108,7 @@ class GroupDRO(Weighting):
         if self.training:
             self.log_q = log_q.to(self.log_q.dtype)
         share = torch.where(present, log_q, -math.inf).softmax(dim=0)
-        return (inside @ (share * len(losses) / counts.clamp(min=1))).to(losses.dtype)
+        return self._given(inside @ (share * len(losses) / counts.clamp(min=1)), losses)
 
     def _moved(self, means: Float[Tensor, " groups"], present: Tensor) -> Float[Tensor, " groups"]:
         """log q after a step; a group that is not there keeps its weight."""

@@ -179,7 +179,7 @@ class CompositionalEMA(Weighting):
         log_u = torch.where(first, now, moved if self.training else self.log_u)
         if self.training:
             self.log_u = log_u.to(self.log_u.dtype)
-        return (scaled - log_u).exp().to(losses.dtype)
+        return self._given((scaled - log_u).exp(), losses)
 
 
 class KLDRORisk(Part):
@@ -218,6 +218,7 @@ class KLDRORisk(Part):
     def forward(self, losses: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """The robust value of these losses."""
         check_losses(losses, empty=False)
+        losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
         return self.r * ((losses / self.r).logsumexp(dim=0) - math.log(len(losses)))
 
 
@@ -244,11 +245,16 @@ def kl_dro_weights(
     """
     check_losses(losses, empty=False)
     check_positive("r", r)
-    scaled = losses.detach() / r
+    scaled = losses.detach().to(torch.promote_types(losses.dtype, torch.float32)) / r
     if base is not None:
         check_floating("base", base)
         check_same_shape(losses, base, names=("losses", "base"))
-        if readable(base) and not (bool((base >= 0).all()) and abs(float(base.detach().sum()) - 1) < 1e-4):
-            raise ValueError(f"base must be shares >= 0 with the sum 1, got the sum {float(base.detach().sum()):g}")
-        scaled = scaled + base.log()
+        sure = 10 * torch.finfo(base.dtype).eps  # how far rounding the shares may put their sum from 1
+        if readable(base) and not (
+            bool((base >= 0).all()) and abs(float(base.detach().double().sum()) - 1) < max(1e-4, sure)
+        ):
+            raise ValueError(
+                f"base must be shares >= 0 with the sum 1, got the sum {float(base.detach().double().sum()):g}"
+            )
+        scaled = scaled + base.to(scaled.dtype).log()
     return scaled.softmax(dim=0)

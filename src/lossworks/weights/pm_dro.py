@@ -94,4 +94,4 @@ class PMDROWeights(Weighting):
         if self.training:
             held = (1 - self.lr * self.entropy) * held + self.lr * losses.detach().double()
             self.remember("log_weights", index, held)
-        return (held.softmax(dim=0) * len(losses)).to(losses.dtype)
+        return self._given(held.softmax(dim=0) * len(losses), losses)

@@ -111,4 +111,4 @@ class SmallLossWeights(Weighting):
         if self.training:
             self.remember("losses", index, losses.detach().double())
         found = torch.where(index >= 0, self.kept[index.clamp(min=0)], self.kept.amax())
-        return found.to(losses.dtype)
+        return self._given(found, losses)

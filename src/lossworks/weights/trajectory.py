@@ -82,5 +82,6 @@ def effective_sample_size(weights: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     check_floating("weights", weights)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"weights must have shape (n,) with n >= 1, got {tuple(weights.shape)}")
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     shares = weights / weights.abs().amax()
     return shares.sum().square() / shares.square().sum()

@@ -41,7 +41,7 @@ class WorstCaseWeights(Weighting):
     def solve(self, losses: Float[Tensor, " n"]) -> Solution:
         """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
         check_losses(losses, empty=False)
-        return Solution(*(part.to(losses.dtype) for part in self._solve(losses.detach())))
+        return Solution(*(self._given(part, losses) for part in self._solve(losses.detach())))
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
         raise NotImplementedError(f"{type(self).__name__} must define _solve(losses) -> Solution")
@@ -56,7 +56,8 @@ class WorstCaseWeights(Weighting):
     ) -> Float[Tensor, " n"]:
         """The worst weights of these rows."""
         check_losses(losses)
-        return self._solve(losses.detach()).weights.to(losses.dtype) if len(losses) else losses.detach().clone()
+        weights = self._solve(losses.detach()).weights if len(losses) else losses.detach()
+        return self._given(weights, losses)
 
 
 def check_losses(losses: Tensor, *, empty: bool = True) -> None:

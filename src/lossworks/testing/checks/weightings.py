@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lossworks.losses import CrossEntropyLoss
 from lossworks.objective import Objective
-from lossworks.roles import Weighting
+from lossworks.roles import Weighting, asked_once
 from lossworks.testing.inputs import CLASSES, ROWS, expect_error, from_data
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "equal_rows_get_equal_weights",
     "finite_at_extremes",
     "gradient_stays_out",
+    "holds_many_half_rows",
     "mean_one",
     "non_negative",
     "over_the_data_set",
@@ -125,6 +126,25 @@ def finite_at_extremes(weighting: Weighting) -> None:
             weights = _fresh(weighting, values.to(dtype), columns)
             assert bool(weights.isfinite().all()), f"weights of losses up to {float(values.max())} in {dtype}"
             assert bool((weights >= 0).all()), f"a weight of {float(weights.min())} in {dtype}"
+
+
+def holds_many_half_rows(weighting: Weighting) -> None:
+    """More rows than half precision counts to have the weights of the same losses in float32."""
+    losses, columns = rows_of(weighting, torch.float16)
+    times = 2**17 // len(losses) if asked_once(weighting) else 1
+    losses, columns = losses.repeat(times), {name: column.repeat(times) for name, column in columns.items()}
+    losses[0] = 3e4
+    for dtype in (torch.float16, torch.bfloat16):
+        cast = losses.to(dtype)
+        wanted = _fresh(weighting, cast.float(), columns)
+        found = _fresh(weighting, cast, columns)
+        digits = torch.finfo(found.dtype)
+        near = partial(assert_close, rtol=8 * digits.eps, atol=digits.tiny)
+        near(found.to(wanted.dtype), wanted, msg=partial(_half, dtype))
+
+
+def _half(dtype: torch.dtype, difference: str) -> str:
+    return f"{dtype} losses have other weights than the same numbers in float32: {difference}"
 
 
 def gradient_stays_out(weighting: Weighting) -> None:
