@@ -289,7 +289,7 @@ class Formula(nn.Module):
             absent = absent_rows(sample_weight) if fits else None
         if absent is None:
             return self._perturbed(model, x, target, index)
-        rows = (~absent.reshape(len(x), -1).all(dim=1)).nonzero().flatten()
+        rows = (~absent[:, None].flatten(1).all(dim=1)).nonzero().flatten()
         some = index[rows] if isinstance(index, Tensor) and len(index) == len(x) else index
         changed = self._perturbed(model, x[rows], target[rows], some)
         copies = x.reshape(len(x), *(1,) * (changed.ndim - x.ndim), *x.shape[1:]).expand(len(x), *changed.shape[1:])
