@@ -12,7 +12,11 @@ from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losse
 
 __all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
 
-_STEPS, _CLOSE = 60, 1e-15
+_STEPS, _CLOSE, _ROUGH, _NEAR, _LAST = 60, 1e-15, 1e-4, 1e-3, 1e-8
+_SMALL = 1e-4
+"""A step so small in every exponent that four terms of the exponential have all its digits."""
+_MANY, _EVERY = 16_384, 16
+"""With more than _MANY rows, the search starts from the solution of a sample, every _EVERY-th row."""
 
 
 class KLDRO(WorstCaseWeights):
@@ -76,6 +80,8 @@ class KLDRO(WorstCaseWeights):
             mean = weights.mean()  # at least 1/n, as the largest of them is 1
             return Solution(top + temperature * mean.log(), weights / mean, temperature)
         assert self.radius is not None
+        if not isinstance(self.radius, Tensor) and readable(losses):
+            return _by_floats(losses, float(self.radius))
         rate, sharp = _rate(below, number_like(losses, self.radius))
         weights = (below * rate).softmax(dim=0) * len(losses)
         worst = (below == 0).to(weights.dtype)
@@ -83,33 +89,99 @@ class KLDRO(WorstCaseWeights):
         return Solution((weights * losses).mean(), weights, torch.where(sharp, 0, 1 / rate))
 
 
+def _by_floats(losses: Float[Tensor, " n"], radius: float) -> Solution:
+    """The weights at this distance, with the search's few numbers as floats, which cost less than tensors."""
+    top = losses.max()
+    below = losses - top
+    worst = (below == 0).to(below.dtype)
+    share = float(worst.mean())
+    if radius >= -math.log(share):
+        return Solution(top, worst / share, torch.zeros_like(top))
+    wanted = math.sqrt(2 * radius)
+    rate = wanted / float(below.std(correction=0))
+    if len(below) > _MANY:
+        sampled = below[::_EVERY].contiguous()
+        rate = _searched(sampled - sampled.max(), wanted, rate, _ROUGH)[0]
+    rate, weights = _searched(below, wanted, rate, _CLOSE)
+    temperature = 1 / rate if rate else math.inf
+    return Solution(top + weights @ below / float(len(below)), weights, torch.full_like(top, temperature))
+
+
+def _searched(
+    below: Float[Tensor, " n"], wanted: float, rate: float, close: float
+) -> tuple[float, Float[Tensor, " n"]]:
+    """The rate 1/T at which the root of twice the distance is ``wanted``, and the weights there, of mean 1.
+
+    A last, small step changes the weights by the first terms of its exponential, which is as exact and costs less.
+    """
+    low, high, n, reach = 0.0, math.inf, len(below), -float(below.min())
+    weights = (below * rate).exp_()
+    total = float(weights.sum()) / n
+    last = math.inf
+    for _ in range(_STEPS):
+        tilted = weights * below
+        mean = float(tilted.sum()) / n / total
+        spread = float(tilted @ below) / n / total - mean * mean
+        distance = math.sqrt(2 * max(rate * mean - math.log(total), 0.0))
+        error = wanted - distance
+        if abs(error) <= close * wanted or (last <= _NEAR * wanted and abs(error) >= last / 2):
+            break  # there, or nothing but rounding is left
+        last = abs(error)
+        low, high = (rate, high) if error > 0 else (low, rate)
+        step = rate + error * distance / (rate * spread) if spread > 0 else math.inf
+        if not low < step < high:
+            step = 2 * rate if math.isinf(high) else (low + high) / 2
+        if step in (rate, low, high):
+            break
+        if abs(step - rate) * reach < _SMALL:
+            change = below * (step - rate)
+            weights += weights * change * (1 + change * (1 / 2 + change / 6))
+        else:
+            weights = torch.mul(below, step, out=weights).exp_()
+        rate, total = step, float(weights.sum()) / n
+        if last <= _LAST * wanted:
+            break  # a Newton step doubles the digits
+    return rate, weights.div_(total)
+
+
 def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""], Tensor]:
     """The 1/T at which the weights are at this distance from uniform, and whether no finite one is far enough.
 
     The root of twice the distance is nearly linear in 1/T, so few Newton steps on it are needed; a bracket keeps
-    them in bounds.
+    them in bounds. Two more steps from the solution carry its first and second derivatives in the radius.
     """
     wanted = (2 * radius).sqrt()
     sharp = radius >= -(below == 0).to(below.dtype).mean().log()
-    low, high = torch.zeros_like(radius), torch.full_like(radius, math.inf)
+    fixed = wanted.detach()
+    low, high = torch.zeros_like(fixed), torch.full_like(fixed, math.inf)
     variance = below.var(correction=0)
-    rate = wanted / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    rate = fixed / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
     for _ in range(_STEPS):
-        scaled = below * rate
-        weights = scaled.exp()
-        total = weights.mean()
-        mean = (weights * below).mean() / total
-        spread = (weights * below * below).mean() / total - mean * mean
-        distance = (2 * (rate * mean - total.log()).clamp(min=0)).sqrt()
-        error = wanted - distance
-        if readable(error) and (bool(sharp) or bool(error.abs() <= _CLOSE * wanted)):
+        distance, slope = _distance(below, rate)
+        error = fixed - distance
+        if readable(error) and (bool(sharp) or bool(error.abs() <= _CLOSE * fixed)):
             break
         low, high = torch.where(error > 0, rate, low), torch.where(error < 0, rate, high)
-        step = rate + error * distance / (rate * spread)
+        step = rate + error / slope
         within = (step > low) & (step < high)
         middle = torch.where(high.isinf(), 2 * rate, (low + high) / 2)
         rate = torch.where(error == 0, rate, torch.where(within, step, middle))
+    usual = ~sharp & (fixed > 0)
+    for _ in range(2):
+        distance, slope = _distance(below, torch.where(usual, rate, 1))
+        step = (wanted - distance) / torch.where(usual, slope, 1)
+        rate = rate + torch.where(usual, step, 0)
     return rate, sharp
+
+
+def _distance(below: Float[Tensor, " n"], rate: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The root of twice the weights' divergence from uniform, and its slope in the rate."""
+    weights = (below * rate).exp()
+    total = weights.mean()
+    mean = (weights * below).mean() / total
+    spread = (weights * below * below).mean() / total - mean * mean
+    distance = (2 * (rate * mean - total.log()).clamp(min=0)).sqrt()
+    return distance, rate * spread / distance
 
 
 class CompositionalEMA(Weighting):
