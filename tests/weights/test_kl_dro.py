@@ -206,3 +206,31 @@ def test_bad_rows_and_temperatures_are_named():
             KLDRO(temperature=bad)
     with pytest.raises(TypeError, match="losses must be floating-point"):
         KLDRO()(torch.ones(2, dtype=torch.int64))
+
+
+def test_a_learned_radius_has_first_and_second_derivatives(losses):
+    radius = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def value(rho):
+        return KLDRO(radius=rho).solve(losses).value
+
+    assert torch.autograd.gradcheck(value, radius)
+    assert torch.autograd.gradgradcheck(value, radius)
+    at = radius.detach()
+    _, slope = torch.func.jvp(value, (at,), (torch.ones_like(at),))
+    assert_close(slope, KLDRO(radius=0.3).solve(losses).dual)  # the price of the constraint
+
+
+@pytest.mark.parametrize("rows", [50, 20_000])
+@pytest.mark.parametrize("radius", [1e-4, 0.1, 2.0])
+def test_the_radius_is_kept_and_the_value_is_that_of_scipys_dual(generator, rows, radius):
+    losses = torch.randn(rows, generator=generator, dtype=torch.float64)
+    found = KLDRO(radius=radius).solve(losses)
+    dual = minimize_scalar(
+        lambda log_t: robust_risk(losses, np.exp(log_t)) + radius * np.exp(log_t),
+        bounds=(-8, 8),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    assert float(found.value) == pytest.approx(dual.fun, rel=1e-10, abs=1e-10)
+    assert float(torch.special.xlogy(found.weights, found.weights).mean()) == pytest.approx(radius, rel=1e-9)

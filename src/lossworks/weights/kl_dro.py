@@ -13,8 +13,6 @@ from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losse
 __all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
 
 _STEPS, _CLOSE, _ROUGH, _NEAR, _LAST = 60, 1e-15, 1e-4, 1e-3, 1e-8
-_SMALL = 1e-4
-"""A step so small in every exponent that four terms of the exponential have all its digits."""
 _MANY, _EVERY = 16_384, 16
 """With more than _MANY rows, the search starts from the solution of a sample, every _EVERY-th row."""
 
@@ -110,16 +108,13 @@ def _by_floats(losses: Float[Tensor, " n"], radius: float) -> Solution:
 def _searched(
     below: Float[Tensor, " n"], wanted: float, rate: float, close: float
 ) -> tuple[float, Float[Tensor, " n"]]:
-    """The rate 1/T at which the root of twice the distance is ``wanted``, and the weights there, of mean 1.
-
-    A last, small step changes the weights by the first terms of its exponential, which is as exact and costs less.
-    """
-    low, high, n, reach = 0.0, math.inf, len(below), -float(below.min())
-    weights = (below * rate).exp_()
+    """The rate 1/T at which the root of twice the distance is ``wanted``, and the weights there, of mean 1."""
+    low, high, n = 0.0, math.inf, len(below)
+    weights, tilted = (below * rate).exp_(), torch.empty_like(below)  # fresh memory would cost more than the products
     total = float(weights.sum()) / n
     last = math.inf
     for _ in range(_STEPS):
-        tilted = weights * below
+        torch.mul(weights, below, out=tilted)
         mean = float(tilted.sum()) / n / total
         spread = float(tilted @ below) / n / total - mean * mean
         distance = math.sqrt(2 * max(rate * mean - math.log(total), 0.0))
@@ -133,11 +128,7 @@ def _searched(
             step = 2 * rate if math.isinf(high) else (low + high) / 2
         if step in (rate, low, high):
             break
-        if abs(step - rate) * reach < _SMALL:
-            change = below * (step - rate)
-            weights += weights * change * (1 + change * (1 / 2 + change / 6))
-        else:
-            weights = torch.mul(below, step, out=weights).exp_()
+        torch.mul(below, step, out=weights).exp_()
         rate, total = step, float(weights.sum()) / n
         if last <= _LAST * wanted:
             break  # a Newton step doubles the digits
