@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from lossworks import Objective
 from lossworks.losses import CompSumLoss, CrossEntropyLoss, EnsLoss
 from lossworks.objectives import SmoothAdversarialCompSumObjective
-from lossworks.perturb import FGSM, PGD, TRADES, LargestMarginChange, cw_margin_loss
+from lossworks.perturb import FGSM, PGD, TRADES, LargestMarginChange, PricedAscent, cw_margin_loss
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_trades_is_the_clean_loss_plus_beta_times_the_divergence_that_torch_give
     assert_close(value, cross_entropy(clean, target) + 2.5 * divergence)
 
 
-@pytest.mark.parametrize("price", [TRADES(0.0, FGSM(0.1)), LargestMarginChange(0.0, FGSM(0.1)), TRADES(1.0, PGD(0.0))])
+@pytest.mark.parametrize("price", [TRADES(0.0, PGD(0.1)), LargestMarginChange(0.0, PGD(0.1)), TRADES(1.0, PGD(0.0))])
 def test_no_price_or_no_room_is_the_clean_loss(price, model, batch):
     x, target = batch
     model.eval()
@@ -57,7 +57,7 @@ def test_no_price_or_no_room_is_the_clean_loss(price, model, batch):
 def test_the_price_has_its_gradient_through_both_outputs(batch):
     x, target = batch
     weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    objective = Objective(CrossEntropyLoss(), perturb=TRADES(2.0, FGSM(0.0)))
+    objective = Objective(CrossEntropyLoss(), perturb=TRADES(2.0, PGD(0.0)))
     objective.perturb.attack.forward = lambda risk, z: z + 0.2
 
     def value(w):
@@ -71,9 +71,9 @@ def test_rows_sample_weights_and_totals_are_those_of_a_loss(model, batch):
     model.eval()
     weight = torch.linspace(0, 2, 12)
     each, objective = (
-        Objective(CrossEntropyLoss(reduction=how), perturb=TRADES(2.0, FGSM(0.1))) for how in ("none", "mean")
+        Objective(CrossEntropyLoss(reduction=how), perturb=TRADES(2.0, PGD(0.1))) for how in ("none", "mean")
     )
-    for given in (each, objective):  # the divergence has no slope at the clean input, where a sign would be rounding's
+    for given in (each, objective):  # a change that a split does not redraw
         given.perturb.attack.forward = lambda risk, z: z + 0.1
     each = each(model, x, target)
     assert_close(objective(model, x, target, sample_weight=weight), (each * weight).sum() / weight.sum())
@@ -140,7 +140,7 @@ def test_the_smooth_adversarial_loss_bounds_the_ramps_under_any_change(tau, rho,
 def test_the_smooth_adversarial_loss_without_room_is_comp_sum(batch):
     x, target = batch
     weight = torch.randn(4, 3)
-    value = SmoothAdversarialCompSumObjective(1.5, 0.5, attack=FGSM(0.0))(lambda z: z @ weight, x, target)
+    value = SmoothAdversarialCompSumObjective(1.5, 0.5, attack=PGD(0.0))(lambda z: z @ weight, x, target)
     assert_close(value, CompSumLoss(1.5)(x @ weight / 0.5, target))
 
 
@@ -183,6 +183,24 @@ def test_an_attack_on_the_margin_finds_what_one_on_a_saturated_cross_entropy_mis
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(0.1), FGSM(0.1, "l2"), PGD(0.1, random_start=False), PricedAscent(1.0)], ids=lambda a: str(a)[:30]
+)
+@pytest.mark.parametrize("made", [TRADES, LargestMarginChange, SmoothAdversarialCompSumObjective])
+def test_an_attack_that_begins_where_the_price_has_no_gradient_is_refused(made, attack):
+    with pytest.raises(ValueError, match="attack must not begin at the clean input"):
+        made(attack=attack)
+
+
+def test_a_random_start_gives_the_margins_change_the_price_that_it_has_by_hand():
+    # One input of the box's width: the margin 2x moves by at most 2 * 0.5, which a step from any start but x reaches.
+    x, target = torch.tensor([[0.3], [-1.0]], dtype=torch.float64), torch.tensor([0, 1])
+    weight = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    objective = SmoothAdversarialCompSumObjective(nu=2.0, attack=PGD(0.5, steps=3), reduction="none")
+    clean = torch.nn.functional.cross_entropy(x @ weight, target, reduction="none")
+    assert_close(objective(lambda z: z @ weight, x, target), clean + 2.0 * 1.0)
 
 
 def test_an_attack_must_be_a_perturbation():

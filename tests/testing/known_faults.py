@@ -6,6 +6,5 @@ KNOWN_FAULTS = {
     ("clopper_pearson_lower", "names_a_bad_shape"): ANY_SHAPE,
     ("mixed_smoothing_radius", "names_a_bad_shape"): ANY_SHAPE,
     ("conv_orthogonality_bounds", "finite_gradient"): "the gradient at an orthogonal kernel is not finite",
-    ("wasserstein_robust_surrogate", "names_a_bad_tensor"): "complex x is refused by autograd and not by name",
 }
 """For each part and check, what is wrong; it holds in all settings of the part."""

@@ -199,6 +199,39 @@ class Shift(lw.Perturbation):
         return x.detach() + self.eps
 
 
+class Uphill(Shift):
+    """Takes one step along the sign of a slope that it takes at the clean input, and does not say where it begins."""
+
+    def forward(self, risk, x):
+        check_floating("x", x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(risk(leaf).sum(), leaf)
+        return x.detach() + self.eps * slope.sign()
+
+
+class JointlyUphill(Uphill):
+    """Takes a step of a length that the whole batch shares, so that one row's slope moves the others."""
+
+    begins_at_input = True
+
+    def forward(self, risk, x):
+        step = super().forward(risk, x) - x
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(risk(leaf).sum(), leaf)
+        return x.detach() + step / (1 + slope.square().sum())
+
+
+class ShiftByPlace(Shift):
+    """Moves each row by its place in the batch."""
+
+    def forward(self, risk, x):
+        check_floating("x", x)
+        place = torch.arange(len(x), dtype=x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
+        return x.detach() + self.eps * place
+
+
 @documented("smoothing")
 class SmoothedObjective(lw.Objective):
     def __init__(self, smoothing=0.1):

@@ -18,8 +18,10 @@ class SmoothAdversarialCompSumObjective(Objective):
 
     With :math:`\nu \ge \sqrt{C - 1} / \rho` it is at least
     :math:`\max_\delta \Phi_\tau\big(\sum_{k \ne y} \min(1, (1 - (f_y - f_k)(x + \delta) / \rho)_+)\big)`, the comp-sum
-    loss of the ramps under attack. Call it like any :class:`~lossworks.Objective`. Where the attack draws random
-    starting points, a batch that is split gets other ones than the whole batch.
+    loss of the ramps under attack, as far as the attack finds the maximum. An attack that begins at the clean input,
+    such as :class:`~lossworks.perturb.FGSM`, is refused, as the change has no gradient there. Call it like any
+    :class:`~lossworks.Objective`. Starting points are drawn for the rows at hand, so a batch that is split gets other
+    ones than the whole batch.
 
     Args:
         tau: The comp-sum loss's exponent, >= 0; 1 is cross-entropy.
@@ -33,7 +35,8 @@ class SmoothAdversarialCompSumObjective(Objective):
           ``reduction="none"``.
 
     Raises:
-        ValueError: ``tau < 0``, ``rho <= 0``, ``nu < 0``, a class outside ``[0, C)``.
+        ValueError: ``tau < 0``, ``rho <= 0``, ``nu < 0``, ``attack`` begins at the clean input, a class outside
+            ``[0, C)``.
         TypeError: ``attack`` is no perturbation.
 
     Use it against small changes of the input when there are many classes, as an alternative to

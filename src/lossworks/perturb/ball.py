@@ -66,7 +66,11 @@ class Ball:
 
     def steepest(self, gradient: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The direction of length 1, in this norm, in which a function with this gradient grows fastest."""
-        return gradient.sign() if self.norm == "linf" else gradient / row_norm(gradient)
+        if self.norm == "linf":
+            return torch.where(gradient.isnan(), 0, gradient.sign())
+        length = row_norm(gradient)
+        finite = (gradient.isfinite() & length.isfinite()).flatten(1).all(dim=1).reshape(_column(gradient))
+        return torch.where(finite, gradient / length, _limit(gradient))
 
 
 def check_ball(eps: float | Tensor, norm: str, bounds: Bounds | None) -> None:
@@ -99,6 +103,17 @@ def draw_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return torch.randn_like(like)
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _limit(gradient: Tensor) -> Tensor:
+    """The direction of each row where it has no finite length: of its infinite slopes alone, and without the NaN."""
+    finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    infinite = torch.where(gradient.isinf(), gradient.sign(), 0)
+    size = finite.flatten(1).abs().amax(dim=1).reshape(_column(gradient)) if gradient[:1].numel() else 1
+    scaled = finite / torch.where(torch.as_tensor(size) > 0, size, 1)
+    any_infinite = infinite.flatten(1).any(dim=1).reshape(_column(gradient))
+    direction = torch.where(any_infinite, infinite, scaled)
+    return direction / row_norm(direction)
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

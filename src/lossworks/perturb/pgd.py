@@ -18,6 +18,7 @@ from lossworks.checks import (
     shown,
 )
 from lossworks.perturb.ball import Ball, Bounds, check_ball
+from lossworks.perturb.inference import OrdinaryTensors, ordinary, said_of_inference
 from lossworks.roles import Perturbation
 
 Risk = Callable[[Tensor], Float[Tensor, " n"]]
@@ -35,7 +36,12 @@ class PGD(Perturbation):
     input lies in the ball and within ``bounds`` exactly, not only up to rounding.
 
     Starting points are drawn for the rows at hand, so a batch that is split gets other ones than the whole batch.
-    Without ``random_start`` a split changes nothing.
+    Without ``random_start`` nothing is drawn, and a split changes nothing wherever the risk's slopes are larger than
+    rounding. A slope that is 0 by definition has no sign but rounding's, so start at random where the risk has its
+    minimum at the clean input.
+
+    A slope that is NaN leaves its coordinate where it is. In l2 a row with infinite slopes moves along these alone.
+    The search also works under ``torch.no_grad()`` and ``torch.inference_mode()``.
 
     Each restart costs ``steps`` forward and backward passes and one forward pass at its end. A random start costs one
     more forward pass, on the clean input.
@@ -57,7 +63,8 @@ class PGD(Perturbation):
 
     Raises:
         ValueError: ``eps < 0``, ``step_size <= 0``, ``steps < 1``, ``restarts < 1``, several restarts without a random
-            start, an input outside ``bounds``, a risk that is not one number per row, or columns that x does not have.
+            start, an input outside ``bounds``, a risk that is not one number per row or whose gradient does not reach
+            x, or columns that x does not have.
         TypeError: x is not floating-point: integers have no gradient, scale them first.
 
     Use it to train against small changes of the input, or to measure what such changes do. The input that it finds need
@@ -103,6 +110,11 @@ class PGD(Perturbation):
         self.columns = None if columns is None else _columns(columns)
 
     @property
+    def begins_at_input(self) -> bool:  # type: ignore[override]
+        """Whether the search starts at the clean input."""
+        return not self.random_start
+
+    @property
     def bounds(self) -> Bounds | None:
         """The data's range ``(low, high)``, or None where there is none."""
         plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
@@ -110,6 +122,7 @@ class PGD(Perturbation):
 
     def forward(self, risk: Risk, x: Float[Tensor, "n *features"]) -> Float[Tensor, "n *features"]:
         """The worst input found for each row."""
+        x = ordinary(x)
         if self.columns is None:
             return self._search(risk, x)
         check_floating("x", x)
@@ -207,10 +220,18 @@ def _slope(risk: Risk, x: Tensor) -> tuple[Float[Tensor, "n *features"], Float[T
         with torch.no_grad():  # func.grad still records its own graph, but no outer one
             gradient, values = torch.func.grad(summed, has_aux=True)(x)
         return gradient.detach(), values.detach()
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        total, values = summed(leaf)
-        (found,) = torch.autograd.grad(total, leaf)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = ordinary(x).detach().requires_grad_()
+        try:
+            total, values = summed(leaf)
+        except RuntimeError as error:
+            if not said_of_inference(error):
+                raise
+            with OrdinaryTensors():
+                total, values = summed(leaf)
+        found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    if found is None:
+        raise ValueError("risk must give numbers whose gradient reaches x, what it gave has none")
     return found, values.detach()
 
 

@@ -19,8 +19,10 @@ class TRADES(Consistency):
         \ell(f(x_i), y_i) + \beta \max_{\|\delta_i\| \le \varepsilon}
         \mathrm{KL}\big(p(x_i) \,\|\, p(x_i + \delta_i)\big), \qquad p = \mathrm{softmax} \circ f
 
-    The attack increases the divergence and not the loss, so it needs no label. It starts at a random point, as the
-    divergence has gradient zero at the clean input. Starting points are drawn for the rows at hand, so a batch that is
+    The attack increases the divergence and not the loss, so it needs no label. It must start at a random point, as
+    :class:`PGD` does by default: the divergence has gradient zero at the clean input, so that an attack which begins
+    there, such as :class:`FGSM`, is refused. The authors start at :math:`x + 0.001\, N(0, I)`; PGD starts anywhere in
+    the ball. Starting points are drawn for the rows at hand, so a batch that is
     split gets other ones than the whole batch.
 
     Args:
@@ -31,7 +33,7 @@ class TRADES(Consistency):
         - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``.
 
     Raises:
-        ValueError: ``beta < 0``.
+        ValueError: ``beta < 0``, or ``attack`` begins at the clean input.
         TypeError: ``attack`` is no perturbation, or the objective's loss couples the rows of its batch.
 
     Use it as ``perturb=`` of an :class:`~lossworks.Objective` where some clean accuracy may be given up for robustness;
@@ -78,8 +80,9 @@ class LargestMarginChange(Consistency):
 
     With the comp-sum loss at scale :math:`\rho` it is
     :class:`lossworks.objectives.SmoothAdversarialCompSumObjective`, which is an upper bound on the loss under attack
-    for :math:`\nu \ge \sqrt{C - 1} / \rho`. Where the attack draws random starting points, a batch that is split gets
-    other ones than the whole batch.
+    for :math:`\nu \ge \sqrt{C - 1} / \rho`, as far as the attack finds the maximum. The change is 0 at the clean input
+    and has no gradient there, so an attack that begins there, such as :class:`FGSM`, is refused. Starting points are
+    drawn for the rows at hand, so a batch that is split gets other ones than the whole batch.
 
     Args:
         nu: The price :math:`\nu`, >= 0, in loss units per logit unit.
@@ -89,7 +92,7 @@ class LargestMarginChange(Consistency):
         - x: ``(n, ...)`` floating-point; the model gives logits ``(n, C)``, target classes ``(n,)``.
 
     Raises:
-        ValueError: ``nu < 0``, a class outside ``[0, C)``.
+        ValueError: ``nu < 0``, ``attack`` begins at the clean input, a class outside ``[0, C)``.
         TypeError: ``attack`` is no perturbation, or the objective's loss couples the rows of its batch.
 
     Use it in place of :class:`TRADES` where a bound on the loss under attack is wanted.

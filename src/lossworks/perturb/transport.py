@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_batch, check_choice, check_function, check_int, check_positive, taken
+from lossworks.checks import check_batch, check_choice, check_function, check_int, check_positive, check_real, taken
+from lossworks.perturb.inference import ordinary
 from lossworks.perturb.pgd import Risk, _one_a_row, _slope, _value
 from lossworks.roles import Perturbation, cite
 
@@ -53,6 +54,7 @@ class PricedAscent(Perturbation):
 
     papers = ("sinha2018certifying", "saberi2024outofdomain")
     helps = ("attacks", "shift")
+    begins_at_input = True
     settings = ({}, {"gamma": 10.0})
 
     def __init__(
@@ -77,6 +79,7 @@ class PricedAscent(Perturbation):
     ) -> Float[Tensor, "n *features"]:
         """The best point found for each row at this price, which is one number or one number per row."""
         check_batch("x", x)
+        x = ordinary(x)
         clean = x.detach()
 
         def gain(z: Tensor) -> Tensor:
@@ -162,6 +165,7 @@ def wasserstein_robust_surrogate(
     def losses(z: Tensor) -> Tensor:
         with taken("loss_fn must take x and y"):
             values = loss_fn(z, y)
+        check_real("what loss_fn gives for x and y", values)
         return _one_a_row(values, z, "loss_fn")
 
     worst = PricedAscent(gamma, cost, steps, lr)(losses, x)

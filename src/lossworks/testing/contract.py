@@ -192,6 +192,9 @@ _WEIGHTING = {
 _PERTURBATION = {
     **_named(perturbations.same_shape_and_dtype, perturbations.no_graph, perturbations.leaves_model_alone),
     **_named(perturbations.empty_batch, perturbations.clear_errors),
+    **_named(perturbations.says_where_it_begins, perturbations.works_in_inference_mode),
+    **_named(perturbations.bad_slopes_stay_in_their_row),
+    "order_of_rows_is_nothing": _on(perturbations.order_of_rows_is_nothing, reasons.no_draws_by_row),
     "never_helps_the_model": _on(perturbations.never_helps_the_model, reasons.asks_the_risk),
     "rows_stand_alone": _on(perturbations.rows_stand_alone, reasons.no_draws_by_row),
     "vmaps": _on(perturbations.vmaps, reasons.no_draws_by_row),

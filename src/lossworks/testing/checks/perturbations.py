@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,20 @@ from lossworks.testing.inputs import CLASSES, ROWS, expect_error
 
 __all__ = [
     "Noisy",
+    "bad_slopes_stay_in_their_row",
     "clear_errors",
     "empty_batch",
     "leaves_model_alone",
     "never_helps_the_model",
     "no_graph",
+    "order_of_rows_is_nothing",
     "price_of_nothing_is_nothing",
     "rows_stand_alone",
     "same_shape_and_dtype",
+    "says_where_it_begins",
     "used",
     "vmaps",
+    "works_in_inference_mode",
 ]
 
 
@@ -122,6 +127,78 @@ def rows_stand_alone(perturbation: Perturbation) -> None:
     x = 2 * _example(ROWS, 4) - 1
     alone = torch.cat([_call(perturbation, row[None]) for row in x])
     assert_close(alone, _call(perturbation, x), msg="a row is changed otherwise when it is alone: {}".format)
+
+
+def order_of_rows_is_nothing(perturbation: Perturbation) -> None:
+    """Rows in another order are changed in the same way, to the last bit: no sign or tie hangs on rounding."""
+    x = 2 * _example(ROWS, 4) - 1
+    assert_close(_call(perturbation, x.flip(0)).flip(0), _call(perturbation, x), atol=0, rtol=0)
+
+
+def says_where_it_begins(perturbation: Perturbation) -> None:
+    """A perturbation whose first gradient is taken at the clean input says ``begins_at_input``, and no other does."""
+    x, firsts = 2 * _example(ROWS, 4) - 1, list[bool]()
+
+    def risk(inputs: Tensor) -> Tensor:
+        if inputs.requires_grad:
+            firsts.append(bool(torch.equal(inputs.detach(), x)))
+        return _waves(inputs)
+
+    torch.manual_seed(0)
+    copy.deepcopy(perturbation)(risk, x)
+    begins = bool(firsts) and firsts[0]
+    assert perturbation.begins_at_input == begins, f"begins_at_input is {perturbation.begins_at_input}, not {begins}"
+
+
+def works_in_inference_mode(perturbation: Perturbation) -> None:
+    """Inputs, targets and weights made under ``torch.inference_mode()`` are changed as ordinary ones are."""
+    x = 2 * _example(ROWS, 4) - 1
+    weight = torch.linspace(1, 2, 4, dtype=torch.float64)
+
+    def changed(rows: Tensor, factor: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        found: Tensor = copy.deepcopy(perturbation)(lambda inputs: _waves(inputs * factor), rows)
+        return found
+
+    wanted = changed(x, weight)
+    with torch.inference_mode():
+        inside = changed(x, weight)
+        rows, factor = x.clone(), weight.clone()
+        made_inside = changed(rows, factor)
+    for found in (inside, made_inside, changed(rows, factor)):
+        assert_close(found.clone(), wanted, msg="inference mode changes the answer: {}".format)
+    assert not changed(rows, factor).is_inference(), "the perturbed input cannot be trained on"
+
+
+def bad_slopes_stay_in_their_row(perturbation: Perturbation) -> None:
+    """A row whose slope is NaN or infinite stays finite, and the other rows are changed as they would be without it."""
+    x = 2 * _example(ROWS, 4) - 1
+    wanted = _call(perturbation, x)
+    for bad in (torch.nan, torch.inf):
+        factor = torch.ones(ROWS, 4, dtype=torch.float64)
+        factor[0, 0] = bad
+
+        def risk(inputs: Tensor, factor: Tensor = factor) -> Tensor:
+            return _Sloped.apply(_waves(inputs), inputs, factor)
+
+        torch.manual_seed(0)
+        found = copy.deepcopy(perturbation)(risk, x)
+        assert bool(found.isfinite().all()), f"a slope of {bad} gives an input that is not finite"
+        assert_close(found[1:], wanted[1:], msg=f"a row's slope of {bad} changes another row: {{}}".format)
+
+
+class _Sloped(torch.autograd.Function):
+    """The values, whose gradient in the inputs is moreover multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return grads[0], torch.where(factor == 1, 0.0, factor), None
 
 
 def vmaps(perturbation: Perturbation) -> None:
