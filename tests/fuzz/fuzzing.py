@@ -329,6 +329,13 @@ INTERNAL = (
     "lossworks.federated.rounds.check_",
     *("lossworks.roles.weighting.a", "lossworks.roles.part.evaluating", "lossworks.roles.remember."),
     *("lossworks.roles.reduction.check_no_nan", "lossworks.objective.states.", "lossworks.verdict.judge."),
+    *(f"lossworks.roles.reduction.{name}" for name in ("absent_rows", "cleared", "over_rows", "tame")),
+    *(
+        "lossworks.roles.batch_loss.present_rows",
+        "lossworks.perturb.inference.",
+        "lossworks.certify.graph.refresh_weights",
+        "lossworks.objective.formula.Featured",
+    ),
 )
 """What other modules of ours alone call, and what all ranks of a process group must call together."""
 
@@ -353,7 +360,7 @@ def modules() -> dict[str, type[nn.Module]]:
         if inspect.isclass(thing)
         and issubclass(thing, nn.Module)
         and not _is_role(thing)
-        and not path.startswith(UNTRIED)
+        and not path.startswith((*INTERNAL, *UNTRIED))
     }
 
 

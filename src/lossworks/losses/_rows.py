@@ -39,7 +39,7 @@ def from_the_top(output: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes
 
     The largest is a constant for the gradient: a function that no common offset changes has the same one.
     """
-    return output - output.detach().amax(dim=1, keepdim=True)
+    return output - output.detach().amax(dim=1, keepdim=True) if output.shape[1] else output
 
 
 def in_blocks(
