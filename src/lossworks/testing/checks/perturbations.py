@@ -191,9 +191,12 @@ class _Sloped(torch.autograd.Function):
     """The values, whose gradient in the inputs is moreover multiplied by a factor."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
+    def forward(values: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
         return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
