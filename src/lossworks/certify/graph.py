@@ -4,7 +4,7 @@ import importlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -102,7 +102,11 @@ def refresh_weights(model: nn.Module) -> None:
     """Compute weights anew that ``weight_norm`` and the older ``spectral_norm`` set before each forward pass.
 
     What they set in a pass that records gradients belongs to its graph, and cannot be copied.
+
+    Raises:
+        TypeError, ValueError: as :func:`graph_of`, for a model with other hooks, before any hook is called.
     """
+    _check_hooks(dict(model.named_modules()))
     with torch.no_grad():
         for module in model.modules():
             for hook in module._forward_pre_hooks.values():
@@ -110,7 +114,8 @@ def refresh_weights(model: nn.Module) -> None:
                     hook(module, ())
 
 
-def _weight_hooks() -> tuple[type, ...]:
+@cache
+def _weight_hooks() -> tuple[type, type]:
     """The hooks that set a weight before a forward pass and change nothing else in evaluation mode."""
     modules = [importlib.import_module(f"torch.nn.utils.{name}") for name in ("weight_norm", "spectral_norm")]
     return modules[0].WeightNorm, modules[1].SpectralNorm
