@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "HALF",
     "InputError",
     "as_float",
     "check_amounts",
@@ -48,10 +49,13 @@ __all__ = [
     "readable",
     "shown",
     "taken",
+    "wide",
 ]
 
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """The floating-point dtypes that can be computed with; float8 and complex numbers cannot."""
+HALF = (torch.float16, torch.bfloat16)
+"""The dtypes of half precision, which round counts and have no room for many sums."""
 LONGEST_SHOWN = 100
 LONGEST_LINE = 800
 
@@ -136,6 +140,11 @@ def taken(by: str) -> Iterator[None]:
 def as_float(number: float | Tensor) -> float:
     """The number as a float, without a gradient."""
     return float(number.detach() if isinstance(number, Tensor) else number)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def precise(device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ from lossworks.checks import (
     check_probabilities,
     check_same_shape,
     readable,
+    wide,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
 from lossworks.roles import Part, cite
@@ -136,7 +137,7 @@ def mixed_lipschitz_radius(
     check_positive("lipschitz", lipschitz)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise ValueError(f"probabilities must have shape (n, C) with C >= 2, got {tuple(probabilities.shape)}")
-    top = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)).topk(2, dim=1).values
+    top = wide(probabilities).topk(2, dim=1).values
     spare = alpha * (1 + top[:, 0] - top[:, 1]) - 1
     sure = spare > 0
     return torch.where(sure, torch.where(sure, spare, 1) / (2 * alpha) / lipschitz, 0)

@@ -1,13 +1,12 @@
 """Randomized smoothing: certificates for any model from its answers to noisy copies of an input."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossworks.checks import (
     check_between,
@@ -18,9 +17,9 @@ from lossworks.checks import (
     check_positive,
     check_probabilities,
     check_tensor,
+    wide,
 )
-from lossworks.roles import cite
-from lossworks.roles.part import evaluating
+from lossworks.roles import cite, evaluating
 
 __all__ = [
     "ABSTAIN",
@@ -123,7 +122,7 @@ def dual_smoothing_radius(
         check_probabilities(name, value)
     if p_left.shape != p_right.shape:
         raise ValueError(f"p_right must have p_left's shape {tuple(p_left.shape)}, got {tuple(p_right.shape)}")
-    left, right = (torch.special.ndtri(p.to(torch.promote_types(p.dtype, torch.float32))) for p in (p_left, p_right))
+    left, right = (torch.special.ndtri(wide(p)) for p in (p_left, p_right))
     radius = sigma / 2**0.5 * (left + right)
     return radius.nan_to_num(nan=0.0, posinf=torch.inf, neginf=0.0).clamp(min=0)
 
@@ -225,7 +224,7 @@ class RandomizedSmoothing:
 
     @torch.no_grad()
     def _counts(self, x: Tensor, copies: int) -> Int[Tensor, "n classes"]:
-        with _at_rest(self.model):
+        with evaluating(self.model):
             rows = [_counted(self.model, row, copies, self.sigma, self.batch_size, self.generator) for row in x]
         return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.int64, device=x.device)
 
@@ -311,15 +310,8 @@ class DualRandomizedSmoothing:
         def masked(noisy: Tensor) -> Tensor:
             return model(torch.where(kept, noisy, 0))
 
-        with _at_rest(model):
+        with evaluating(model):
             return _counted(masked, row, copies, self.sigma, self.batch_size, self.generator)
-
-
-@contextmanager
-def _at_rest(model: Classifier) -> Iterator[None]:
-    """Put a model that is a module in evaluation mode for a while; dropout would be part of what is smoothed."""
-    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
-        yield
 
 
 def _counted(

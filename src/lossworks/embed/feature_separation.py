@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_positive, check_sample_weight, check_tensor
+from lossworks.checks import check_floating, check_positive, check_sample_weight, check_tensor, wide
 from lossworks.roles import CLASSES, BatchLoss, check_no_nan, directions, present_rows, weighted_reduction
 
 __all__ = ["FeatureSeparationLoss"]
@@ -71,7 +71,7 @@ class FeatureSeparationLoss(BatchLoss):
             raise TypeError(f"target must be int64 classes, got {target.dtype}")
         if target.shape != output.shape[:1]:
             raise ValueError(f"target must have shape ({len(output)},), one class a row, got {tuple(target.shape)}")
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         turned = directions(output)
         others = ~torch.eye(len(output), dtype=torch.bool, device=output.device)
         # A finite number in place of minus infinity, so that a row without others has no NaN in its gradient.

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_choice, check_positive, check_sample_weight
+from lossworks.checks import HALF, check_choice, check_positive, check_sample_weight
 from lossworks.fused.chunks import blocks
 from lossworks.fused.linear import check_layer, each, plan_for, product_dtype, reduced
-from lossworks.fused.readers import HALF, Layer, Reader, Reading
+from lossworks.fused.readers import Layer, Reader, Reading
 from lossworks.roles import REDUCTIONS, absent_rows, cite, cleared
 
 

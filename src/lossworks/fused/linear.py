@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lossworks.checks import (
+    HALF,
     check_choice,
     check_classes,
     check_floating,
@@ -20,7 +21,7 @@ from lossworks.checks import (
     readable,
 )
 from lossworks.fused.chunks import chunk_size, slices
-from lossworks.fused.readers import HALF, Layer, LossReader, Plan, Reader
+from lossworks.fused.readers import Layer, LossReader, Plan, Reader
 from lossworks.fused.rows import run
 from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import (

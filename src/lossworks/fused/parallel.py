@@ -88,9 +88,9 @@ class _ShardReader(LossReader):
     def __init__(self, whole: LossReader, shards: _Shards) -> None:
         super().__init__(**{entry.name: getattr(whole, entry.name) for entry in fields(whole) if entry.init})
         self.shards, own = shards, shards.own
-        self.shift = None if self.shift is None else self.shift[own]
         self.label = self.target
         if self.softmax is not None:
+            self.shift = None if self.softmax.shift is None else self.softmax.shift[own]
             self.label = torch.where((self.target >= own.start) & (self.target < own.stop), self.target - own.start, -1)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:

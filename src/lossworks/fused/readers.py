@@ -9,14 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import checks
+from lossworks.checks import HALF, checks
 from lossworks.fused.chunks import blocks
 from lossworks.roles import ClosedForm, Loss, Offers, SoftmaxForm, cleared, held_back, remember_over_ranks
 from lossworks.roles.memory import each_once
 
-__all__ = ["HALF", "Layer", "LossReader", "Plan", "Reader", "Reading", "Run"]
-
-HALF = (torch.float16, torch.bfloat16)
+__all__ = ["Layer", "LossReader", "Plan", "Reader", "Reading", "Run"]
 
 
 @dataclass
@@ -99,7 +97,7 @@ class LossReader(Reader):
 
     def __post_init__(self) -> None:
         if self.softmax is not None:
-            self.scale, self.shift = self.softmax.scale, self.softmax.shift
+            self.scale = self.softmax.scale
         self.remembers_nothing = self.index is None
         self._held: list[tuple[dict[str, Any], str, Tensor | None]] = [
             (tensors, name, tensor)
@@ -200,10 +198,7 @@ class LossReader(Reader):
     def _by_softmax(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
         label = target[:, None]
-        handicap = form.handicaps(target, logits.dtype)
-        if handicap is not None:
-            logits.scatter_add_(1, label, handicap[:, None])
-        mass, *leaves = _exponentials(logits, label, form.reads_total)
+        mass, *leaves = _exponentials(logits, label, form, form.handicaps(target, logits.dtype))
         if coefficient is None:
             return Reading(self.where_kept(form.value(*leaves), rows))
         with torch.enable_grad():
@@ -235,25 +230,35 @@ class LossReader(Reader):
         return numbers if self.kept is None else torch.where(self.kept[rows], numbers, 0)
 
 
-def _exponentials(logits: Tensor, label: Tensor, reads_total: bool) -> tuple[Tensor, ...]:
+def _exponentials(logits: Tensor, label: Tensor, form: SoftmaxForm, handicap: Tensor | None) -> tuple[Tensor, ...]:
     """Replace the logits by exp(z - max z), in place, which are the probabilities but for a factor per row.
 
+    The form's shift and the handicap are added when the largest logit is off, so that a number which all logits of a
+    row share costs none of their digits.
+
     Returns:
-        Each row's sum of these numbers, the label's cross-entropy, and, if ``reads_total``, the sum of the
+        Each row's sum of these numbers, the label's cross-entropy, and, if the form reads it, the sum of the
         cross-entropies of all labels.
     """
+    shift = None if form.shift is None else form.shift.to(logits.dtype)
     below = logits.new_empty(len(logits), 1)
     mass, total = below.new_empty(len(below)), below.new_empty(len(below))
     for block in blocks(logits, results=0):
         z = logits[block]
         z.sub_(z.amax(dim=1, keepdim=True))
+        if shift is not None:
+            z.add_(shift)
+        if handicap is not None:
+            z.scatter_add_(1, label[block], handicap[block, None])
+        if shift is not None or handicap is not None:
+            z.sub_(z.amax(dim=1, keepdim=True))
         below[block] = z.gather(1, label[block])
-        if reads_total:
+        if form.reads_total:
             torch.sum(z, dim=1, out=total[block])
         torch.sum(z.exp_(), dim=1, out=mass[block])
     log_mass = mass.log()
     own = log_mass - below[:, 0]
-    return (mass, own, logits.shape[1] * log_mass - total) if reads_total else (mass, own)
+    return (mass, own, logits.shape[1] * log_mass - total) if form.reads_total else (mass, own)
 
 
 def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

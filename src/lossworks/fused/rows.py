@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lossworks.checks import HALF
 from lossworks.fused.chunks import keep_freed_pages, slices, tiles
-from lossworks.fused.readers import HALF, Layer, LossReader, Plan, Reader, Run, plus
+from lossworks.fused.readers import Layer, LossReader, Plan, Reader, Run, plus
 from lossworks.fused.softmax import kernels_apply
 
 __all__ = ["run"]

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lossworks.checks import check_floating, check_positive, readable
+from lossworks.checks import check_floating, check_positive, readable, wide
 from lossworks.roles import Part, cite
 
 __all__ = ["SpectralNormBall", "project_lipschitz_"]
@@ -76,8 +76,8 @@ class SpectralNormBall(Part):
             raise ValueError("weight must be finite everywhere")
         if not weight.numel():
             return weight
-        wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-        norm = torch.linalg.matrix_norm(wide, ord=2)
+        exact = wide(weight)
+        norm = torch.linalg.matrix_norm(exact, ord=2)
         outside = norm > self.bound
         scale = torch.where(outside, self.bound / torch.where(outside, norm, 1.0), 1.0)
         return weight * scale.to(weight.dtype)

@@ -18,16 +18,15 @@ __all__ = ["Draws", "drawing", "on_copies", "resting"]
 @contextlib.contextmanager
 def resting(*models: object) -> Iterator[None]:
     """Put those that are modules in evaluation mode; at the end restore every module's mode."""
-    modules = [model for model in models if isinstance(model, nn.Module)]
-    for model in modules:
-        for name, module in model.named_modules():
+    for model in models:
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
             if isinstance(module, BatchNorm) and module.running_mean is None:
                 raise ValueError(
                     f"model: {name or type(model).__name__} ({type(module).__name__}) keeps no running statistics, so "
                     "a row's risk depends on its batch and has no worst input of its own; give it "
                     "track_running_stats=True, or normalise each row by itself"
                 )
-    with evaluating(*modules):
+    with evaluating(*models):
         yield
 
 

@@ -16,6 +16,7 @@ from lossworks.checks import (
     check_int,
     check_positive,
     check_tensor,
+    wide,
 )
 from lossworks.objective.states import resting
 from lossworks.objectives.relabelled import RelabelledObjective
@@ -198,4 +199,4 @@ class _BlackBoxLoss(Loss):
 
 def _full(z: Tensor) -> Tensor:
     """z unchanged, or in float32 where half precision would round the differences away."""
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    return wide(z)

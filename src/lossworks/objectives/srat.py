@@ -15,6 +15,7 @@ from lossworks.checks import (
     check_floating,
     check_positive,
     check_sample_weight,
+    wide,
 )
 from lossworks.distributed import ProcessGroup
 from lossworks.embed import FeatureSeparationLoss
@@ -142,12 +143,13 @@ class _SeparatedLoss(BatchLoss):
     def split(self, output: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
         """The logits and the features; the features are the logits themselves where the model gives none.
 
-        A class that is masked by -inf is 0 in such features."""
+        A class that is masked by -inf is 0 in such features.
+        """
         check_floating("output", output)
         classes = len(self.class_weights)
         if output.ndim != 2 or output.shape[1] < classes:
             raise ValueError(f"output must be logits (n, {classes}) of the model, got {tuple(output.shape)}")
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         logits = output[:, :classes]
         check_classes(logits, target)
         return logits, output[:, classes:] if output.shape[1] > classes else logits.masked_fill(logits.isneginf(), 0)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossworks.checks import as_float, check_choice, check_floating, check_positive
-from lossworks.optim.steps import maximised, moved, towards, wide
+from lossworks.checks import as_float, check_choice, check_floating, check_positive, wide
+from lossworks.optim.steps import maximised, moved, towards
 from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["IGNITE"]

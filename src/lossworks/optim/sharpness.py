@@ -9,8 +9,8 @@ from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lossworks.checks import as_float, check_bool, check_positive
-from lossworks.optim.steps import Move, gathered, maximised, norm_of, towards, wide
+from lossworks.checks import as_float, check_bool, check_positive, wide
+from lossworks.optim.steps import Move, gathered, maximised, norm_of, towards
 from lossworks.roles.wrapper import Closure, Wrapper
 
 __all__ = ["GSAM", "SAM"]

@@ -7,15 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Move", "gathered", "maximised", "moved", "norm_of", "towards", "wide"]
+from lossworks.checks import wide
+
+__all__ = ["Move", "gathered", "maximised", "moved", "norm_of", "towards"]
 
 Rows = tuple[Tensor, ...]
 """The rows of a parameter that its sparse gradient has; all of it, without a name, where the gradient is dense."""
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def gathered(gradient: Tensor) -> tuple[Rows, Tensor]:

@@ -91,7 +91,10 @@ class SoftmaxForm(ClosedForm):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         """See :class:`ClosedForm`."""
         label, handicap = target[:, None], self.handicaps(target, output.dtype)
-        score = output * self.scale if self.shift is None else output * self.scale + self.shift.to(output.dtype)
+        score = output * self.scale
+        if (self.shift is not None or handicap is not None) and output.shape[1]:
+            score = score - score.amax(dim=1, keepdim=True)  # so that what is added keeps its digits
+        score = score if self.shift is None else score + self.shift.to(output.dtype)
         score = score if handicap is None else score.scatter_add(1, label, handicap[:, None])
         log_p = score.log_softmax(dim=1)
         read = (-log_p.gather(1, label).squeeze(1), -log_p.sum(dim=1))[: 1 + self.reads_total]

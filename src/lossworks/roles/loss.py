@@ -16,6 +16,7 @@ from lossworks.checks import (
     check_total,
     precise,
     readable,
+    wide,
 )
 from lossworks.distributed import ProcessGroup, gather_rows, own_rows, row_counts
 from lossworks.roles.closed_form import ClosedForm
@@ -257,7 +258,7 @@ class Loss(TakesKind, Part):
         """
         check_floating("output", output)
         check_tensor("target", target)
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         self.check_soft(target)
         flat, hard, kept, shape = self.kind.rows(output, target, self.ignore_index)
         extra = self._extra(index, shape)

@@ -9,14 +9,11 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from lossworks.checks import (
-    check_choice,
-)
+from lossworks.checks import HALF, check_choice
 from lossworks.roles.memory import MERGES, merge_rows
 
 __all__ = ["AnyFunction", "Part", "cite", "evaluating"]
 
-HALF = (torch.float16, torch.bfloat16)
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -168,8 +165,9 @@ class Part(nn.Module):
 
 
 @contextlib.contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put all modules in evaluation mode; at the end restore the mode that each one was in."""
+def evaluating(*models: object) -> Iterator[None]:
+    """Put those that are modules in evaluation mode; at the end restore the mode that every module was in."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
     modes = [(member, member.training) for module in modules for member in module.modules()]
     try:
         for member, _ in modes:

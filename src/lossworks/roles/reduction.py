@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lossworks.checks import (
-    FLOATING,
-    readable,
-)
+from lossworks.checks import FLOATING, HALF, readable
 from lossworks.distributed import ProcessGroup, sum_over_ranks, world_size
 
 __all__ = ["REDUCTIONS", "absent_rows", "any_row", "check_no_nan", "cleared", "over_rows", "tame", "weighted_reduction"]
@@ -31,7 +28,7 @@ def weighted_reduction(
     is 0, no row counts and the mean is 0 too. With a ``process_group`` whose ranks hold the other rows, the mean of the
     ranks' return values is the value of the whole batch.
     """
-    if losses.dtype in (torch.float16, torch.bfloat16):  # a sum over many rows would overflow, or lose digits
+    if losses.dtype in HALF:  # a sum over many rows would overflow, or lose digits
         losses = losses.float()
     weighted = losses if weights is None else losses * weights
     if reduction == "none":

@@ -14,6 +14,7 @@ from lossworks.checks import (
     check_positive,
     check_tensor,
     readable,
+    wide,
 )
 from lossworks.roles import Selector, cite
 
@@ -53,7 +54,7 @@ def personal_loss_weights(losses: Float[Tensor, "n k"], temperature: float | Ten
     if readable(losses) and not bool(losses.isfinite().all()):
         row = int((~losses.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"losses must be finite, got NaN or Inf in row {row}")
-    own = losses.to(torch.promote_types(losses.dtype, torch.float32))
+    own = wide(losses)
     above = own - own.amin(dim=1, keepdim=True)
     return (-torch.where(above > 0, above / temperature, 0)).softmax(dim=1).detach()
 

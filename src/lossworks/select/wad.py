@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_int, check_tensor, readable
+from lossworks.checks import check_floating, check_int, check_tensor, readable, wide
 from lossworks.roles import Selector, directions
 
 __all__ = ["WADWeights"]
@@ -89,7 +89,7 @@ def _directions(name: str, features: Tensor) -> Tensor:
     check_floating(name, features)
     if features.ndim != 2:
         raise ValueError(f"{name} must have shape (n, d), got {tuple(features.shape)}")
-    features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    features = wide(features)
     if readable(features) and not bool(features.isfinite().all()):
         row = int((~features.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"{name} must be finite, got NaN or Inf in row {row}")

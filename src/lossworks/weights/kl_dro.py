@@ -6,13 +6,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable
+from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable, wide
 from lossworks.roles import Part, Weighting, cite
 from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losses, number_like
 
 __all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
 
-_STEPS, _CLOSE, _ROUGH, _NEAR, _LAST = 60, 1e-15, 1e-4, 1e-3, 1e-8
+_STEPS = 60
+"""The steps of the search for a temperature, at most."""
+_CLOSE, _ROUGH = 1e-15, 1e-4
+"""The relative error at which the search ends: on all rows, and on a sample, from which it only starts."""
+_NEAR, _LAST = 1e-3, 1e-8
+"""Below the first relative error a step that does not halve it is rounding; below the second one step is the last."""
 _MANY, _EVERY = 16_384, 16
 """With more than _MANY rows, the search starts from the solution of a sample, every _EVERY-th row."""
 
@@ -281,7 +286,7 @@ class KLDRORisk(Part):
     def forward(self, losses: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """The robust value of these losses."""
         check_losses(losses, empty=False)
-        losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
+        losses = wide(losses)
         return self.r * ((losses / self.r).logsumexp(dim=0) - math.log(len(losses)))
 
 
@@ -308,7 +313,7 @@ def kl_dro_weights(
     """
     check_losses(losses, empty=False)
     check_positive("r", r)
-    scaled = losses.detach().to(torch.promote_types(losses.dtype, torch.float32)) / r
+    scaled = wide(losses.detach()) / r
     if base is not None:
         check_floating("base", base)
         check_same_shape(losses, base, names=("losses", "base"))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_bool, check_floating, check_int, check_positive, readable
+from lossworks.checks import check_bool, check_floating, check_int, check_positive, readable, wide
 from lossworks.roles import cite
 
 __all__ = ["effective_sample_size", "trajectory_distance_weights"]
@@ -55,7 +55,7 @@ def trajectory_distance_weights(
             raise ValueError(f"{name} must be finite, got NaN or Inf")
     if not len(reference) or inputs.shape[1] != reference.shape[1]:
         raise ValueError(f"reference must have shape (m, {inputs.shape[1]}) with m >= 1, got {tuple(reference.shape)}")
-    points = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    points = wide(inputs)
     reference = reference.to(points)
     exact = "donot_use_mm_for_euclid_dist"
     distances = [torch.cdist(rows, reference, compute_mode=exact).amin(dim=1).square() for rows in points.split(chunk)]
@@ -82,6 +82,6 @@ def effective_sample_size(weights: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     check_floating("weights", weights)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"weights must have shape (n,) with n >= 1, got {tuple(weights.shape)}")
-    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    weights = wide(weights)
     shares = weights / weights.abs().amax()
     return shares.sum().square() / shares.square().sum()

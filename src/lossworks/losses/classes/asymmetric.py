@@ -47,14 +47,8 @@ def _price_and_slope(score: Tensor, gamma: float | Tensor, clip: float | Tensor)
     focus = whole_power(q, whole) if whole else torch.exp(gamma * q.clamp_min(tiny).log())
     price = focus * cost
     # 1 - clip / rest is (1 - p) / (1 - q), also where there is no clip and both underflow.
-    slope = (
-        p
-        * q.sign()
-        * (
-            focus * (1 - clip / rest)
-            + gamma * other * price.clamp_max(torch.finfo(score.dtype).max) / q.clamp_min(tiny)
-        )
-    )
+    bounded = price.clamp_max(torch.finfo(score.dtype).max)  # as an infinite price meets a slope of 0
+    slope = p * q.sign() * (focus * (1 - clip / rest) + gamma * other * bounded / q.clamp_min(tiny))
     return price, slope
 
 

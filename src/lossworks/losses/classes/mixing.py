@@ -1,11 +1,10 @@
 """The loss of a mixture of a standard and a robust model, and of its choice between the two."""
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lossworks.checks import check_floating, check_positive, check_real, check_total, readable
+from lossworks.checks import check_floating, check_positive, check_real, check_total, readable, wide
 from lossworks.distributed import ProcessGroup
 from lossworks.losses.classes.cross_entropy import CrossEntropyLoss
 from lossworks.roles import Loss, cleared, weighted_reduction
@@ -139,5 +138,5 @@ def _wrongly_asked(gamma: Tensor, attacked: Tensor, rows: int) -> Float[Tensor, 
         raise ValueError(f"gamma has NaN in row {int(gamma.isnan().nonzero()[0])}")
     if readable(attacked) and not bool(((attacked == 0) | (attacked == 1)).all()):
         raise ValueError("attacked must be 0 or 1 in every row")
-    gamma = gamma.to(torch.promote_types(gamma.dtype, torch.float32))
+    gamma = wide(gamma)
     return binary_cross_entropy_with_logits(gamma, attacked.to(gamma.dtype), reduction="none")

@@ -16,6 +16,7 @@ from lossworks.checks import (
     check_sample_weight,
     check_tensor,
     readable,
+    wide,
 )
 from lossworks.losses._rows import soft_cross_entropy
 from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite, directions, present_rows
@@ -165,7 +166,7 @@ class PseudoLabelSelectionLoss(BatchLoss):
         columns = (output, target, features, other_features)
         sample_weight, output, target, features, other_features = present_rows(sample_weight, *columns)
         check_floating("output", output)
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         losses = _cross_entropies(output, target)
         check_no_nan(output, losses)
         weights = torch.ones_like(losses)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_classes, check_floating, check_positive, check_tensor
+from lossworks.checks import check_classes, check_floating, check_positive, check_tensor, wide
 from lossworks.losses._rows import with_entropy
 from lossworks.roles import Loss, RowForm, check_no_nan, cleared
 
@@ -78,7 +78,7 @@ class SmoothingConsistencyLoss(Loss):
         if not output.shape[1]:
             raise ValueError(f"output must have shape (n, m, C) with m >= 1, got {tuple(output.shape)}")
         check_classes(output[:, 0], target, ignore_index=self.ignore_index)
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         kept = target != self.ignore_index
         output = cleared(output, ~kept)
         losses = self._of_copies(output, torch.where(kept, target, 0))

@@ -15,6 +15,7 @@ from lossworks.checks import (
     check_same_shape,
     check_sample_weight,
     check_tensor,
+    wide,
 )
 from lossworks.roles import CLASSES, BatchLoss, check_no_nan, cite, cleared, present_rows
 
@@ -93,7 +94,7 @@ class ConfidenceWeightedCrossEntropyLoss(BatchLoss):
             raise ValueError(
                 f"output must be (n, C, ...) and target (n, ...), got {tuple(output.shape)} and {tuple(target.shape)}"
             )
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         flat = output.movedim(1, -1).flatten(0, -2)
         check_classes(flat, target.flatten(), ignore_index=self.ignore_index)
         kept = target != self.ignore_index

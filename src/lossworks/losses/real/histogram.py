@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossworks.checks import check_finite, check_floating, check_int, check_positive, readable
+from lossworks.checks import check_finite, check_floating, check_int, check_positive, readable, wide
 from lossworks.roles import REAL, Loss, check_no_nan
 
 MOST_BINS = 1_000_000
@@ -45,7 +45,7 @@ class _BinnedLoss(Loss):
         """The predicted value: the mean of the bins' values under the softmax of the logits."""
         if not logits.ndim or logits.shape[-1] != self.num_bins:
             raise ValueError(f"output must have {self.num_bins} columns, one logit a bin, got {tuple(logits.shape)}")
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = wide(logits)
         return (logits.softmax(dim=-1) * self.centres(logits.dtype, logits.device)).sum(dim=-1)
 
     def predict(self, output: Float[Tensor, "n bins"]) -> Float[Tensor, " n"]:
@@ -66,7 +66,7 @@ class _BinnedLoss(Loss):
             raise ValueError(f"output must have shape (n, {self.num_bins}), one logit a bin, got {tuple(output.shape)}")
         if target.shape != output.shape[:1]:
             raise ValueError(f"target must have shape {tuple(output.shape[:1])}, got {tuple(target.shape)}")
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         losses = self.per_sample(output, target.to(output.dtype))
         check_no_nan(output, losses)
         return losses, None

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import check_floating, check_positive, check_same_shape
+from lossworks.checks import check_floating, check_positive, check_same_shape, wide
 from lossworks.roles import REAL, Loss, check_no_nan
 
 
@@ -62,7 +62,7 @@ class PseudoHuberLoss(Loss):
         check_same_shape(output, target)
         if not output.ndim:
             raise ValueError("output must have shape (n,) or (n, d1, ...), got a 0-d tensor")
-        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        output = wide(output)
         squares = (output - target.to(output.dtype)).square()
         losses = self._of_squared_norm(
             squares.flatten(1).sum(dim=1) if output.ndim > 1 else squares, output[:1].numel()
