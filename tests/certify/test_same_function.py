@@ -79,6 +79,20 @@ def test_a_normalised_weight_is_certified_as_the_plain_layer_of_that_weight(wrap
         torch.testing.assert_close(found, right)
 
 
+@pytest.mark.parametrize(
+    "certify",
+    [lambda model: verified(model, X, torch.zeros(len(X)).long(), 0.1), lambda model: crown_bounds(model, X, 0.1)],
+)
+def test_a_model_that_is_refused_is_left_as_it_was(certify):
+    model = small()
+    spectral_norm(model[0])
+    model[1].register_forward_pre_hook(lambda module, inputs: None)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="hook|evaluation|eval"):
+        certify(model.train())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_smoothing_asks_in_evaluation_mode_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)).train()
     model[2].eval()
