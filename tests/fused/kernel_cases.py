@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import lossworks as lw
 from lossworks.catalog import parts
 from lossworks.fused import kernels
-from lossworks.fused.softmax import kernels_apply, row_gradient_, row_statistics
+from lossworks.fused.softmax import RowStatistics, kernels_apply, row_gradient_, row_statistics
 from lossworks.roles import SoftmaxForm
 from lossworks.testing.inputs import from_data
 
@@ -43,7 +43,7 @@ def test_statistics_give_the_surprise_and_the_total(dtype, shape, handicapped, g
     assert kernels_apply(logits, dtype)
     handicap = torch.randn(shape[0], generator=generator) if handicapped else None
     log_p = log_probabilities(logits, target, handicap)
-    found = row_statistics(logits, target, handicap, total=True)
+    found = RowStatistics(*kernels.row_statistics(logits, target, handicap, total=True))
     own = found.own + found.mass.log()
     here = target >= 0
     wanted = -log_p.gather(1, target.clamp(min=0)[:, None])[:, 0]
@@ -64,9 +64,9 @@ def test_gradient_is_that_of_autograd(dtype, shape, handicapped, generator):
     log_p = log_probabilities(leaf, target, handicap)
     own = -log_p.gather(1, target.clamp(min=0)[:, None])[:, 0]
     (wanted,) = torch.autograd.grad((on_own * own - on_total * log_p.sum(dim=1)).sum(), leaf)
-    found = row_statistics(logits, target, handicap)
+    found = RowStatistics(*kernels.row_statistics(logits, target, handicap))
     slope = on_own + shape[1] * on_total
-    row_gradient_(logits, target, found.maximum, found.mass.log(), slope, on_own, on_total, handicap)
+    kernels.row_gradient_(logits, target, found.maximum, found.mass.log(), slope, on_own, on_total, handicap)
     assert_close(logits.double(), wanted, atol=3e-6, rtol=LAST_PLACE[dtype])
 
 
@@ -198,6 +198,21 @@ def test_linear_loss_is_the_loss_of_the_logits(loss, dtype, reduction, generator
     for mine, true in zip(given, gradients(wanted, exact, upstream), strict=True):
         assert_close(mine.double(), true, atol=CLOSE[dtype] * max(float(true.abs().max()), 0.1), rtol=CLOSE[dtype])
     assert [tensor.dtype for tensor in given] == [dtype] * 3 + [torch.float32]
+
+
+@pytest.mark.parametrize("loss", list(family()))
+def test_a_number_that_all_logits_share_costs_no_digits(loss, generator):
+    leaves, target, *_ = layer(torch.float32, generator)
+    hidden, weight = (leaves[name].detach().mul(4).round().requires_grad_() for name in ("hidden", "weight"))
+    bias = torch.full((CLASSES,), 1e6)
+    value = lw.fused.linear_loss(hidden, weight / 16, target, loss, bias=bias, reduction="none", chunk=3)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    plain = copy.deepcopy(loss).double()
+    plain.reduction = "none"
+    wanted = plain(linear(exact[0], exact[1] / 16, bias.double()), target)
+    assert_close(value.double(), wanted, atol=1e-4, rtol=1e-4)
+    for mine, true in zip(gradients(value, [hidden, weight]), gradients(wanted, exact), strict=True):
+        assert_close(mine.double(), true, atol=1e-4 * max(float(true.abs().max()), 0.1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])

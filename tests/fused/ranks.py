@@ -155,6 +155,23 @@ def special():
     }
 
 
+def at_an_offset(rank, ranks):
+    """How far float32 is off where all logits of a row share 1e6, for losses that add something to the logits."""
+    batch, target, _ = example(lw.losses.CrossEntropyLoss())
+    hidden, weight = (batch[name].mul(4).round() for name in ("hidden", "weight"))  # so that products are exact
+    own = own_classes(CLASSES, rank, ranks)
+    for loss in (lw.losses.LDRLoss(), lw.losses.LogitAdjustedLoss(torch.arange(1.0, CLASSES + 1))):
+        leaf, exact = hidden.float().requires_grad_(), hidden.clone().requires_grad_()
+        bias = torch.full((len(weight[own]),), 1e6)
+        given = {"process_group": None, "bias_shard": bias, "reduction": "none"}
+        value = parallel_linear_loss(leaf, weight[own].float() / 16, target, loss, **given)
+        plain = copy.deepcopy(loss)
+        plain.reduction = "none"
+        wanted = plain(torch.nn.functional.linear(exact, weight / 16) + 1e6, target)
+        slopes = [torch.autograd.grad(each.sum(), held)[0] for each, held in ((value, leaf), (wanted, exact))]
+        yield max(float((value - wanted).abs().max()), float((slopes[0] - slopes[1]).abs().max()))
+
+
 def facts(rank, ranks):
     """What is seen of single calls, by name."""
     batch, target, _ = example(smooth := lw.losses.CrossEntropyLoss(0.1))
@@ -203,6 +220,7 @@ def facts(rank, ranks):
     call(shard_sizes=sizes, loss=hinge)
     seen["gathered by others"] = list(gathered)
     dist.all_gather = gather
+    seen["at an offset"] = max(at_an_offset(rank, ranks))
     return seen
 
 

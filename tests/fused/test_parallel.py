@@ -86,6 +86,11 @@ def test_a_second_backward_pass_adds_the_same_gradient(ranks):
         assert left["facts"]["twice"] < 1e-12
 
 
+def test_a_number_that_all_logits_share_costs_no_digits(ranks):
+    for left in ranks:
+        assert left["facts"]["at an offset"] < 1e-4
+
+
 def test_the_softmax_family_gathers_no_logits(ranks):
     for left in ranks:
         assert left["facts"]["gathered by the softmax family"] == []

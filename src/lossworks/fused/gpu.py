@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lossworks.fused import kernels
 from lossworks.fused.chunks import slices
-from lossworks.fused.readers import Layer, LossReader, Plan, Run
+from lossworks.fused.readers import Layer, LossReader, Plan, Run, plus
 from lossworks.roles import SoftmaxForm
 
 __all__ = ["run_with_kernels"]
@@ -20,7 +20,11 @@ def run_with_kernels(
     every, matrix, bias = layer
     n, classes = len(every), len(matrix)
     weight, buffer = matrix.to(plan.compute), every.new_empty((min(plan.chunk, n), classes), dtype=plan.compute)
-    scale, offset = _scale_and_offset(form, bias, plan, every)
+    added = None if bias is None else bias.to(plan.compute).float()
+    # Half precision has no digits to lose at an offset, and writing its scores would round once more: there the kernels
+    # make the scores as they read the logits.
+    written = plan.compute == torch.float32 and not form.reads_logits_as_they_are
+    scale, offset = (None, None) if written else _scale_and_offset(form, added, every)
     lift = None
     if coefficient is not None and plan.compute == torch.float16 and n:
         # A small float16 gradient must not be lost before a loss scaler scales it up.
@@ -38,6 +42,12 @@ def run_with_kernels(
         logits = torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
         target = reader.target[rows]
         handicap = form.handicaps(target, plan.dtype)
+        if written:
+            if added is not None:
+                logits += added
+            logits -= logits.amax(dim=1, keepdim=True)
+            form.score_(logits, target[:, None], handicap)
+            handicap = None
         maximum, mass, own, below = kernels.row_statistics(
             logits, target, handicap, offset=offset, scale=scale, total=form.reads_total
         )
@@ -74,19 +84,15 @@ def run_with_kernels(
     return losses, sums, hyper
 
 
-def _scale_and_offset(
-    form: SoftmaxForm, bias: Tensor | None, plan: Plan, like: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+def _scale_and_offset(form: SoftmaxForm, bias: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The factor of the logits and the number added to them afterwards, in float32; None where there is none."""
     scale: Tensor | None = None
     if isinstance(form.scale, Tensor):
         scale = form.scale.float()
     elif form.scale != 1:
         scale = torch.full((), form.scale, dtype=torch.float32, device=like.device)
-    offset = None if bias is None else bias.to(plan.compute).float() * form.scale
-    if form.shift is not None:
-        offset = form.shift.float() if offset is None else offset + form.shift
-    return scale, offset
+    scaled = None if bias is None else bias * form.scale
+    return scale, plus(scaled, None if form.shift is None else form.shift.float())
 
 
 def _sum_dtype(leaf: Tensor) -> torch.dtype:

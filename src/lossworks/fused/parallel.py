@@ -90,7 +90,6 @@ class _ShardReader(LossReader):
         self.shards, own = shards, shards.own
         self.label = self.target
         if self.softmax is not None:
-            self.shift = None if self.softmax.shift is None else self.softmax.shift[own]
             self.label = torch.where((self.target >= own.start) & (self.target < own.stop), self.target - own.start, -1)
 
     def read(self, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
@@ -119,11 +118,20 @@ class _ShardReader(LossReader):
         """Add up the shards' parts of the gradient in hidden."""
         self.shards.sum_(gradient)
 
+    def _largest(self, logits: Tensor) -> Tensor:
+        """Each row's largest logit over all ranks."""
+        own = logits.amax(dim=1, keepdim=True) if logits.shape[1] else logits.new_full((len(logits), 1), -torch.inf)
+        return self.shards.max_(own)
+
     def _merged(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
-        """Read a loss of the softmax family: the ranks exchange four numbers per row."""
+        """Read a loss of the softmax family: the ranks exchange four numbers per row, or five."""
         label, classes = self.label[rows], self.shards.classes
-        handicap = form.handicaps(self.target[rows], logits.dtype)
-        part = row_statistics(logits, label, handicap, total=form.reads_total)
+        if not form.reads_logits_as_they_are:
+            logits -= self._largest(logits)
+            handicap = form.handicaps(self.target[rows], logits.dtype)
+            kept = None if handicap is None or not logits.shape[1] else torch.where(label >= 0, handicap, 0)
+            form.score_(logits, label.clamp(min=0)[:, None], kept, self.shards.own)
+        part = row_statistics(logits, label, total=form.reads_total)
         maximum = self.shards.max_(part.maximum.clone())
         # A rank without classes has nothing that could be below the maximum.
         rise = torch.where(maximum == part.maximum, 0, maximum - part.maximum)
@@ -142,7 +150,7 @@ class _ShardReader(LossReader):
         slopes = [torch.zeros_like(mass) if slope is None else slope * form.scale for slope in found[: len(read)]]
         on_own, on_total = slopes[0], slopes[1] if form.reads_total else None
         slope = on_own if on_total is None else on_own + classes * on_total
-        row_gradient_(logits, label, maximum, log_mass, slope, on_own, on_total, handicap)
+        row_gradient_(logits, label, maximum, log_mass, slope, on_own, on_total)
         return Reading(losses.detach(), None, found[len(read) :])
 
 
@@ -172,9 +180,9 @@ def parallel_linear_loss(
 
     Each rank holds the weights of some consecutive classes, rank 0 the first ones; ranks may hold different numbers of
     classes, or none. Hidden, target and all other arguments are the same on every rank of the group. For losses of the
-    softmax family the ranks exchange four numbers per row, the maximum first. For every other row-wise loss they gather
-    the logits of one chunk of rows, so that the memory is that of one chunk with all classes, and each rank computes
-    the whole loss.
+    softmax family the ranks exchange four numbers per row, the maximum first, and one more where the logits are scaled
+    or something is added to them, as in logit adjustment. For every other row-wise loss they gather the logits of one
+    chunk of rows, so that the memory is that of one chunk with all classes, and each rank computes the whole loss.
 
     Which gradients are reduced, and by whom:
 

@@ -40,10 +40,6 @@ class Reader:
     remembers_nothing: bool = True
     """Whether reading a row twice gives the same result."""
 
-    scale: float | Tensor = 1.0
-    """The factor by which the logits are multiplied before they are read."""
-    shift: Tensor | None = None
-    """The number that is then added to each class's logit."""
     logits: str = "hidden @ weight.T"
     """The expression for the logits in the names of the caller's arguments, for error messages."""
 
@@ -96,8 +92,6 @@ class LossReader(Reader):
     offers: Offers = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if self.softmax is not None:
-            self.scale = self.softmax.scale
         self.remembers_nothing = self.index is None
         self._held: list[tuple[dict[str, Any], str, Tensor | None]] = [
             (tensors, name, tensor)
@@ -231,26 +225,19 @@ class LossReader(Reader):
 
 
 def _exponentials(logits: Tensor, label: Tensor, form: SoftmaxForm, handicap: Tensor | None) -> tuple[Tensor, ...]:
-    """Replace the logits by exp(z - max z), in place, which are the probabilities but for a factor per row.
-
-    The form's shift and the handicap are added when the largest logit is off, so that a number which all logits of a
-    row share costs none of their digits.
+    """Replace the logits by exp(z - max z) of the form's scores z, in place: the probabilities but for a row's factor.
 
     Returns:
         Each row's sum of these numbers, the label's cross-entropy, and, if the form reads it, the sum of the
         cross-entropies of all labels.
     """
-    shift = None if form.shift is None else form.shift.to(logits.dtype)
     below = logits.new_empty(len(logits), 1)
     mass, total = below.new_empty(len(below)), below.new_empty(len(below))
     for block in blocks(logits, results=0):
         z = logits[block]
         z.sub_(z.amax(dim=1, keepdim=True))
-        if shift is not None:
-            z.add_(shift)
-        if handicap is not None:
-            z.scatter_add_(1, label[block], handicap[block, None])
-        if shift is not None or handicap is not None:
+        if not form.reads_logits_as_they_are:
+            form.score_(z, label[block], None if handicap is None else handicap[block])
             z.sub_(z.amax(dim=1, keepdim=True))
         below[block] = z.gather(1, label[block])
         if form.reads_total:

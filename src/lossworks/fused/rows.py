@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.checks import HALF
 from lossworks.fused.chunks import keep_freed_pages, slices, tiles
 from lossworks.fused.readers import Layer, LossReader, Plan, Reader, Run, plus
 from lossworks.fused.softmax import kernels_apply
@@ -43,7 +42,7 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
     every, matrix, bias = layer
     n, classes = len(every), len(matrix)
     weight = matrix.to(plan.compute)
-    offset = _offset(plan, reader, bias)
+    offset = None if bias is None else bias.to(plan.compute).to(plan.dtype)
     buffer = every.new_empty((min(plan.chunk, n), classes), dtype=plan.dtype)
     losses = every.new_empty((n, *reader.tail), dtype=plan.dtype)
     sums = [
@@ -56,17 +55,11 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
     if d_weight is not None and not n:
         d_weight.zero_()
     hyper: list[Tensor | None] = [None] * len(reader.hyper)
-    unscaled = isinstance(reader.scale, float) and reader.scale == 1
-    half = plan.compute in HALF
     for rows in slices(n, plan.chunk):
         hidden = every[rows].to(plan.compute)
         logits = buffer[: len(hidden)]
-        # Half precision may have no room for the scale, and would round once more.
-        entering = hidden if unscaled or half else hidden * reader.scale
         for some in tiles(weight):
-            _product(entering, weight[some].T, logits[:, some])
-        if half and not unscaled:
-            logits *= reader.scale
+            _product(hidden, weight[some].T, logits[:, some])
         if offset is not None:
             logits += offset
         reading = reader.read(logits, rows, None if coefficient is None else coefficient[rows])
@@ -92,13 +85,6 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
     if d_hidden is not None:
         reader.sum_hidden(d_hidden)
     return losses, sums, hyper
-
-
-def _offset(plan: Plan, reader: Reader, bias: Tensor | None) -> Tensor | None:
-    if bias is None:
-        return None if reader.shift is None else reader.shift.to(plan.dtype)
-    scaled = bias.to(plan.compute).to(plan.dtype) * reader.scale
-    return scaled if reader.shift is None else scaled + reader.shift.to(plan.dtype)
 
 
 def _lift(gradient: Float[Tensor, "n classes"]) -> Float[Tensor, "n 1"]:

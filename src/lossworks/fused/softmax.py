@@ -53,7 +53,6 @@ def kernels_apply(like: Tensor, dtype: torch.dtype) -> bool:
 def row_statistics(
     logits: Float[Tensor, "n classes"],
     target: Int[Tensor, " n"],
-    handicap: Float[Tensor, " n"] | None = None,
     *,
     total: bool = False,
 ) -> RowStatistics:
@@ -62,19 +61,18 @@ def row_statistics(
     Args:
         logits: The rows' scores of these classes; rows contiguous.
         target: The label's column, or -1 where the label is not among these classes.
-        handicap: The number that is added to the label's score.
         total: Whether the sum of gaps is needed; otherwise it is 0.
     """
     if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
 
-        return RowStatistics(*kernels.row_statistics(logits, target, handicap, total=total))
+        return RowStatistics(*kernels.row_statistics(logits, target, total=total))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     maximum, mass, own, below = torch.zeros(4, len(logits), dtype=dtype, device=logits.device)
     if not logits.shape[1]:
         return RowStatistics(maximum - torch.inf, mass, own, below)
     for rows in _blocks(logits):
-        score, label, here = _scores(logits[rows], target[rows], None if handicap is None else handicap[rows], dtype)
+        score, label, here = _scores(logits[rows], target[rows], dtype)
         torch.amax(score, dim=1, out=maximum[rows])
         # Against a maximum of -inf every difference would be NaN.
         anchor = torch.where(maximum[rows] == -torch.inf, 0, maximum[rows])[:, None]
@@ -94,7 +92,6 @@ def row_gradient_(
     slope: Float[Tensor, " n"],
     on_own: Float[Tensor, " n"],
     on_total: Float[Tensor, " n"] | None = None,
-    handicap: Float[Tensor, " n"] | None = None,
 ) -> None:
     r"""Overwrite the logits with the gradient :math:`\text{slope} \cdot p_k - b - a\,[k = y]`.
 
@@ -106,19 +103,16 @@ def row_gradient_(
         slope: :math:`a + C b`.
         on_own: a, the gradient in the surprise.
         on_total: b, the gradient in the total. A row where all three are 0 gets gradient 0, whatever it contains.
-        handicap: The number that is added to the label's score.
     """
     if kernels_apply(logits, logits.dtype):
         from lossworks.fused import kernels
 
-        kernels.row_gradient_(logits, target, maximum, log_mass, slope, on_own, on_total, handicap)
+        kernels.row_gradient_(logits, target, maximum, log_mass, slope, on_own, on_total)
         return
     if not logits.shape[1]:
         return
     for rows in _blocks(logits):
-        score, label, here = _scores(
-            logits[rows], target[rows], None if handicap is None else handicap[rows], maximum.dtype
-        )
+        score, label, here = _scores(logits[rows], target[rows], maximum.dtype)
         counts = (slope[rows] != 0) | (on_own[rows] != 0)
         p = (score - maximum[rows, None]).sub_(log_mass[rows, None]).exp_().mul_(slope[rows, None])
         if on_total is not None:
@@ -128,15 +122,9 @@ def row_gradient_(
         logits[rows] = p if bool(counts.all()) else torch.where(counts[:, None], p, 0)
 
 
-def _scores(
-    logits: Tensor, target: Tensor, handicap: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores with handicap, the label's column (0 if it lies elsewhere), and whether the label is here."""
-    here, label = target >= 0, target.clamp(min=0)[:, None]
-    score = logits.to(dtype)
-    if handicap is not None:
-        score = score.scatter_add(1, label, torch.where(here, handicap.to(dtype), 0)[:, None])
-    return score, label, here
+def _scores(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores, the label's column (0 if it lies elsewhere), and whether the label is here."""
+    return logits.to(dtype), target.clamp(min=0)[:, None], target >= 0
 
 
 def _blocks(logits: Tensor) -> list[slice]:

@@ -85,17 +85,39 @@ class SoftmaxForm(ClosedForm):
         held = self.handicap.to(dtype=dtype, device=target.device)
         return held[target] if held.ndim else held.expand(len(target))
 
+    @property
+    def reads_logits_as_they_are(self) -> bool:
+        """True if the scores are the logits: the scale is 1, and nothing is added."""
+        unscaled = isinstance(self.scale, float) and self.scale == 1
+        return unscaled and self.shift is None and self.handicap is None
+
+    def score_(
+        self,
+        z: Float[Tensor, "n classes"],
+        label: Int[Tensor, "n 1"],
+        handicap: Float[Tensor, " n"] | None,
+        classes: slice = slice(None),
+    ) -> None:
+        """Turn logits into scores, in place; of a shard, ``classes`` are its own, and the handicaps of others are 0.
+
+        Each row's largest logit must be off already, so that a number which all logits share costs no digits.
+        """
+        if not isinstance(self.scale, float) or self.scale != 1:
+            z.mul_(self.scale)
+        if self.shift is not None:
+            z.add_(self.shift[classes].to(z.dtype))
+        if handicap is not None:
+            z.scatter_add_(1, label, handicap[:, None])
+
     @torch.no_grad()
     def value_and_gradient(
         self, output: Float[Tensor, "n classes"], target: Int[Tensor, " n"], memory: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         """See :class:`ClosedForm`."""
-        label, handicap = target[:, None], self.handicaps(target, output.dtype)
-        score = output * self.scale
-        if (self.shift is not None or handicap is not None) and output.shape[1]:
-            score = score - score.amax(dim=1, keepdim=True)  # so that what is added keeps its digits
-        score = score if self.shift is None else score + self.shift.to(output.dtype)
-        score = score if handicap is None else score.scatter_add(1, label, handicap[:, None])
+        label, score = target[:, None], output
+        if output.shape[1] and not self.reads_logits_as_they_are:
+            score = output - output.amax(dim=1, keepdim=True)
+            self.score_(score, label, self.handicaps(target, output.dtype))
         log_p = score.log_softmax(dim=1)
         read = (-log_p.gather(1, label).squeeze(1), -log_p.sum(dim=1))[: 1 + self.reads_total]
         with torch.enable_grad():

@@ -32,6 +32,16 @@ def _value_and_gradient(loss: Loss, output: Tensor, target: Tensor, extra: dict[
     return each.detach(), torch.autograd.grad(each.sum(), leaf)[0]
 
 
+def _fused(
+    loss: Loss, output: Tensor, target: Tensor, extra: dict[str, Any], bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same from the fused form, through a layer that leaves its input as it is but for a bias."""
+    leaf, unchanged = output.detach().clone().requires_grad_(), torch.eye(output.shape[1], dtype=output.dtype)
+    index = extra.get("index")
+    value = linear_loss(leaf, unchanged, target, copy.deepcopy(loss), bias=bias, index=index, reduction="none", chunk=5)
+    return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+
 def masked_classes(loss: Loss) -> None:
     """A class at a logit of -inf that is not the label is one at a very low logit: value, gradient, prediction, fused.
 
@@ -54,15 +64,12 @@ def masked_classes(loss: Loss) -> None:
     if loss.rowwise and not loss.stochastic:
         bias, kept = torch.zeros(CLASSES, dtype=output.dtype), target.clamp_min(1)
         bias[0] = -math.inf
-        leaf = output.clone().requires_grad_()
-        weight = torch.eye(CLASSES, dtype=output.dtype)
-        wanted = _value_and_gradient(loss, output + bias, kept, extra)
-        index = extra.get("index")
-        fused = copy.deepcopy(loss)
-        value = linear_loss(leaf, weight, kept, fused, bias=bias, index=index, reduction="none", chunk=5)
-        found = torch.autograd.grad(value.sum(), leaf)[0]
-        assert_close(value.detach(), wanted[0], msg="fused value with a masked class: {}".format)
-        assert_close(found, wanted[1], msg="fused gradient with a masked class: {}".format)
+        got, wanted = (
+            _fused(loss, output, kept, extra, bias=bias),
+            _value_and_gradient(loss, output + bias, kept, extra),
+        )
+        for name, one, right in zip(("value", "gradient"), got, wanted, strict=True):
+            assert_close(one, right, msg=partial("fused {name} with a masked class: {}".format, name=name))
 
 
 def lost_labels(loss: Loss) -> None:
@@ -74,18 +81,22 @@ def lost_labels(loss: Loss) -> None:
 
 
 def common_offset(loss: Loss) -> None:
-    """At logits around 1e6, float32 gives what float64 gives of the same numbers."""
+    """At logits around 1e6, float32 gives what float64 gives of the same numbers, in the fused form too."""
     output, target, extra = example(loss, dtype=torch.float32)
     shifted = 3 * output + OFFSET
-    got, right = (_value_and_gradient(loss, logits, target, extra) for logits in (shifted, shifted.double()))
-    for name, one, wanted in zip(("value", "gradient"), got, right, strict=True):
-        assert_close(
-            one.double(),
-            wanted.double(),
-            atol=1e-4,
-            rtol=1e-3,
-            msg=partial("{name} at a common offset: {}".format, name=name),
-        )
+    right = _value_and_gradient(loss, shifted.double(), target, extra)
+    found = {"": _value_and_gradient(loss, shifted, target, extra)}
+    if loss.rowwise and not loss.stochastic:
+        found["fused "] = _fused(loss, shifted, target, extra)
+    for form, got in found.items():
+        for name, one, wanted in zip(("value", "gradient"), got, right, strict=True):
+            assert_close(
+                one.double(),
+                wanted.double(),
+                atol=1e-4,
+                rtol=1e-3,
+                msg=partial("{form}{name} at a common offset: {}".format, form=form, name=name),
+            )
 
 
 def small_residuals(loss: Loss) -> None:
