@@ -87,7 +87,7 @@ class SoftmaxForm(ClosedForm):
 
     @property
     def reads_logits_as_they_are(self) -> bool:
-        """True if the scores are the logits: the scale is 1, and nothing is added."""
+        """True if the scale is 1 and nothing is added, so that the scores are the logits."""
         unscaled = isinstance(self.scale, float) and self.scale == 1
         return unscaled and self.shift is None and self.handicap is None
 
