@@ -46,6 +46,7 @@ class MixingLoss(Loss):
 
     Papers: bai2024adaptive
 
+    >>> import torch
     >>> loss = MixingLoss(c_bce=1.0, c_ce=0.0, c_prod=0.0)
     >>> gamma = torch.tensor([9.0])
     >>> target = torch.tensor([0])
