@@ -79,6 +79,8 @@ WAYS = [
     ("crown", "l2"),
     ("crown", "l1"),
     ("crown-ibp", "linf"),
+    ("crown-ibp", "l2"),
+    ("crown-ibp", "l1"),
 ]
 
 
@@ -115,6 +117,70 @@ def test_affine_models_are_exact(norm, generator):
     dual = torch.linalg.vector_norm(weight, ord={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=1)
     assert_close(low, model(x) - 0.3 * dual)
     assert_close(high, model(x) + 0.3 * dual)
+
+
+class Skips(nn.Module):
+    """A chain of affine layers before the first ReLU, and the input once more after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(30, 20), nn.Linear(20, 30), nn.Linear(30, 5)
+
+    def forward(self, x):
+        return F.relu(self.three(F.relu(self.two(self.one(x))) + x))
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_what_is_affine_in_the_input_is_exact_in_a_round_ball_without_own_passes(norm):
+    """A box around the ball would be 10 times too wide for the first model under l2, and 100 times under l1."""
+    model = nn.Sequential(nn.Linear(100, 1, bias=False), nn.ReLU()).double()
+    nn.init.ones_(model[0].weight)
+    x, right = torch.zeros(1, 100, dtype=torch.float64), {"l2": 1.0, "l1": 0.1}[norm]
+    for method in ("crown", "crown-ibp"):
+        low, high = crown_bounds(model, x, 0.1, norm=norm, method=method)
+        assert_close(torch.cat([low, high]), torch.tensor([[0.0], [right]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_a_skip_from_the_input_counts_by_the_ball_and_the_rest_by_its_interval(norm):
+    torch.manual_seed(1)
+    model, x, eps = Skips().double(), torch.randn(4, 30, dtype=torch.float64), 0.2
+    order = {"l2": 2, "l1": torch.inf}[norm]
+
+    def ball(weight, bias):
+        centre = x @ weight.T + bias
+        reach = eps * torch.linalg.vector_norm(weight, ord=order, dim=1)
+        return centre - reach, centre + reach
+
+    one, two, three = model.one, model.two, model.three
+    low, high = (end.relu() for end in ball(two.weight @ one.weight, two.weight @ one.bias + two.bias))
+    skip = ball(three.weight, three.bias)
+    middle, reach = ((low + high) / 2) @ three.weight.T, ((high - low) / 2) @ three.weight.abs().T
+    wanted = ((skip[0] + middle - reach).relu(), (skip[1] + middle + reach).relu())
+    found = crown_bounds(model, x, eps, norm=norm, method="crown-ibp")
+    # The last ReLU's interval; the relaxation may be tighter still, and is for some.
+    assert bool((found[0] >= wanted[0] - 1e-9).all())
+    assert bool((found[1] <= wanted[1] + 1e-9).all())
+
+
+def test_a_skip_beside_a_branch_that_is_zero_keeps_its_radius():
+    """auto_LiRPA 0.7.1 (commit a050a3d) gives [1, 1] here."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.zero = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return F.relu(F.relu(self.zero(x)) + x)
+
+    model = Model()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    for norm in ("l2", "l1", "linf"):
+        for method in ("crown", "crown-ibp"):
+            low, high = crown_bounds(model, torch.ones(1, 1), 0.5, norm=norm, method=method)
+            assert (low.item(), high.item()) == (0.5, 1.5)
 
 
 @pytest.mark.parametrize("name", MODELS)

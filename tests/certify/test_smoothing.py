@@ -83,6 +83,27 @@ def test_the_dual_radius_is_where_two_half_spaces_change_their_answer():
     assert not answers(0.999 * sigma)  # the root of the squared single radii, as published code has it
 
 
+def test_a_half_whose_class_is_the_rarer_one_takes_from_the_dual_radius():
+    sigma, counts = 0.5, torch.tensor([990, 400])
+    left, right = clopper_pearson_lower(counts, 1000, 0.001)
+    radius = float(dual_smoothing_radius(left[None], right[None], sigma))
+
+    def least(step):
+        """The sum of both probabilities, moved by this length in the worst of all directions."""
+        angle = torch.linspace(0, math.pi / 2, 2001, dtype=torch.float64)
+        parts = (
+            torch.special.ndtri(left) - step * angle.cos() / sigma,
+            torch.special.ndtri(right) - step * angle.sin() / sigma,
+        )
+        return float(sum(map(torch.special.ndtr, parts)).min())
+
+    assert radius == pytest.approx(0.5654, abs=5e-5)
+    assert least(0.999 * radius) > 1 > least(1.001 * radius)
+    as_published = sigma / math.sqrt(2) * max(0.0, norm.ppf(float(left)))  # the other half counts 0
+    assert as_published == pytest.approx(0.6993, abs=5e-5)
+    assert least(as_published) < 0.96
+
+
 def test_the_dual_radius_is_symmetric_and_never_below_zero():
     p, q = torch.tensor([0.9, 0.3, 0.0, 1.0]), torch.tensor([0.6, 0.4, 0.9, 0.0])
     assert_close(dual_smoothing_radius(p, q, 1.0), dual_smoothing_radius(q, p, 1.0))

@@ -125,10 +125,13 @@ def intervals(graph: Graph, region: Region, statistics: Statistics = "running") 
     found: list[Pair] = [(region.low, region.high)]
     clean = [region.x]
     training = any(isinstance(s.module, NORMALISED) and s.module.training for s in graph)
-    for step in graph[1:]:
+    sharp = _sharp(graph) if region.norm in ("l2", "l1") else ()
+    for number, step in enumerate(graph[1:], 1):
         function = _affine(step, clean[step.inputs[0]] if training else None, statistics)
         try:
             found.append(_interval(step, [found[i] for i in step.inputs], function))
+            if number in sharp:
+                found[number] = _sharpened(graph, region, found, number, None)
             if training:
                 clean.append(_value(step, [clean[i] for i in step.inputs], function))
         except (RuntimeError, IndexError) as error:
@@ -222,7 +225,7 @@ def crown_bounds(
         box: ``(low, high)`` in place of the ball.
         spec: The linear combinations of outputs to bound, such as :func:`margin_spec`; each output by default.
         method: ``"crown"`` bounds every layer by its own backward pass; ``"crown-ibp"`` bounds the inner layers by
-            intervals.
+            intervals, except that over a l2 or l1 ball, affine functions of the input count by the ball itself.
         lower_slope: The slope a of the lower line: ``"adaptive"`` is 1 where s > 1/2 and else 0, ``"zero"`` is 0, and
             ``"same"`` is s.
         upper: Whether to compute the upper bounds; without them they are returned infinite, for half the cost.
@@ -292,22 +295,10 @@ def _of_spec(
 
 def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> None:
     """Bound the input of every ReLU and max pooling by a backward pass of its own, in the order of the layers."""
-    read = sorted({step.inputs[0] for step in graph if step.kind in ("relu", "max")})
+    read = _read(graph)
     for number in range(len(graph)):
-        if number in read and not _is_exact(graph, number, region):
-            low, high = found[number]
-            size = prod(low.shape[1:])
-            eye = torch.eye(size, dtype=low.dtype, device=low.device)
-            at_once = max(1, CHUNK // max(size * len(low), 1))
-            lows, highs = [], []
-            for rows in eye.split(at_once):
-                some = rows.reshape(1, len(rows), *low.shape[1:])
-                lows.append(_lower(graph, region, found, number, some, slope))
-                highs.append(-_lower(graph, region, found, number, -some, slope))
-            found[number] = (
-                torch.maximum(low, torch.cat(lows, dim=1).reshape(low.shape)),
-                torch.minimum(high, torch.cat(highs, dim=1).reshape(high.shape)),
-            )
+        if number in read and not _is_exact(graph, number):
+            found[number] = _sharpened(graph, region, found, number, slope)
         elif graph[number].kind in ("relu", "max"):
             low, high = found[graph[number].inputs[0]]
             apply = graph[number].module if graph[number].kind == "max" else torch.relu
@@ -315,14 +306,47 @@ def _tighten(graph: Graph, region: Region, found: list[Pair], slope: Slope) -> N
             found[number] = (apply(low), apply(high))
 
 
-def _is_exact(graph: Graph, number: int, region: Region) -> bool:
-    """Whether a step's interval cannot be tighter: true of the input, and of a first affine layer over a box."""
+def _read(graph: Graph) -> set[int]:
+    """The steps whose values a ReLU or a max pooling reads."""
+    return {step.inputs[0] for step in graph if step.kind in ("relu", "max")}
+
+
+def _sharp(graph: Graph) -> set[int]:
+    """The steps whose intervals over a round ball one backward pass makes tighter: affine ones that see the input."""
+    seen = [True]
+    for step in graph[1:]:
+        seen.append(step.kind in ("affine", "add") and any(seen[i] for i in step.inputs))
+    return {number for number in {*_read(graph), len(graph) - 1} if seen[number]}
+
+
+def _is_exact(graph: Graph, number: int) -> bool:
+    """Whether a step's interval cannot be tighter: true of the input and of a first affine layer."""
     step = graph[number]
-    return step.kind == "input" or (step.kind == "affine" and step.inputs == (0,) and region.norm in ("linf", "box"))
+    return step.kind == "input" or (step.kind == "affine" and step.inputs == (0,))
 
 
-def _lower(graph: Graph, region: Region, found: list[Pair], start: int, spec: Tensor, slope: Slope) -> Tensor:
-    """The lower bound ``(n, s)`` of linear functions of a step's value: ``(n, s, ...)``, or ``(1, s, ...)`` for all."""
+def _sharpened(graph: Graph, region: Region, found: list[Pair], number: int, slope: Slope | None) -> Pair:
+    """A step's interval where a backward pass of each of its values makes it tighter."""
+    low, high = found[number]
+    size = prod(low.shape[1:])
+    eye = torch.eye(size, dtype=low.dtype, device=low.device)
+    at_once = max(1, CHUNK // max(size * len(low), 1))
+    lows, highs = [], []
+    for rows in eye.split(at_once):
+        some = rows.reshape(1, len(rows), *low.shape[1:])
+        lows.append(_lower(graph, region, found, number, some, slope))
+        highs.append(-_lower(graph, region, found, number, -some, slope))
+    return (
+        torch.maximum(low, torch.cat(lows, dim=1).reshape(low.shape)),
+        torch.minimum(high, torch.cat(highs, dim=1).reshape(high.shape)),
+    )
+
+
+def _lower(graph: Graph, region: Region, found: list[Pair], start: int, spec: Tensor, slope: Slope | None) -> Tensor:
+    """The lower bound ``(n, s)`` of linear functions of a step's value: ``(n, s, ...)``, or ``(1, s, ...)`` for all.
+
+    Without a slope the pass ends at each ReLU and max pooling, whose values then lie in their intervals.
+    """
     slopes: dict[int, Tensor] = {start: spec}
     constant = spec.new_zeros(len(region.x), spec.shape[1])
     for number in range(start, 0, -1):
@@ -333,9 +357,14 @@ def _lower(graph: Graph, region: Region, found: list[Pair], start: int, spec: Te
             for source in step.inputs:
                 _join(slopes, source, arriving, found)
             continue
+        if slope is None and step.kind != "affine":
+            low, high = found[number]
+            constant = constant + Region((low + high) / 2, low, high, 0.0, "box").least(arriving)
+            continue
         source = step.inputs[0]
         low, high = found[source]
         if step.kind == "relu":
+            assert slope is not None
             leaving, added = _through_relu(arriving, low, high, slope)
         elif step.kind == "max":
             assert step.module is not None

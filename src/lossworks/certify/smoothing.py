@@ -97,9 +97,10 @@ def dual_smoothing_radius(
 
     .. math:: R = \tfrac{\sigma}{\sqrt 2} \big(\Phi^{-1}(p_l) + \Phi^{-1}(p_r)\big)
 
-    One of the two probabilities may be below 1/2. The published code also uses the root of the sum of the two squared
-    single radii, which is larger and not sound: two half-spaces with probabilities :math:`\Phi(1)` and 1/2 change their
-    answer at the distance :math:`\sigma / \sqrt 2`, where that formula claims :math:`\sigma`.
+    One of the two probabilities may be below 1/2; its quantile is then negative. The published code counts such a half
+    as 0, or takes the root of the sum of the two squared single radii. Both are larger and not sound: two half-spaces
+    with probabilities :math:`\Phi(1)` and 1/2 change their answer at the distance :math:`\sigma / \sqrt 2`, where the
+    root claims :math:`\sigma`.
 
     Args:
         p_left: Lower bounds on the class's probability for one half of the input, in [0, 1].
