@@ -52,7 +52,8 @@ def test_orthogonal_kernels_exist_where_a_random_one_has_full_rank(dim, generato
 
 
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "k", "stride"), [(2, 3, 3, 1), (6, 3, 3, 1), (3, 3, 3, 1), (2, 2, 5, 2), (6, 1, 3, 2)]
+    ("outputs", "inputs", "k", "stride"),
+    [(2, 3, 3, 1), (6, 3, 3, 1), (3, 3, 3, 1), (2, 2, 5, 2), (6, 1, 3, 2), (5, 1, 2, 2), (6, 1, 4, 2), (2, 1, 4, 3)],
 )
 @pytest.mark.parametrize("steps", [0, 150])
 def test_bounds_hold_at_every_size_and_are_below_the_papers(outputs, inputs, k, stride, steps):
@@ -71,6 +72,35 @@ def test_bounds_hold_at_every_size_and_are_below_the_papers(outputs, inputs, k, 
     rows, columns = outputs * (2 * ((k - 1) // stride) + 1) ** 2, inputs * (2 * k - 1) ** 2
     alpha = rows if outputs < inputs * stride**2 else columns
     assert high <= (1 + (alpha * OrthogonalConvPenalty(1.0)(layer).detach()).sqrt()).sqrt()
+
+
+@pytest.mark.parametrize(("k", "stride"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 2), (4, 3), (5, 3), (6, 2)])
+@pytest.mark.parametrize("outputs", [1, 7])
+def test_the_error_counts_the_shifts_at_which_rows_or_columns_overlap(k, stride, outputs, generator):
+    """Count the overlaps in the matrix itself: of rows if it is wide, else of its columns in blocks of a stride."""
+    kernel = torch.rand(outputs, 1, k, dtype=torch.float64, generator=generator) + 0.5
+    size = 12
+    matrix = conv_transform_matrix(kernel, size, stride)
+    if outputs < stride:
+        product = matrix @ matrix.T
+        blocks = product.reshape(outputs, size, outputs, size).abs().sum(dim=(0, 2))
+    else:
+        columns = matrix.roll((k - 1) // 2, dims=1)  # the first output's window begins at column 0
+        product = columns.T @ columns
+        blocks = product.reshape(size, stride, size, stride).abs().sum(dim=(1, 3))
+    overlaps = int((blocks[0] > 0).sum())
+    distance = torch.linalg.matrix_norm(product - torch.eye(len(product), dtype=torch.float64)) ** 2 / size
+    low, high = conv_orthogonality_bounds(kernel, stride)
+    assert_close(high, (1 + (overlaps * distance).sqrt()).sqrt())
+    assert low == 0 or bool(torch.linalg.svdvals(matrix).min() >= low)
+
+
+def test_at_an_orthogonal_kernel_the_bounds_are_one_and_have_no_slope():
+    kernel = torch.eye(3, dtype=torch.float64)[:, :, None].requires_grad_()
+    low, high = conv_orthogonality_bounds(kernel)
+    assert (low.item(), high.item()) == (1.0, 1.0)
+    (slope,) = torch.autograd.grad(low + high, kernel)
+    assert bool((slope == 0).all())
 
 
 def test_bounds_are_tight_where_all_shifts_add_up():

@@ -14,7 +14,6 @@ from lossworks.testing.checks.losses import compiles
 from lossworks.testing.contract import CONTRACT, row_of, run_check
 from lossworks.testing.subjects import subject_of
 from tests.optim.updates import UPDATES
-from tests.testing.known_faults import KNOWN_FAULTS
 
 
 def _subjects():
@@ -37,14 +36,8 @@ def _applies(name, number, subject, check_name, check):
     return reason is None
 
 
-def _item(name, number, subject, check):
-    fault = KNOWN_FAULTS.get((name, check))
-    marks = [] if fault is None else [pytest.mark.xfail(strict=True, reason=fault)]
-    return pytest.param(subject, check, id=f"{name}-{number}-{check}", marks=marks)
-
-
 ITEMS = [
-    _item(name, number, subject, check_name)
+    pytest.param(subject, check_name, id=f"{name}-{number}-{check_name}")
     for name, number, subject in SUBJECTS
     for check_name, check in row_of(subject.part).checks.items()
     if _applies(name, number, subject, check_name, check)
@@ -73,11 +66,6 @@ def test_every_reason_says_something_and_every_check_applies_to_some_part():
     ran = {(row_of(item.values[0].part).role, item.values[1]) for item in ITEMS}
     never = {(row.role, check) for row in CONTRACT for check in row.checks if (row.role, check) not in ran}
     assert never <= {("penalty", "reads_the_features"), ("penalty", "features_are_passed")}
-
-
-def test_known_faults_are_of_items_that_are_there():
-    there = {item.id.rsplit("-", 2)[0] + "-" + item.values[1] for item in ITEMS}
-    assert not [f"{name}-{check}" for name, check in KNOWN_FAULTS if f"{name}-{check}" not in there]
 
 
 def test_every_role_has_its_checks():

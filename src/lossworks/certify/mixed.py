@@ -145,11 +145,11 @@ def mixed_lipschitz_radius(
 
 @cite("bai2024adaptive", helps=("attacks",))
 def mixed_smoothing_radius(
-    p_first: Float[Tensor, " n"],
-    p_second: Float[Tensor, " n"] | None,
+    p_first: Float[Tensor, "*shape"],
+    p_second: Float[Tensor, "*shape"] | None,
     alpha: float | Tensor,
     sigma: float | Tensor,
-) -> Float[Tensor, " n"]:
+) -> Float[Tensor, "*shape"]:
     r"""Certified l2 radius of a mixture with a smoothed robust model, whatever the other model predicts.
 
     .. math::
@@ -170,7 +170,7 @@ def mixed_smoothing_radius(
         sigma: The noise's standard deviation, in input units, > 0.
 
     Shape:
-        - ``(n,)`` each; returns ``(n,)`` float64, 0 where nothing is certified.
+        - any shape, the same for both; returns that shape, float64, 0 where nothing is certified.
 
     Raises:
         ValueError: numbers out of range, shapes that differ.

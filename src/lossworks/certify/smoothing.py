@@ -53,7 +53,9 @@ class Certificate(NamedTuple):
 
 
 @cite("cohen2019smoothing", helps=("attacks",))
-def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: float = 0.001) -> Float[Tensor, " n"]:
+def clopper_pearson_lower(
+    successes: Int[Tensor, "*shape"], trials: int, alpha: float = 0.001
+) -> Float[Tensor, "*shape"]:
     r"""Clopper-Pearson bound: an exact lower bound on a probability from counts, with confidence :math:`1 - \alpha`.
 
     .. math:: \underline{p} = \mathrm{Beta}^{-1}(\alpha;\, k, n - k + 1), \qquad \underline{p} = 0 \text{ for } k = 0
@@ -64,7 +66,7 @@ def clopper_pearson_lower(successes: Int[Tensor, " n"], trials: int, alpha: floa
         alpha: The chance that the bound is wrong, in [1e-50, 1): for smaller ones the quantile is not found.
 
     Shape:
-        - successes: ``(n,)`` int64; returns ``(n,)`` float64.
+        - successes: any shape, int64; returns the same shape, float64.
 
     Raises:
         ValueError: numbers out of range.

@@ -119,14 +119,13 @@ def conv_orthogonality_bounds(
 
     .. math::
         \sqrt{1 - e} \le \sigma \le \sqrt{1 + e}, \qquad e^2 = \alpha L, \qquad
-        \alpha_\text{rows} = \prod_d \Big(2 \Big\lfloor \frac{k_d - 1}{S} \Big\rfloor + 1\Big), \quad
-        \alpha_\text{columns} = \prod_d \Big(2 \Big\lfloor \frac{k_d + S - 2}{S} \Big\rfloor + 1\Big)
+        \alpha = \prod_d \Big(2 \Big\lfloor \frac{k_d - 1}{S} \Big\rfloor + 1\Big)
 
     with :math:`L` the kernel's term in :class:`OrthogonalConvPenalty`. :math:`\alpha` counts the shifts at which the
-    matrix's rows overlap (where :math:`M \le C S^d`) or its columns overlap (where :math:`M \ge C S^d`); where both
-    hold, the smaller count is taken. The bound holds because the Gram matrix less the identity is a sum of one block
-    per shift, whose squared norms add up to :math:`L`. The paper's constants are larger, by the factor M for rows and a
-    factor of up to C for columns.
+    matrix's rows overlap. Its columns, taken in blocks of S places that begin where an output's window does, overlap at
+    as many. The bound holds because the Gram matrix less the identity is a sum of one block per shift, whose squared
+    norms add up to :math:`L`. The paper's constants are larger, by the factor M for rows and by a factor of C or more
+    for columns.
 
     Args:
         kernel: ``(M, C, k)`` or ``(M, C, k, k)``; the number of taps may differ by dimension.
@@ -151,15 +150,12 @@ def conv_orthogonality_bounds(
     """
     _check_kernel(kernel)
     check_int("stride", stride, low=1, high=WIDEST)
-    outputs, inputs, *taps = kernel.shape
-    whole = inputs * stride ** len(taps)
-    overlaps = []
-    if outputs <= whole:
-        overlaps.append(math.prod(2 * ((k - 1) // stride) + 1 for k in taps))
-    if outputs >= whole:
-        overlaps.append(math.prod(2 * ((k + stride - 2) // stride) + 1 for k in taps))
-    distance = kernel_distance(kernel, (stride,) * len(taps)).clamp(min=0)
-    error = (min(overlaps) * distance).sqrt()
+    taps = kernel.shape[2:]
+    overlaps = math.prod(2 * ((k - 1) // stride) + 1 for k in taps)
+    distance = kernel_distance(kernel, (stride,) * len(taps))
+    # At an orthogonal kernel the root has no slope; it is given the slope 0 of the distance itself.
+    apart = distance > 0
+    error = torch.where(apart, (overlaps * torch.where(apart, distance, 1.0)).sqrt(), 0.0)
     return (1 - error).clamp(min=0).sqrt(), (1 + error).sqrt()
 
 
