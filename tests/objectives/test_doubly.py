@@ -77,6 +77,35 @@ def test_the_implicit_gradient_is_the_derivative_through_the_attacks_answer():
     assert model.w.grad.item() == pytest.approx(wanted, rel=1e-7)
 
 
+def test_inside_its_box_the_barrier_stiffens_the_answer_by_the_distance_to_each_wall():
+    """The attack's answer is the maximum of slope d - curvature d^2 / 2 + barrier (log to the one wall + to the other).
+
+    Its derivative by the weight is one over the stiffness: the curvature, and the barrier over both squared distances.
+    """
+    barrier, curvature, eps, moved, w = 0.05, 2.0, 0.5, 0.3, 1.3
+    x, target = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+        def forward(self, inputs):
+            return (self.w * inputs).squeeze(1)
+
+    model, attack = Scale(), PGD(eps, bounds=(-0.1, 2.0))
+    attack.forward = lambda risk, inputs: inputs + moved
+    DoublyRobustATObjective(SquaredLoss(), attack, implicit=True, barrier=barrier, curvature=curvature)(
+        model, x, target
+    ).backward()
+    at, to_low, to_high = 0.3 + moved, 0.3 + moved + 0.1, eps - moved  # the range's lower end is the nearer wall
+    stiffness = curvature + barrier / to_low**2 + barrier / to_high**2
+    value = SquaredLoss()(torch.tensor([w * at], dtype=torch.float64), target).item()
+    scale = value / (w * at - 1) ** 2  # of the squared residual
+    plain, pull = 2 * scale * (w * at - 1) * at, 2 * scale * (w * at - 1) * w
+    assert model.w.grad.item() == pytest.approx(plain + pull / stiffness * 2 * scale * (2 * w * at - 1), rel=1e-9)
+
+
 def test_the_implicit_term_has_no_value_and_none_at_the_wall_of_the_box(batch):
     x, target = batch
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
