@@ -108,6 +108,15 @@ def test_buffers_are_averaged_and_counts_taken_from_the_furthest(clients):
     assert_same({"w": state["0.weight"]}, {"w": model[0].weight.detach()})
 
 
+def test_buffers_are_averaged_by_shares_of_weights_that_do_not_sum_to_one(clients):
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    weights = torch.tensor([0.2, 0.6, 1.2], dtype=torch.float64)
+    state, _ = federated_round(model, clients, CrossEntropyLoss(), local_steps=2, weights=weights)
+    alone = [federated_round(model, [client], CrossEntropyLoss(), local_steps=2)[0] for client in clients]
+    for name in ("1.running_mean", "1.running_var"):
+        assert_close(state[name], 0.1 * alone[0][name] + 0.3 * alone[1][name] + 0.6 * alone[2][name])
+
+
 def test_tied_weights_move_as_one(clients):
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False)).double()
     model[2].weight = model[0].weight

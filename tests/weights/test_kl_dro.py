@@ -160,6 +160,14 @@ def test_the_running_normaliser_is_the_moving_mean(generator):
     assert_close(weighting.log_u, before, rtol=0, atol=0)
 
 
+def test_in_evaluation_the_remembered_normaliser_weighs_and_not_the_batch(losses):
+    weighting = CompositionalEMA(temperature=0.5, momentum=0.2)
+    weighting(losses)
+    u = np.exp(losses.numpy() / 0.5).mean()
+    found = weighting.eval()(losses + 1)
+    assert_close(found, torch.from_numpy(np.exp((losses.numpy() + 1) / 0.5) / u))
+
+
 def test_full_momentum_is_kl_dro(losses):
     weighting = CompositionalEMA(temperature=0.5, momentum=1.0)
     weighting(losses.flip(0) + 3)

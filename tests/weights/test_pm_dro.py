@@ -56,6 +56,17 @@ def test_repeated_unnumbered_and_idle_rows():
     assert weights.log_weights.tolist() == [0, 2, 0]
 
 
+def test_an_unnumbered_row_starts_from_no_memory_and_leaves_none():
+    """Whatever row 0 remembers, a row without a number has its own step alone."""
+    weights = PMDROWeights(3, lr=0.5, entropy=0.5)
+    weights(torch.tensor([8.0, 1.0]), index=torch.tensor([0, 2]))
+    held = weights.log_weights.clone()
+    found = weights(torch.tensor([1.0, 3.0]), index=torch.tensor([-1, 1]))
+    powers = torch.tensor([0.5, 1.5]).exp()
+    assert_close(found, powers / powers.mean())
+    assert weights.log_weights[[0, 2]].tolist() == held[[0, 2]].tolist()
+
+
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"lr \* entropy must be at most 1, got 1.5"):
         PMDROWeights(3, lr=3.0, entropy=0.5)

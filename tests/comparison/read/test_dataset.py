@@ -131,6 +131,16 @@ def test_every_form_of_a_table_is_the_same_data_set(form, frame, tmp_path):
         assert again.features.equals(dataset.features)
 
 
+def test_the_group_of_a_row_without_a_target_is_dropped_with_the_row(frame):
+    missing = [0, 5, 6]
+    churn = pl.Series("churn", [None if i in missing else value for i, value in enumerate(frame["churn"])])
+    dataset = read(frame.with_columns(churn), target="churn", group="town")
+    kept = [i for i in range(ROWS) if i not in missing]
+    assert dataset.group.tolist() == [int(frame["town"][i] == "Ulm") for i in kept]
+    assert dataset.features["age"].to_list() == [20 + i for i in kept]
+    assert dataset.target.tolist() == [int(frame["churn"][i] == "yes") for i in kept]
+
+
 def test_arrays_are_read_from_npz_and_from_a_tuple(tmp_path):
     X, y = np.random.default_rng(0).normal(size=(30, 3, 2, 2)), np.arange(30) % 3
     np.savez(tmp_path / "d.npz", X=X, y=y, site=np.array(["s", "t"] * 15))
