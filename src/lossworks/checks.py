@@ -44,6 +44,7 @@ __all__ = [
     "check_tensor",
     "check_total",
     "checks",
+    "listed",
     "nearest",
     "precise",
     "readable",
@@ -107,6 +108,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     folded = {k.casefold(): k for k in known}
     match = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
     return f"; did you mean {folded[match[0]]!r}?" if match else ""
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The first few names in quotes, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def shown(value: object) -> str:

@@ -10,8 +10,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import r2_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier
 
+from lossworks.checks import listed
 from lossworks.comparison.read.dataset import Dataset
-from lossworks.comparison.read.tables import listed
 
 __all__ = ["Finding", "examine"]
 

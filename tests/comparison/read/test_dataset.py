@@ -1,8 +1,10 @@
 """Reading: every format gives the same data set, and every bad input says in one line what, where and what to do."""
 
+import io
 import json
 import re
 import struct
+import zipfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from lossworks.checks import InputError
+from lossworks.comparison.read import npz, tables
 from lossworks.comparison.read.dataset import check_folds, embedded, read, read_features
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.read.tables import load
@@ -526,3 +529,63 @@ def test_a_damaged_view_under_a_missing_value_is_not_followed(tmp_path):
     dropped = ["binary", "list", "large", "fixed", "struct", "map"]
     assert read(path, target="y", drop=dropped).features.columns == ["text", "negative", "coded"]
     assert "column 'list' holds" in error(path, target="y", drop=["binary"])
+
+
+@pytest.mark.parametrize("columns", [9_000, 30_000])
+def test_a_header_may_be_of_any_length(columns, tmp_path):
+    names = [f"column_{i}" for i in range(columns - 1)]
+    path = tmp_path / "wide.csv"
+    rows = "\n".join(",".join(["1"] * (columns - 1) + [label]) for label in "abab")
+    path.write_text(",".join([*names, "y"]) + "\n" + rows + "\n")
+    table, _ = load(path)
+    assert table.columns == [*names, "y"]
+    assert table.shape == (4, columns)
+
+
+def test_a_file_without_an_end_of_its_first_line_is_not_read_to_the_end(csv, monkeypatch):
+    monkeypatch.setattr(tables, "LONGEST_HEADER", 1 << 17)
+    assert "t.csv, line 1 has no end within 131072 bytes" in error(csv("a," * (1 << 17)))
+
+
+def test_a_column_name_that_no_reader_takes_is_said(csv):
+    assert "t.csv, line 1 cannot be read: field larger than field limit" in error(csv("a" * 200_000 + ",y\n1,2\n"))
+
+
+def _npz_with(path: Path, header: str, values: bytes, **options) -> Path:
+    """An NPZ file with a sound y, and an X that has this header."""
+    padded = header + " " * (-(len(header) + 11) % 64) + "\n"
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("X.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode() + values)
+        buffer = io.BytesIO()
+        np.save(buffer, np.arange(6) % 2)
+        archive.writestr("y.npy", buffer.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("(-6, 2)", "is damaged: its header says the shape (-6, 2), and a length is at least 0"),
+        ("(-6, -2)", "is damaged: its header says the shape (-6, -2), and a length is at least 0"),
+        ("(6, 3)", "is damaged: its header says 144 bytes, and there are 96"),
+        ("(6, 1)", "is damaged: its header says 48 bytes, and there are 96"),
+        ("(99999999999, 99999999999)", "is damaged: its header says 79999999998400000000008 bytes, and there are 96"),
+        ("6, 2", "is damaged: save the file again"),
+    ],
+)
+def test_an_array_whose_header_lies_is_damaged(shape, message, tmp_path):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}"
+    path = _npz_with(tmp_path / "d.npz", header, np.arange(12.0).tobytes())
+    assert error(path) == f"{path}, array 'X' {message}"
+
+
+def test_an_array_expands_by_no_more_than_its_file_gives_reason_for(tmp_path, monkeypatch):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (6, 100000), }"
+    path = _npz_with(tmp_path / "d.npz", header, bytes(4 * 600_000), compression=zipfile.ZIP_DEFLATED)
+    assert read(path).features.shape == (6, 100_000)
+    monkeypatch.setattr(npz, "FREELY", 1 << 20)
+    assert re.search(r"array 'X' takes 0\.0 GB in memory from 0\.0 MB in the file, more than 200 times", error(path))
+    plain = _npz_with(tmp_path / "plain.npz", header, bytes(4 * 600_000))
+    assert read(plain).features.shape == (6, 100_000)
+    monkeypatch.setattr(npz, "available", lambda: 3_000_000)
+    assert "array 'X' takes 0.0 GB in memory, more than half of the 0.0 GB that are free" in error(plain)

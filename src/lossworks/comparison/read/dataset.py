@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lossworks.checks import InputError, nearest
+from lossworks.checks import InputError, listed, nearest
 from lossworks.comparison.read.columns import MOST_CLASSES_OF_NUMBERS, MOSTLY, as_number, as_text, check_kind, prepare
-from lossworks.comparison.read.tables import Arrays, Place, listed, load, series
+from lossworks.comparison.read.tables import Arrays, Place, load, series
 from lossworks.comparison.tasks.base import Target, Task
 from lossworks.comparison.tasks.known import find_task, tasks
 

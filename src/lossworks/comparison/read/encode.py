@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import polars as pl
 
-from lossworks.checks import InputError, check_choice, check_finite, check_int, nearest, shown
+from lossworks.checks import InputError, check_choice, check_finite, check_int, listed, nearest, shown
 from lossworks.comparison.read.columns import as_number, as_text
-from lossworks.comparison.read.tables import Place, listed
+from lossworks.comparison.read.tables import Place
 
 __all__ = ["Encoder"]
 

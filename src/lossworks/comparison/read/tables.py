@@ -3,47 +3,33 @@
 import codecs
 import contextlib
 import csv
-import lzma
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import polars as pl
 import polars.selectors as cs
 
 from lossworks.checks import InputError, nearest
+from lossworks.comparison.read.npz import Arrays, read_npz
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Arrays", "Place", "listed", "load", "series"]
-
-Arrays = dict[str, np.ndarray]
+__all__ = ["Arrays", "Place", "load", "series"]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".arrow", ".feather", ".ipc", ".npz")
-DAMAGED = (
-    OSError,
-    EOFError,
-    MemoryError,  # an array whose damaged header says that it is huge
-    NotImplementedError,
-    RuntimeError,  # zipfile's error for an encrypted file
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-"""The errors that reading a damaged NPZ file may raise."""
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """The errors of polars: a damaged file can make it panic, which is not an ``Exception``."""
 ARROW = (ValueError, TypeError, KeyError, IndexError, NotImplementedError, MemoryError, OSError)
 """The classes that pyarrow's errors are derived from."""
+BLOCK = 1 << 16
+LONGEST_HEADER = 1 << 26
+"""How many bytes of a text file are read in search of the end of its first line."""
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "?"]
 
 
@@ -58,12 +44,6 @@ class Place:
     def row(self, number: int) -> str:
         """The name of this row in the source, such as ``line 2`` or ``row 0``."""
         return f"line {number + 2}" if self.lines else f"row {number}"
-
-
-def listed(names: Sequence[str], limit: int = 8) -> str:
-    """The first few names in quotes, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def load(data: Any, *, exact: str | None = None, arrays: Sequence[str] = ("X",)) -> tuple[pl.DataFrame | Arrays, Place]:
@@ -106,7 +86,7 @@ def _read(path: Path, exact: str | None, arrays: Sequence[str]) -> tuple[pl.Data
     suffix = path.suffix.lower()
     try:
         if suffix == ".npz":
-            return _npz(path, arrays), Place(str(path), path)
+            return read_npz(path, arrays), Place(str(path), path)
         if suffix in (".csv", ".tsv", ".txt"):
             return _delimited(path, exact), Place(str(path), path, lines=True)
         lazy = pl.scan_parquet(path) if suffix in (".parquet", ".pq") else _arrow(path).lazy()
@@ -240,10 +220,11 @@ def _check_names(names: Sequence[str], where: str) -> None:
 def _delimited(path: Path, exact: str | None) -> pl.DataFrame:
     header = _header(path)
     separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
-    names = [
-        name.strip() or f"column {number}"
-        for number, name in enumerate(next(csv.reader([header], delimiter=separator)), start=1)
-    ]
+    try:
+        cells = next(csv.reader([header], delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1 cannot be read: {error}") from None
+    names = [name.strip() or f"column {number}" for number, name in enumerate(cells, start=1)]
     _check_names(names, f"{path}, line 1")
     options: dict[str, Any] = {
         "separator": separator,
@@ -279,13 +260,15 @@ def _scan(path: Path, exact: str | None, options: dict[str, Any], rows: int | No
 
 def _header(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(1 << 16)
+        start = _first_line_of(file)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path} is UTF-16 text: save it as UTF-8")
     if b"\0" in start:
         raise InputError(
             f"{path} is not a table of text: byte {start.index(0)} is zero; give a CSV file or correct its suffix"
         )
+    if len(start) > LONGEST_HEADER:
+        raise InputError(f"{path}, line 1 has no end within {LONGEST_HEADER} bytes: the first line must hold the names")
     line = start.removeprefix(codecs.BOM_UTF8).splitlines()[0] if start.removeprefix(codecs.BOM_UTF8) else b""
     try:
         text = line.decode()
@@ -297,6 +280,14 @@ def _header(path: Path) -> str:
             raise InputError(f"{path} is empty: it has only blank lines; save the table again")
         raise InputError(f"{path}, line 1 is blank: the first line must hold the columns' names")
     return text
+
+
+def _first_line_of(file: BinaryIO) -> bytes:
+    """The beginning of the file, at least up to the end of its first line unless that is too long for a header."""
+    parts = [file.read(BLOCK)]
+    while len(parts[-1]) == BLOCK and len(parts) * BLOCK <= LONGEST_HEADER and not re.search(rb"[\r\n]", parts[-1]):
+        parts.append(file.read(BLOCK))
+    return b"".join(parts)
 
 
 def _has_decimal_commas(path: Path) -> bool:
@@ -377,31 +368,3 @@ def _cleared(array: "pa.Array") -> "pa.Array":
     here[array.is_null().to_numpy(zero_copy_only=False)] = 0
     buffers = [validity, pa.py_buffer(cleared), *texts]
     return pa.Array.from_buffers(kind, len(array), buffers, array.null_count, array.offset)
-
-
-def _npz(path: Path, names: Sequence[str]) -> Arrays:
-    how = "save it with np.savez(path, X=..., y=...)"
-    with path.open("rb") as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-        except (ValueError, *DAMAGED):
-            raise InputError(f"{path} is not an NPZ file: {how}") from None
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is not an NPZ file but a single array: {how}")
-        for name in names:
-            if name not in file:
-                hint = nearest(name, file.files)
-                raise InputError(f"{path} has no array {name!r}{hint}; its arrays are {listed(file.files)}: {how}")
-        return {name: _array(file, name, path) for name in names}
-
-
-def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
-    try:
-        return file[name]
-    except ValueError:
-        raise InputError(
-            f"{path}, array {name!r} holds pickled objects, which are not read because they can run code: "
-            "save numbers or fixed-width text (astype(str))"
-        ) from None
-    except DAMAGED:
-        raise InputError(f"{path}, array {name!r} is damaged: save the file again") from None

@@ -2,9 +2,8 @@
 
 import polars as pl
 
-from lossworks.checks import InputError
+from lossworks.checks import InputError, listed
 from lossworks.comparison.read.columns import as_text
-from lossworks.comparison.read.tables import listed
 from lossworks.comparison.tasks.base import Target
 from lossworks.comparison.tasks.classes import ClassTask
 from lossworks.metrics.registry import METRICS
