@@ -49,6 +49,25 @@ def test_predict_prints_the_bytes_that_it_would_write(cli, monkeypatch):
     assert screen.buffer.getvalue() == Path("new.csv").read_bytes()
 
 
+def test_no_name_of_a_class_or_column_steers_the_terminal(cli):
+    """A file has the names as they are; what is printed shows what would act, and leaves other letters alone."""
+    data = columns()
+    names = {"yes": "\x1b]0;owned\x07\x1b[31mred", "no": "n\u202eo \u00a0\tä\rover"}
+    frame = pl.DataFrame(data | {"churn": [names[label] for label in data["churn"]]}).rename({"churn": "a\x9bb"})
+    frame.write_parquet("odd.parquet")
+    result = cli("compare", "odd.parquet", "--target", "a\x9bb", "--out", "run", *FAST)
+    assert result.code == 0
+    assert not set("\x07\x9b\u202e") & set(result.out + result.err)
+    assert "[31mred" not in (result.out + result.err).replace("\\x1b[31mred", "")
+    printed = cli("predict", "run", "odd.parquet").out
+    assert not set("\x1b\x07\x9b\u202e\r") & set(printed)
+    assert printed.startswith('"predicted_a\\x9bb","probability_')
+    assert "probability_\\x1b]0;owned\\x07\\x1b[31mred" in printed
+    assert "probability_n\\u202eo \u00a0\tä\\rover" in printed
+    assert cli("predict", "run", "odd.parquet", "--out", "new.parquet").code == 0
+    assert set(pl.read_parquet("new.parquet")["predicted_a\x9bb"]) <= set(names.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -23,7 +23,7 @@ def tell(result: Comparison, folder: Path) -> None:
     """Print the answer, the ranking, the findings, and the paths of the results."""
     out.print(plain(f"\n{result.answer}\n"), style="bold")
     if result.partial:
-        out.print(f"[yellow]Partial: {result.partial}.[/yellow]\n")
+        out.print(plain(f"Partial: {result.partial}.\n"), style="yellow")
     out.print(_fitting_ranking(result), crop=False)
     out.print()
     for finding in result.findings:

@@ -23,7 +23,7 @@ def predict(
             "--out",
             parser=path,
             metavar="FILE",
-            help="The .csv or .parquet file to write. Without it, CSV is printed.",
+            help="The .csv or .parquet file to write. Without it, CSV is printed, its control characters escaped.",
         ),
     ] = None,
     model: OwnModel = None,

@@ -24,6 +24,9 @@ __all__ = [
     "without_markup",
 ]
 
+STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+"""The characters that a terminal obeys, or that change the order in which it shows others."""
+
 out, err = Console(emoji=False, highlight=False), Console(stderr=True, emoji=False, highlight=False)
 
 
@@ -70,5 +73,5 @@ def print_json(document: Any) -> None:
 
 
 def print_utf8(text: str) -> None:
-    """Print what programs read: the same bytes in every locale, as a file would have them."""
-    sys.stdout.buffer.write(text.encode())
+    """Print what programs read: the same bytes in every locale, with an escape for what would steer a terminal."""
+    sys.stdout.buffer.write(STEERING.sub(lambda found: repr(found[0])[1:-1], text).encode())

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import lossworks as lw
 from lossworks.comparison import InputError, Training
@@ -346,6 +349,37 @@ def test_a_damaged_or_foreign_run_folder_is_said_in_one_line(damage, says, run):
         lw.load(run)
     assert "\n" not in str(caught.value)
     assert str(run) in str(caught.value)
+
+
+def test_a_weight_that_is_not_finite_is_damage(run):
+    weights = load_file(run / "model.safetensors")
+    name = next(name for name, weight in weights.items() if weight.is_floating_point())
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, run / "model.safetensors")
+    with pytest.raises(InputError, match=f"model.safetensors: {name} holds numbers that are not finite"):
+        lw.load(run)
+
+
+def test_the_smallest_temperature_that_a_number_can_be_gives_certain_answers(run, csv):
+    change(run, temperature=1e-320)
+    model = lw.load(run)
+    found = model.predict_proba(csv)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, np.eye(found.shape[1])[model.scores(csv).argmax(dim=1).numpy()])
+
+
+def test_an_answer_that_is_not_finite_is_an_error_and_names_its_row(run, csv):
+    model = lw.load(run)
+
+    class Endless(nn.Module):
+        def forward(self, rows):
+            found = model.network(rows)
+            found[3:5] = torch.tensor([torch.inf, torch.nan])[:, None]
+            return found
+
+    for how in ("predict", "predict_proba", "frame"):
+        with pytest.raises(InputError, match="line 5: the model's answer is not a finite number, as for 1 other row;"):
+            getattr(replace(model, network=Endless()), how)(csv)
 
 
 def test_a_run_folder_that_is_not_there(tmp_path):

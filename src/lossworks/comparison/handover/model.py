@@ -70,12 +70,20 @@ class Model:
         x = torch.from_numpy(self.encoder.transform(features, place))
         try:
             with torch.inference_mode():
-                return torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
+                found = torch.cat([self.network(rows) for rows in x.split(ROWS_AT_ONCE)])
         except Exception as error:
             if isinstance(self.architecture.model, str) or is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise InputError(f"model: the network of your own fails ({type(error).__name__}: {reason})") from error
+        wrong = ~found.isfinite().unsqueeze(-1).flatten(1).all(dim=1)
+        if bool(wrong.any()):
+            row, others = int(wrong.int().argmax()), int(wrong.sum()) - 1
+            raise InputError(
+                f"{place.label}, {place.row(row)}: the model's answer is not a finite number"
+                f"{f', as for {others} other row' + 's' * (others > 1) if others else ''}; look for extreme values"
+            )
+        return found
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """The class probabilities ``(n, C)``, at the temperature that was fitted on the inner rows."""
@@ -210,7 +218,11 @@ def load_model(folder: str | Path, factory: Any = None) -> Model:
         if architecture.input_shape != encoder.width:
             raise ValueError(f"a network of inputs {architecture.input_shape} does not fit rows of {encoder.width}")
         task = find_task(described["task"])
-        network = architecture.loaded(load_file(check_own(folder / "model.safetensors")), task.empty_head)
+        weights = load_file(check_own(folder / "model.safetensors"))
+        for name, weight in weights.items():
+            if not bool(weight.isfinite().all()):
+                raise ValueError(f"model.safetensors: {name} holds numbers that are not finite")
+        network = architecture.loaded(weights, task.empty_head)
         return Model(
             task=task,
             target_name=described["target"],

@@ -29,10 +29,10 @@ Bins = list[tuple[float, float, int]]
 
 def class_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Turn logits ``(n, C)`` into probabilities ``(n, C)``, or the scores ``(n,)`` of class 1 into ``(n, 2)``."""
-    scaled = logits / temperature
-    if scaled.ndim == 1:
-        scaled = torch.stack([torch.zeros_like(scaled), scaled], dim=1)
-    return scaled.softmax(dim=1)
+    if logits.ndim == 1:
+        logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
+    # The largest logit is taken off first, so that no temperature, however small, makes it infinite.
+    return ((logits - logits.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
 
 
 class ClassTask(Task):
