@@ -33,6 +33,39 @@ def test_a_sentence_with_two_troubles_finds_parts_for_both():
     assert terms.count("imbalance") >= 2
 
 
+def test_the_readmes_question_is_answered_by_parts_that_stand_both_troubles():
+    everything = [entry.name for entry, _ in find("my labels are noisy and some classes are rare", limit=500)]
+    assert {"ClassBalanced", "SmallLossWeights", "LDRLoss"} <= set(everything[:10])
+    stand = [not {"noisy labels", "imbalance"} & set(show(name).warns) for name in everything]
+    assert stand == sorted(stand, reverse=True)
+    assert {"KLDRO", "CompositionalEMA", "CVaR", "FocalLoss"} <= set(everything[sum(stand) :])
+
+
+@pytest.mark.parametrize(
+    ("question", "expected", "never"),
+    [
+        ("labels are wrong in many rows", {"SmallLossWeights", "GeneralizedCrossEntropyLoss"}, {"KLDRO", "ZLoss"}),
+        ("rare classes", {"ClassBalanced", "LogitAdjustedLoss"}, {"CrossEntropyLoss"}),
+        ("I need probabilities that are calibrated", {"TemperatureScaling"}, {"HingeLoss", "ZLoss"}),
+        ("the worst group must not fail", {"GroupDRO"}, set()),
+        ("outliers in the target of a regression", {"HuberLoss", "TukeyBiweightLoss"}, {"SquaredLoss"}),
+        ("robust to adversarial attacks", {"PGD"}, {"HuberLoss"}),
+    ],
+)
+def test_plain_questions_have_the_answers_of_an_expert(question, expected, never):
+    found = {entry.name for entry, _ in find(question, limit=20)}
+    assert expected <= found
+    assert not never & found
+
+
+def test_a_part_warns_by_the_sentences_that_say_where_not_to_use_it():
+    assert show("KLDRO").warns == ("noisy labels",)
+    assert show("CrossEntropyLoss").warns == ("imbalance", "noisy labels")
+    assert show("BrierLoss").warns == ("many classes",)
+    assert show("LDRLoss").warns == ()
+    assert not [name for name, entry in parts().items() if set(entry.warns) & set(entry.helps)]
+
+
 def test_no_trouble_finds_nothing():
     assert find("zzzz qqqq") == []
 

@@ -19,7 +19,7 @@ def test_show_tells_of_one_part_and_its_papers(cli):
 
 def test_show_prints_one_object_for_scripts_and_the_summary_alone_in_quiet(cli):
     document = json.loads(cli("show", "ldrloss", "--json").out)
-    assert set(document) == {"name", "role", "path", "summary", "helps", "papers", "description"}
+    assert set(document) == {"name", "role", "path", "summary", "helps", "warns", "papers", "description"}
     assert document["name"] == "LDRLoss"
     assert document["description"] == inspect.getdoc(LDRLoss)
     (paper,) = document["papers"]

@@ -36,6 +36,9 @@ ROLES = {
     "verdict": "verdict",
 }
 """The folders whose public names are parts, and the role of a part whose base class gives it none."""
+NOT_FOR = re.compile(r"(?:^|[.;] )([Nn]ot (?:where|when|with|for) [^.;]*)")
+"""A sentence, or the last half of one, that says where a part should not be used."""
+REASON = re.compile(r", (?:because|since|as|where|for|which) [^,]*")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Entry:
     def summary(self) -> str:
         """The first line of its docstring."""
         return (inspect.getdoc(self.part) or "").split("\n", 1)[0]
+
+    @functools.cached_property
+    def warns(self) -> tuple[str, ...]:
+        """The terms of the troubles with which it should not be used, by the sentences of its docstring that say so."""
+        told = [
+            sentence.partition(":")[0]
+            for sentence in NOT_FOR.findall(" ".join((inspect.getdoc(self.part) or "").split()))
+        ]
+        against = REASON.sub("", " ".join(told)).casefold()
+        return tuple(term for term in _terms(against) if term not in (*self.helps, "baseline"))
 
     @property
     def path(self) -> str:
@@ -123,7 +136,7 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
     """The parts that help with what ``text`` describes, best first, each with the terms it was found by.
 
     Losses and weights, which fit into any loop, come before the others, and so do parts whose paper's claim was
-    measured and showed.
+    measured and showed. A part that should not be used with one of the troubles comes last (:attr:`Entry.warns`).
 
     >>> entries = find("my labels are noisy and some classes are rare")
     >>> {term for _, terms in entries for term in terms} >= {"noisy labels", "imbalance"}
@@ -133,7 +146,7 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
         raise TypeError(f"text must be words, got {shown(text)}")
     check_int("limit", limit, low=0)
     text = text.casefold()
-    asked = {term for term, words in HELPS.items() if term in text or any(_says(text, word) for word in words)}
+    asked = set(_terms(text))
     scored: list[tuple[float, str, tuple[str, ...]]] = []
     for name, entry in parts().items():
         terms = tuple(term for term in entry.helps if term in asked)
@@ -144,7 +157,15 @@ def find(text: str, limit: int = 10) -> list[tuple[Entry, tuple[str, ...]]]:
             fits_in = entry.role in ("loss", "weighting")
             scored.append((10 * keyed + 2 * len(terms) + proven + fits_in + wording, name, terms))
     best = sorted(scored, key=lambda row: (-row[0], row[1]))
-    return [(parts()[name], terms) for _, name, terms in _every_term_first(best, asked)[:limit]]
+    warned = [row for row in best if row[0] < 10 and asked.intersection(parts()[row[1]].warns)]
+    sound = [row for row in best if row not in warned]
+    ordered = [*_every_term_first(sound, asked), *_every_term_first(warned, asked)]
+    return [(parts()[name], terms) for _, name, terms in ordered[:limit]]
+
+
+def _terms(text: str) -> list[str]:
+    """The terms of the vocabulary to which this text, in small letters, leads."""
+    return [term for term, words in HELPS.items() if term in text or any(_says(text, word) for word in words)]
 
 
 def _says(text: str, word: str) -> bool:

@@ -33,7 +33,8 @@ def find(
             out.print(entry.name)
     elif found:
         for entry, terms in found:
-            out.print(f"[bold]{entry.name}[/bold]  [dim]{entry.role}; {', '.join(terms or entry.helps)}[/dim]")
+            unlike = f"; not for {', '.join(entry.warns)}" if entry.warns else ""
+            out.print(f"[bold]{entry.name}[/bold]  [dim]{entry.role}; {', '.join(terms or entry.helps)}{unlike}[/dim]")
             say_indented(without_markup(entry.summary))
         out.print("[dim]`lossworks show NAME` says more about a part.[/dim]")
     else:

@@ -15,6 +15,7 @@ def described(entry: Entry) -> dict[str, Any]:
         "path": entry.path,
         "summary": entry.summary,
         "helps": list(entry.helps),
+        "warns": list(entry.warns),
         "papers": [_paper(key) for key in entry.papers],
     }
 

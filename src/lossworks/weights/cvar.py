@@ -41,8 +41,8 @@ class CVaR(WorstCaseWeights):
         ValueError: ``alpha`` outside (0, 1], ``smoothing < 0``, or a loss that is NaN or infinite (the error names its
             row).
 
-    Use it when the worst rows matter and their labels can be trusted: wrong labels have large losses too. A small
-    ``alpha`` uses few rows of each batch, so take larger batches, or smooth.
+    Use it when the worst rows matter. Not where labels are noisy: wrong labels have large losses too. A small ``alpha``
+    uses few rows of each batch, so take larger batches, or smooth.
 
     Papers: rockafellar2000cvar, levy2020largescale
 

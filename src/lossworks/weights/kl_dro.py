@@ -205,7 +205,8 @@ class CompositionalEMA(Weighting):
         ValueError: ``temperature <= 0``, ``momentum`` outside (0, 1]; a loss that is NaN or infinite (the error names
             its row).
 
-    Use it instead of :class:`KLDRO` where hard rows are so rare that small batches have few of them or none.
+    Use it instead of :class:`KLDRO` where hard rows are so rare that small batches have few of them or none. Not where
+    labels are noisy: wrongly labelled rows are hard too, and would count most.
 
     Papers: sow2024doubly
 
@@ -268,6 +269,7 @@ class KLDRORisk(Part):
         ValueError: ``r <= 0``, no rows; a loss that is NaN or infinite (the error names its row).
 
     Use it where the worst-case value itself is wanted, as for early stopping, and not the mean of the weighted losses.
+    Not where labels are noisy: the value is then that of wrongly labelled rows.
 
     Papers: sow2024doubly
 

@@ -91,6 +91,12 @@ def test_the_run_folder_holds_all_of_it_and_no_pickle(finished):
     assert comparison.answer.split(" (")[0] in (folder / "report.html").read_text()
 
 
+def test_the_readme_names_every_file_of_a_run_folder(finished):
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    told = text[text.index("It writes a run folder") :].partition("Some options add")[0]
+    assert set(re.findall(r"`([\w.]+)`", told)) == contents(finished[1])
+
+
 def test_a_loaded_model_predicts_bit_for_bit_what_the_run_that_trained_it_does(finished, csv):
     comparison, folder = finished
     loaded = lw.load(folder)

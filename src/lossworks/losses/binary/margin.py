@@ -147,7 +147,7 @@ class ExponentialLoss(_BinaryLoss):
     Raises:
         ValueError: ``limit`` outside (0, 40], shapes that don't match, a target that isn't 0 or 1.
 
-    Use it when labels are clean and the hard rows matter most; a single wrong label can outweigh all other rows.
+    Use it when the hard rows matter most. Not where labels are noisy: a single wrong label can outweigh all other rows.
 
     Papers: freund1997boosting, friedman2000additive
 

@@ -39,7 +39,7 @@ class FocalLoss(Loss):
     Raises:
         ValueError: ``gamma < 0``, shapes that don't match, a class outside ``[0, C)``.
 
-    Use it when easy rows drown the hard ones; not when labels are noisy, since wrongly labelled rows are the hardest.
+    Use it when easy rows drown the hard ones. Not where labels are noisy: wrongly labelled rows are the hardest.
 
     Papers: lin2017focal, charoenphakdee2021focal
 

@@ -35,7 +35,7 @@ class PoissonLoss(Loss):
 
     Use it for counts, such as claims, visits or defects, and for amounts >= 0 whose spread grows with their mean. The
     target need not be whole, and may be in any unit, such as that of its mean. Not for counts with many more zeros, or
-    a much larger spread, than a Poisson distribution has: the mean is fitted all the same, but no error bar is.
+    a much larger spread, than Poisson's law has: the mean is fitted all the same, but no error bar is.
 
     Papers: nelder1972glm
 
