@@ -18,7 +18,7 @@ from lossworks.objective import Objective
 from lossworks.roles import Loss, Part, Penalty, Perturbation, Weighting
 from lossworks.roles.calibrator import Calibrator
 from lossworks.testing.inputs import instances
-from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
+from lossworks.testing.models import is_layer, is_stochastic, minds_repeats, remembers, sees_the_whole
 from lossworks.testing.ranks import Ranks
 from lossworks.testing.ways import (
     SHARES,
@@ -193,7 +193,7 @@ def _fit(calibrator: Calibrator, logits: Tensor, target: Tensor) -> None:
 
 def _here(part: nn.Module, dtype: torch.dtype, truth: list[Step]) -> Iterator[tuple[str, list[Step], list[Step]]]:
     """The columns that need one process only: in what way, what came and what was wanted."""
-    alone = trained(part, dtype, whole_batch, repeats=False) if remembers(part) else truth
+    alone = trained(part, dtype, whole_batch, repeats=False) if minds_repeats(part) else truth
     if why_not_exact(part, "micro-batches") is None:
         yield "in micro-batches", trained(part, dtype, in_micro_batches), truth
         if not sees_the_whole(part):

@@ -116,6 +116,11 @@ def remembers(part: nn.Module) -> bool:
     return any(member.memories for member in part.modules() if isinstance(member, Part))
 
 
+def minds_repeats(part: nn.Module) -> bool:
+    """Whether a row that comes twice is a case of its own: for a memory, and where rows are compared."""
+    return remembers(part) or sees_the_whole(part)
+
+
 def sees_the_whole(part: nn.Module) -> bool:
     """Whether it is asked once about the whole batch."""
     if isinstance(part, Objective):

@@ -16,7 +16,7 @@ from lossworks.fused import linear_loss
 from lossworks.objective import Objective
 from lossworks.roles import Calibrator, Loss
 from lossworks.testing.inputs import CLASSES, ROWS
-from lossworks.testing.models import Batch, Model, batches_of, remembers, setting_of
+from lossworks.testing.models import Batch, Model, batches_of, minds_repeats, setting_of
 
 SHARES = {2: ((7, 5), (0, 12), (6, 6)), 3: ((5, 4, 3), (6, 0, 6), (4, 4, 4))}
 MICRO_SHARES = ((5, 4, 3), (0, 7, 5), (6, 6))
@@ -113,8 +113,8 @@ def over_ranks(objective: Objective, model: nn.Module, batch: Batch, step: int, 
 
 
 def trained(part: nn.Module, dtype: torch.dtype, way: Way, *, repeats: bool = True) -> list[Step]:
-    """Value, gradients and buffers of each step; rows that come several times matter to a memory."""
-    repeats = repeats and remembers(part)
+    """Value, gradients and buffers of each step; rows come several times if that matters to the part."""
+    repeats = repeats and minds_repeats(part)
     objective, model = setting_of(part, dtype)
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
@@ -193,7 +193,7 @@ def stacked(part: nn.Module, dtype: torch.dtype, *, ignored: bool) -> tuple[list
             parameter.data *= 1 + 0.1 * number
         replicas.append(_Trained(model, objective))
     base = copy.deepcopy(replicas[0])
-    batches = batches_of(base.objective, dtype, repeats=remembers(part), ignored=ignored)
+    batches = batches_of(base.objective, dtype, repeats=minds_repeats(part), ignored=ignored)
     weights, buffers = stack_module_state(replicas)
     held = {name: tensor.detach().clone() for name, tensor in buffers.items()}
     weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -260,7 +260,7 @@ def _run(part: nn.Module, dtype: torch.dtype, stop_after: int | None) -> list[St
     objective, model, optimizer = fresh()
     torch.manual_seed(0)
     steps = []
-    for number, batch in enumerate(2 * batches_of(objective, dtype, repeats=remembers(part), ignored=True)):
+    for number, batch in enumerate(2 * batches_of(objective, dtype, repeats=minds_repeats(part), ignored=True)):
         if number == stop_after:
             states = [objective.state_dict(), model.state_dict(), optimizer.state_dict(), torch.get_rng_state()]
             states = saved_and_loaded(states)

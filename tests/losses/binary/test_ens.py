@@ -70,6 +70,29 @@ def test_shuffling_the_rows_shuffles_their_derivatives(margins, generator):
     assert_close(sample_calibrated_derivatives(margins[order], 0.0, seeded()), whole[order], atol=0, rtol=0)
 
 
+def test_margins_that_are_tied_up_to_rounding_share_the_mean_of_their_draws():
+    draws = torch.tensor([-0.9, -0.5, -0.4, -0.2, -0.1], dtype=torch.float64)
+    for nudge in (0.0, 4e-16, -4e-16):
+        margins = torch.tensor([1.0, 2.0, 1.0 + nudge, -3.0, 1.0 - nudge], dtype=torch.float64)
+        wanted = torch.tensor([-1.1 / 3, -0.1, -1.1 / 3, -0.9, -1.1 / 3], dtype=torch.float64)
+        assert_close(pair_derivatives(draws, margins), wanted)
+        assert_close(pair_derivatives(draws.flip(0), margins.flip(0)).flip(0), wanted)
+
+
+def test_a_row_that_comes_twice_has_one_gradient_however_the_model_rounds(generator):
+    logits = torch.randn(12, 3, dtype=torch.float64, generator=generator)
+    logits[7] = logits[2]
+    target = torch.arange(12) % 3
+    target[7] = target[2]
+    found = []
+    for nudge in (0.0, 1e-15, -1e-15):
+        moved = logits.clone()
+        moved[7] += nudge
+        found.append(OneVsRestEnsLoss(generator=seeded(), reduction="none")(moved, target))
+        assert_close(found[-1][7], found[-1][2], rtol=1e-12, atol=1e-12)
+        assert_close(found[-1], found[0], rtol=1e-12, atol=1e-12)
+
+
 def test_gradient_is_the_drawn_derivative_and_value_its_product_with_the_margin(margins):
     target = (torch.arange(64) % 2).double()
     score = ((2 * target - 1) * margins).requires_grad_()

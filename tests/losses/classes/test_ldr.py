@@ -18,7 +18,9 @@ def batch(generator):
 
 def differences(logits, target, margin):
     """d, by its definition, row by row."""
-    return torch.stack([z - z[y] + margin * (torch.arange(len(z)) != y) for z, y in zip(logits, target, strict=True)])
+    return torch.stack(
+        [z - z[y] + margin * (torch.arange(len(z)) != y).to(z.dtype) for z, y in zip(logits, target, strict=True)]
+    )
 
 
 def test_lam_one_without_margin_is_cross_entropy_less_log_classes(batch):
@@ -162,6 +164,24 @@ def test_exact_is_the_best_lam_found_by_scipy(batch):
         bounds = (max(start - 0.02, grid[0]), min(start + 0.02, grid[-1]))
         best = minimize_scalar(negative_value, args=(d,), bounds=bounds, method="bounded", options={"xatol": 1e-9})
         assert_close(losses[row].item(), max(-best.fun, -negative_value(start, d)), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
+def test_the_exact_lam_is_exact_to_the_last_digits_whatever_the_model_rounds(generator, scale):
+    """Where it is inside its interval, the entropy of the softmax at lam says lam itself."""
+    logits = scale * torch.randn(200, 5, dtype=torch.float64, generator=generator)
+    target, index, lam0, alpha = torch.randint(5, (200,), generator=generator), torch.arange(200), 1.0, 2.0
+    found = []
+    for nudge in (0.0, 1e-15, -1e-15):
+        loss = AdaptiveLDRLoss(200, lam0, alpha, normalize=None, mode="exact").double()
+        loss(logits * (1 + nudge), target, index=index)
+        found.append(loss.lam)
+        assert_close(found[-1], found[0], rtol=0, atol=1e-12)
+    p = (differences(logits, target, 0.1) / found[0][:, None]).softmax(dim=1)
+    wanted = lam0 * (1 - (math.log(5) + torch.special.xlogy(p, p).sum(dim=1)) / (alpha * math.log(5)))
+    inside = (found[0] > lam0 * (1 - 1 / alpha) + 1e-9) & (found[0] < lam0 - 1e-9)
+    assert inside.any() or scale == 100
+    assert_close(found[0][inside], wanted[inside], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["one_step", "exact"])

@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossworks.checks import (
     check_classes,
@@ -15,6 +15,8 @@ from lossworks.checks import (
 from lossworks.roles import BINARY, Loss, cite
 
 _LEAST_SLOPE = 1e-6
+_ROUNDINGS = 32
+"""How many roundings of the largest margin two margins may be apart and still be tied."""
 
 
 @cite("dai2025ensloss")
@@ -22,7 +24,8 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
     """Assign draws to margins in rising order, which makes them the derivatives of some convex loss at these margins.
 
     If the draws are the derivatives of a convex loss at these margins, in any order, each margin gets its own
-    derivative back.
+    derivative back. Margins that differ by no more than rounding share the mean of their draws, so that neither the
+    order of the rows nor the rounding of the model decides which of them gets which.
 
     Args:
         draws: Derivatives, in any order along the first dimension.
@@ -41,9 +44,22 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
     check_same_shape(margins, draws, names=("margins", "draws"))
     _check_rows(margins)
     # Numbers that are next to each other in memory sort in half the time.
-    order = margins.movedim(0, -1).contiguous().argsort(dim=-1, stable=True)
-    rising = draws.movedim(0, -1).contiguous().sort(dim=-1).values
+    sorted_margins, order = margins.detach().movedim(0, -1).contiguous().sort(dim=-1, stable=True)
+    rising = _shared(sorted_margins, draws.movedim(0, -1).contiguous().sort(dim=-1).values)
     return torch.zeros_like(rising).scatter(-1, order, rising).movedim(-1, 0)
+
+
+def _shared(margins: Float[Tensor, "*rest n"], rising: Float[Tensor, "*rest n"]) -> Float[Tensor, "*rest n"]:
+    """The sorted draws, with their mean where the sorted margins are tied."""
+    if margins.shape[-1] < 2:
+        return rising
+    tolerance = _ROUNDINGS * torch.finfo(margins.dtype).eps * margins.abs().amax(dim=-1, keepdim=True)
+    apart = (margins.diff(dim=-1) > tolerance).long()
+    group = nn.functional.pad(apart.cumsum(dim=-1), (1, 0))
+    sums = torch.zeros_like(rising).scatter_add(-1, group, rising)
+    counts = torch.zeros_like(rising).scatter_add(-1, group, torch.ones_like(rising))
+    means = sums.gather(-1, group) / counts.gather(-1, group)
+    return torch.where(counts.gather(-1, group) > 1, means, rising)
 
 
 @cite("dai2025ensloss", helps=("overfitting",))
@@ -155,8 +171,7 @@ class EnsLoss(_DrawnLoss):
 
     The derivatives are paired with the margins of the whole batch, so a batch that is split by hand has another loss,
     though still a calibrated one. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, a split
-    batch is paired as a whole; all ranks then need their random generators in the same state. Margins that differ only
-    by rounding may be paired either way.
+    batch is paired as a whole; all ranks then need their random generators in the same state.
 
     Args:
         boxcox_lambda: How the sizes of the derivatives are distributed: 0 is log-normal, 1 normal, both capped at 1.
@@ -212,8 +227,8 @@ class OneVsRestEnsLoss(_DrawnLoss):
 
     Each class has derivatives of its own, which are paired with its margins over the whole batch, so a batch that is
     split by hand has another loss. With ``process_group=``, and with :meth:`lossworks.Objective.micro_batches`, a split
-    batch is paired as a whole; all ranks then need their random generators in the same state. Margins that differ only
-    by rounding may be paired either way. The paper treats binary tasks; this is the plain extension to several classes.
+    batch is paired as a whole; all ranks then need their random generators in the same state. The paper treats binary
+    tasks; this is the plain extension to several classes.
 
     Args:
         boxcox_lambda: How the sizes of the derivatives are distributed: 0 is log-normal, 1 normal, both capped at 1.
