@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from lossworks.roles import Wrapper
 from lossworks.testing import build, check_part
+from lossworks.testing.inputs import driven
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def test_an_example_keeps_the_contract_in_each_of_its_settings(example):
     if not isinstance(part, type) or issubclass(part, Wrapper):
         assert "passed" in check_part(part).values()
         return
-    for setting in part.settings:
+    for setting in driven(part):
         made = build(part, setting) if hasattr(part, "needs") else part(**setting)
         assert "passed" in check_part(made).values()
 

@@ -13,7 +13,7 @@ from lossworks.catalog import parts
 from lossworks.fused import kernels
 from lossworks.fused.softmax import RowStatistics, kernels_apply, row_gradient_, row_statistics
 from lossworks.roles import SoftmaxForm
-from lossworks.testing.inputs import from_data
+from lossworks.testing.inputs import driven, from_data
 
 SHAPES = ((4, 1), (5, 300), (2, 8193))  # one class, part of a block, a block and one class more
 HALF = (torch.bfloat16, torch.float16)
@@ -143,7 +143,7 @@ def family():
     for name, entry in parts().items():
         part = entry.part
         if isinstance(part, type) and issubclass(part, lw.Loss) and part.rowwise and part.kind.has_classes:
-            for number, setting in enumerate(part.settings):
+            for number, setting in enumerate(driven(part)):
                 loss = part(**{need: facts[need] for need in part.needs}, **setting)
                 if isinstance(loss.closed_form(CLASSES), SoftmaxForm):
                     yield pytest.param(loss, id=f"{name}-{number}")

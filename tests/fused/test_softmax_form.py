@@ -9,12 +9,13 @@ from torch.testing import assert_close
 from lossworks.catalog import parts
 from lossworks.roles import Loss, SoftmaxForm
 from lossworks.testing import build, example
+from lossworks.testing.inputs import driven
 
 FORMS = [
     pytest.param(loss, id=f"{name}-{number}")
     for name, entry in parts().items()
     if inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind.has_classes
-    for number, loss in enumerate(build(entry.part, setting) for setting in entry.part.settings)
+    for number, loss in enumerate(build(entry.part, setting) for setting in driven(entry.part))
     if isinstance(loss.closed_form(5), SoftmaxForm)
 ]
 

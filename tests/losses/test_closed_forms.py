@@ -10,6 +10,7 @@ from lossworks.catalog import parts
 from lossworks.losses import AdaptiveLDRLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, LDRLoss
 from lossworks.roles import Loss, RowForm, SoftmaxForm
 from lossworks.testing import build
+from lossworks.testing.inputs import driven
 
 ROWS, CLASSES = 7, 5
 
@@ -18,7 +19,7 @@ def offered():
     """Every loss of the catalog that has a closed form in a setting of its own, and some in further ones."""
     for name, entry in parts().items():
         if inspect.isclass(entry.part) and issubclass(entry.part, Loss) and entry.part.kind.has_classes:
-            for number, setting in enumerate(entry.part.settings):
+            for number, setting in enumerate(driven(entry.part)):
                 loss = build(entry.part, setting)
                 if loss.closed_form(CLASSES) is not None:
                     yield pytest.param(loss, id=f"{name}-{number}")

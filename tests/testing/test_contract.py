@@ -12,6 +12,7 @@ from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import Wrapper
 from lossworks.testing.checks.losses import compiles
 from lossworks.testing.contract import CONTRACT, row_of, run_check
+from lossworks.testing.inputs import driven
 from lossworks.testing.subjects import subject_of
 from tests.optim.updates import UPDATES
 
@@ -19,7 +20,7 @@ from tests.optim.updates import UPDATES
 def _subjects():
     """Every part in every setting; what is spread over processes gets them when it is run."""
     for name, entry in parts().items():
-        for number, setting in enumerate(getattr(entry.part, "settings", ({},))):
+        for number, setting in enumerate(driven(entry.part)):
             update = UPDATES.get(name)
             yield name, number, subject_of(entry.part, setting, update=update, ranks=lambda: pytest.fail("no ranks"))
 

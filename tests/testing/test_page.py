@@ -7,6 +7,7 @@ import pytest
 
 from lossworks.catalog import parts
 from lossworks.testing.contract import row_of
+from lossworks.testing.inputs import driven
 from lossworks.testing.page import contract_rows, exactness_row
 from lossworks.testing.subjects import subject_of
 
@@ -20,7 +21,7 @@ def test_every_check_of_the_role_is_there_with_a_sentence_and_a_reason_where_it_
     part = parts()[name].part
     rows = contract_rows(name)
     assert [row.check for row in rows] == list(row_of(subject_of(part).part).checks)
-    settings = len(getattr(part, "settings", ({},)))
+    settings = len(driven(part))
     for row in rows:
         assert row.says.endswith("."), row
         assert bool(row.reason) == (row.settings < settings), row

@@ -56,6 +56,7 @@ class CertifiedCrossEntropyObjective(Objective):
     papers = ("xu2020autolirpa",)
     helps = ("attacks", "worst case")
     settings = ({"eps": 0.1}, {"eps": 0.1, "kappa_end": 0.5})
+    modes = ({"eps": 0.1, "statistics": "clean", "kappa_start": 0.0, "kappa_end": 0.0},)
     loss: CrossEntropyLoss
     radius: Tensor
     kappa: Tensor

@@ -69,6 +69,7 @@ class DoublyRobustATObjective(Objective):
     papers = ("sow2024doubly",)
     helps = ("attacks", "worst case", "imbalance")
     settings = ({}, {"r": 0.5})
+    modes = ({"implicit": True}, {"momentum": 0.5})
 
     def __init__(
         self,

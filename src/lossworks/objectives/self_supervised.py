@@ -62,6 +62,7 @@ class RSSObjective(RelabelledObjective):
     papers = ("saberi2024outofdomain",)
     helps = ("shift", "overfitting")
     settings = ({}, {"gamma": 2.0, "gamma_u": 10.0, "lam": 0.5})
+    modes = ({"cost": "l2"},)
     perturb: PricedAscent
 
     def __init__(

@@ -82,6 +82,7 @@ class PGD(Perturbation):
     helps = ("attacks",)
     stochastic = True
     settings = ({}, {"eps": 0.03}, {"norm": "l2", "eps": 0.5})
+    modes = ({"random_start": False}, {"restarts": 2})
 
     def __init__(
         self,
@@ -183,6 +184,7 @@ class FGSM(PGD):
 
     papers = ("goodfellow2015explaining",)
     stochastic = False
+    modes = ()
 
     def __init__(self, eps: float | Tensor = 0.1, norm: str = "linf", *, bounds: Bounds | None = None) -> None:
         super().__init__(eps, 1, norm=norm, random_start=False, bounds=bounds)

@@ -56,6 +56,7 @@ class PricedAscent(Perturbation):
     helps = ("attacks", "shift")
     begins_at_input = True
     settings = ({}, {"gamma": 10.0})
+    modes = ({"cost": "l2"},)
 
     def __init__(
         self,

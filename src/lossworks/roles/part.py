@@ -46,6 +46,7 @@ class Part(nn.Module):
         papers: Keys into ``catalog/papers.toml``.
         helps: What the part helps with, in the catalog's vocabulary.
         settings: One to four settings worth trying, as keyword arguments; the first is the default.
+        modes: Further settings that the contract drives, so that each choice of an argument is driven by some setting.
         needs: The constructor arguments that come from the training data, among ``class_counts``, ``num_classes``,
             ``num_groups``, ``num_samples``, ``v_min``, ``v_max`` and ``sample_weights``.
             :func:`lossworks.compare` fills them in.
@@ -68,6 +69,7 @@ class Part(nn.Module):
     papers: ClassVar[tuple[str, ...]] = ()
     helps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    modes: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[str] = ""
     needs_index: ClassVar[bool] = False

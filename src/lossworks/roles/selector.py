@@ -23,6 +23,7 @@ class Selector:
     papers: ClassVar[tuple[str, ...]] = ()
     helps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    modes: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[tuple[str, ...]] = ("losses",)
     picks: ClassVar[bool] = False

@@ -24,6 +24,8 @@ class Wrapper(Optimizer):
     helps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     """One to four settings worth trying, as keyword arguments; the first is the default."""
+    modes: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Further settings that the contract drives, so that each choice of an argument is driven by some setting."""
     own: ClassVar[tuple[str, ...]] = ()
     """The attributes that the wrapper adds to the inner optimizer's state."""
     asks_rows: ClassVar[bool] = False

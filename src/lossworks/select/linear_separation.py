@@ -50,6 +50,7 @@ class LinearSeparationSelector(Selector):
     papers = ("albert2024accurate",)
     helps = ("noisy labels", "outliers")
     rows = ("features", "trusted_noisy")
+    modes = ({"normalize": False},)
 
     def __init__(self, threshold: float = 0.5, normalize: bool = True) -> None:
         self.threshold = check_between("threshold", threshold, 0, 1, open_high=True)

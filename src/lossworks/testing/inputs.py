@@ -45,9 +45,14 @@ def build(part: type[Any], setting: Mapping[str, Any] | None = None, **overrides
     return part(**{name: facts[name] for name in part.needs}, **(setting or {}), **overrides)
 
 
+def driven(part: Any) -> tuple[Mapping[str, Any], ...]:
+    """Every setting in which the contract drives a part: those worth trying, and its further modes."""
+    return (*getattr(part, "settings", ({},)), *getattr(part, "modes", ()))
+
+
 def instances(part: Any) -> Iterator[Any]:
-    """One instance a setting that the part declares."""
-    for setting in part.settings:
+    """One instance for each setting that the contract drives."""
+    for setting in driven(part):
         yield build(part, setting)
 
 

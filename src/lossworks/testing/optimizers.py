@@ -12,7 +12,7 @@ from lossworks.losses import CrossEntropyLoss, SquaredLoss
 from lossworks.objective import Objective
 from lossworks.roles.wrapper import Wrapper
 from lossworks.testing.exactness import COLUMNS, TOLERANCES, Cell, titled
-from lossworks.testing.inputs import CLASSES, Recipe, reads_rows, take_step
+from lossworks.testing.inputs import CLASSES, Recipe, driven, reads_rows, take_step
 from lossworks.testing.models import Model, batches_of
 from lossworks.testing.ranks import Ranks
 from lossworks.testing.ways import (
@@ -35,7 +35,7 @@ ALONE = "steps in place, one model at a time"
 def catalog_optimizers() -> dict[str, list[Recipe]]:
     """Every wrapper of the catalog in each of its settings."""
     wrappers = {n: e.part for n, e in parts().items() if isinstance(e.part, type) and issubclass(e.part, Wrapper)}
-    return {name: [Recipe(wrapper, setting) for setting in wrapper.settings] for name, wrapper in wrappers.items()}
+    return {name: [Recipe(wrapper, setting) for setting in driven(wrapper)] for name, wrapper in wrappers.items()}
 
 
 def optimizer_matrix(recipes: Mapping[str, Sequence[Recipe]], ranks: Sequence[Ranks]) -> dict[str, dict[str, Cell]]:

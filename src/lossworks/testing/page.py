@@ -14,7 +14,7 @@ from lossworks.objective import Objective
 from lossworks.roles import BatchLoss, Calibrator, Loss, Penalty, Perturbation, Weighting, Wrapper
 from lossworks.testing.contract import row_of
 from lossworks.testing.exactness import COLUMNS, Cell, catalog_parts, cell_of, exactness_matrix, is_measured
-from lossworks.testing.inputs import Recipe, instances
+from lossworks.testing.inputs import Recipe, driven, instances
 from lossworks.testing.models import is_layer, is_stochastic, remembers, sees_the_whole
 from lossworks.testing.optimizers import catalog_optimizers, optimizer_cell, optimizer_matrix
 from lossworks.testing.ranks import Ranks
@@ -124,8 +124,7 @@ def contract_rows(name: str) -> list[ContractRow]:
     [3]
     """
     part = show(name).part
-    settings: Sequence[Mapping[str, Any]] = getattr(part, "settings", ({},))
-    subjects = [subject_of(part, setting) for setting in settings]
+    subjects = [subject_of(part, setting) for setting in driven(part)]
     # What the suite has and a reader's own call may lack: an update written out, and processes.
     subjects = [replace(subject, update=_not_run, ranks=_not_run) for subject in subjects]
     rows = []
@@ -179,7 +178,7 @@ def exactness_row(name: str) -> ExactnessRow | None:
         cells = {column: optimizer_cell(entry.part, column) for column in COLUMNS}
     else:
         return None
-    return ExactnessRow(_role(first), len(entry.part.settings), cells, said_of_splits(first))
+    return ExactnessRow(_role(first), len(driven(entry.part)), cells, said_of_splits(first))
 
 
 SAYS_SO = re.compile(r"\b(split|splits|ranks|micro-batch|micro-batches)\b")

@@ -248,6 +248,7 @@ class ActivePassiveLoss(Loss):
     helps = ("noisy labels",)
     rowwise = True
     settings = ({"alpha": 1.0, "beta": 1.0}, {"alpha": 10.0, "beta": 0.1}, {"passive": "agce"}, {"passive": "aul"})
+    modes = ({"active": "rce"}, {"active": "aul", "passive": "nce"}, {"active": "agce"})
     names: ClassVar[Mapping[str, type[Loss]]] = {
         "nce": NormalizedCrossEntropyLoss,
         "rce": ReverseCrossEntropyLoss,

@@ -137,6 +137,7 @@ class LDRLoss(Loss):
     helps = ("noisy labels", "many classes")
     rowwise = True
     settings = ({"lam": 1.0}, {"lam": 3.0}, {"lam": 10.0})
+    modes = ({"normalize": "l1_mean"}, {"normalize": "softplus_mean"})
 
     def __init__(
         self,
@@ -229,7 +230,8 @@ class AdaptiveLDRLoss(Loss):
     needs = ("num_samples",)
     needs_index = True
     memories: ClassVar[Mapping[str, str]] = {"lam": "amin"}
-    settings = ({"lam0": 10.0}, {"lam0": 1.0}, {"lam0": 1.0, "mode": "exact"})
+    settings = ({"lam0": 10.0}, {"lam0": 1.0})
+    modes = ({"lam0": 1.0, "mode": "exact"}, {"normalize": "softplus_mean"}, {"normalize": None})
     lam: Tensor
 
     def __init__(

@@ -61,6 +61,7 @@ class GeneralRobustLoss(Loss):
     kind = REAL
     rowwise = True
     settings = ({"alpha": 1.0}, {"alpha": 0.0}, {"alpha": -2.0}, {"alpha": 1.0, "scale": 0.3})
+    modes = ({"alpha": 1.0, "learn": True},)
 
     def __init__(
         self,
