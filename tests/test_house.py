@@ -14,7 +14,7 @@ import lossworks
 
 ROOT = Path(lossworks.__file__).parent
 FLOORS = (
-    ("checks", "distributed"),
+    ("checks", "distributed", "pages"),
     ("roles",),
     ("metrics", "verdict"),
     ("losses", "embed", "distill", "weights", "perturb", "penalties", "optim", "layers", "calibrate", "select"),

@@ -96,7 +96,7 @@ def readable(tensor: Tensor) -> bool:
     """Whether the tensor's values may be read here: eager, untransformed, and on the CPU or under ``checks()``."""
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
         return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # inside a transform of torch.func
         return False
     asked = _asked.get()
     return tensor.device.type == "cpu" if asked is None else asked

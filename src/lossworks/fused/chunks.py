@@ -21,8 +21,6 @@ _CACHE = 2**20
 """The bytes of a processor core's own (second-level) cache where the machine does not say."""
 _RESULTS = 8
 """How many results of a block's size may exist at once."""
-_LARGEST_MAPPED = 2**25 - 2**13
-"""Bytes. The GNU allocator adapts to pieces of up to 32 MB, including its own bookkeeping."""
 _TILE = 4
 """The size of a tile of the weight in caches: the time of a product with few rows depends on how often it is read."""
 
@@ -32,18 +30,6 @@ def _cache_size() -> int:
     """The bytes of a processor core's second-level cache, as the machine says."""
     says: int = getattr(torch.cpu, "get_capabilities", dict[str, int])().get("l2_cache_size", 0)
     return says if 2**17 <= says <= 2**27 else _CACHE
-
-
-@functools.cache
-def keep_freed_pages() -> None:
-    """Make the allocator reuse freed memory pages for the results of blocks; this is done once per process.
-
-    A block's results are some megabytes, which are allocated and freed again and again. The GNU allocator returns freed
-    memory to the system above twice the largest piece that was ever mapped and freed; fresh pages for each block would
-    then cost more than the computation in them. Allocating and freeing the largest piece that it adapts to, without
-    touching it, raises that limit.
-    """
-    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8)
 
 
 def chunk_size(

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossworks.fused.chunks import keep_freed_pages, slices, tiles
+from lossworks.fused.chunks import slices, tiles
 from lossworks.fused.readers import Layer, LossReader, Plan, Reader, Run, plus
 from lossworks.fused.softmax import kernels_apply
+from lossworks.pages import keep_freed_pages
 
 __all__ = ["run"]
 

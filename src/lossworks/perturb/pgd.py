@@ -1,7 +1,8 @@
 """Attacks that look for the worst input near the given one by following the risk's gradient."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -82,7 +83,7 @@ class PGD(Perturbation):
     helps = ("attacks",)
     stochastic = True
     settings = ({}, {"eps": 0.03}, {"norm": "l2", "eps": 0.5})
-    modes = ({"random_start": False}, {"restarts": 2})
+    modes: ClassVar[tuple[Mapping[str, Any], ...]] = ({"random_start": False}, {"restarts": 2})
 
     def __init__(
         self,

@@ -81,6 +81,8 @@ def is_parametrization(part: nn.Module | None) -> bool:
 def setting_of(part: nn.Module, dtype: torch.dtype) -> tuple[Objective, Model]:
     """The part in its role, beside cross-entropy where it is not a loss, and a model for it."""
     part = copy.deepcopy(part).train()
+    for learned in part.parameters():
+        learned.data = learned.data.to(dtype)
     layer = None
     if isinstance(part, Objective):
         objective = part

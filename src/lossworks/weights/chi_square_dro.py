@@ -122,6 +122,6 @@ def _by_sorting(losses: Float[Tensor, " n"], radius: Tensor) -> Solution:
     variance = (squares.gather(0, last)[0] / active - mean * mean).relu()
     slope = ((second / n * active - 1.0).relu() / variance.clamp(min=_LEAST)).sqrt()
     slope = torch.where(variance > 0.0, slope, 1.0 / _LEAST)  # rows of one loss are active, and nothing below it
-    weights = (losses - (top + mean)).mul_(slope).add_(1.0).relu_()
-    weights = weights.div_(weights.mean())
+    weights = ((losses - (top + mean)) * slope + 1.0).relu()
+    weights = weights / weights.mean()
     return Solution(weights @ losses / n, weights, top + mean - slope.reciprocal())

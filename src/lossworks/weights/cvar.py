@@ -90,15 +90,19 @@ def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Soluti
     """The k largest losses get the weight cap and the rest a softmax, for the smallest k of which this holds."""
     ordered, losses = descending(losses), losses.double()
     capped = rank(len(losses), losses) - 1
-    rest = (ordered / tau).flip(0).logcumsumexp(0).flip(0)
     free = len(losses) - capped / alpha
-    level = tau * (rest - torch.where(free > 0, free, torch.ones_like(free)).log())
-    holds = (ordered - level <= -tau * alpha.log()) & (free > 0)
-    first = holds.to(torch.int8).argmax()
+    with torch.no_grad():  # how many are capped
+        sums = (ordered / tau).flip(0).logcumsumexp(0).flip(0)
+        levels = tau * (sums - torch.where(free > 0, free, torch.ones_like(free)).log())
+        holds = (ordered - levels <= -tau * alpha.log()) & (free > 0)
+        first = holds.to(torch.int8).argmax()
+    rest = torch.where(capped >= first, ordered / tau, -torch.inf).logsumexp(dim=0)
+    left = free.gather(0, first[None]).squeeze(0)
+    level = tau * (rest - torch.where(left > 0, left, torch.ones_like(left)).log())
     # Where alpha n rows at the cap have all the mass, no row is free: the level is anything up to the last one's.
     all_capped = (len(losses) * alpha).ceil().long().clamp(1, len(losses)) - 1
     edge = ordered.gather(0, all_capped[None]).squeeze(0) + tau * alpha.log()
-    eta = torch.where(holds.any(), level.gather(0, first[None]).squeeze(0), edge)
+    eta = torch.where(holds.any(), level, edge)
     log_weights = torch.minimum((losses - eta) / tau, -alpha.log())
     weights = log_weights.exp()
     value = (weights * (losses - tau * log_weights)).mean()

@@ -1,23 +1,27 @@
 """KL-DRO: the worst distribution near the data's own in relative entropy, which has exponential weights."""
 
 import math
+from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossworks.checks import check_between, check_floating, check_positive, check_same_shape, readable, wide
 from lossworks.roles import Part, Weighting, cite
-from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losses, number_like
+from lossworks.weights.worst_case import Solution, WorstCaseWeights, check_losses, number_like, number_of
 
 __all__ = ["KLDRO", "CompositionalEMA", "KLDRORisk", "kl_dro_weights"]
 
 _STEPS = 60
 """The steps of the search for a temperature, at most."""
-_CLOSE, _ROUGH = 1e-15, 1e-4
-"""The relative error at which the search ends: on all rows, and on a sample, from which it only starts."""
-_NEAR, _LAST = 1e-3, 1e-8
-"""Below the first relative error a step that does not halve it is rounding; below the second one step is the last."""
+_CLOSE, _ROUGH = 1e-5, 1e-2
+"""The relative error from which a step is the last: on all rows, and on a sample, from which the search only starts."""
+_NEAR = 1e-3
+"""Below this relative error, a step that does not halve it is rounding."""
+_LEAST = 1e-300
+_ROUNDING = 1e-15
 _MANY, _EVERY = 16_384, 16
 """With more than _MANY rows, the search starts from the solution of a sample, every _EVERY-th row."""
 
@@ -83,9 +87,10 @@ class KLDRO(WorstCaseWeights):
             mean = weights.mean()  # at least 1/n, as the largest of them is 1
             return Solution(top + temperature * mean.log(), weights / mean, temperature)
         assert self.radius is not None
-        if not isinstance(self.radius, Tensor) and readable(losses):
-            return _by_floats(losses, float(self.radius))
-        rate, sharp = _rate(below, number_like(losses, self.radius))
+        radius = number_of(losses, self.radius)
+        if not isinstance(radius, Tensor) and losses.device.type == "cpu":
+            return _by_floats(losses, radius)
+        rate, sharp = _rate(below, number_like(losses, radius))
         weights = (below * rate).softmax(dim=0) * len(losses)
         worst = (below == 0).to(weights.dtype)
         weights = torch.where(sharp, worst / worst.mean(), weights)
@@ -96,48 +101,61 @@ def _by_floats(losses: Float[Tensor, " n"], radius: float) -> Solution:
     """The weights at this distance, with the search's few numbers as floats, which cost less than tensors."""
     top = losses.max()
     below = losses - top
-    worst = (below == 0).to(below.dtype)
-    share = float(worst.mean())
-    if radius >= -math.log(share):
-        return Solution(top, worst / share, torch.zeros_like(top))
-    wanted = math.sqrt(2 * radius)
-    rate = wanted / float(below.std(correction=0))
+    worst = np.equal(below.numpy(), 0.0)
+    count = len(worst) / np.count_nonzero(worst)
+    if radius >= math.log(count):
+        return Solution(top, torch.from_numpy(worst).to(below.dtype).mul_(count), torch.zeros_like(top))
+    wanted, rate = math.sqrt(2 * radius), math.nan
     if len(below) > _MANY:
         sampled = below[::_EVERY].contiguous()
         rate = _searched(sampled - sampled.max(), wanted, rate, _ROUGH)[0]
     rate, weights = _searched(below, wanted, rate, _CLOSE)
     temperature = 1 / rate if rate else math.inf
-    return Solution(top + weights @ below / float(len(below)), weights, torch.full_like(top, temperature))
+    return Solution(top + float(weights @ below) / len(below), weights, torch.full_like(top, temperature))
 
 
 def _searched(
     below: Float[Tensor, " n"], wanted: float, rate: float, close: float
 ) -> tuple[float, Float[Tensor, " n"]]:
-    """The rate 1/T at which the root of twice the distance is ``wanted``, and the weights there, of mean 1."""
-    low, high, n = 0.0, math.inf, len(below)
-    weights, tilted = (below * rate).exp_(), torch.empty_like(below)  # fresh memory would cost more than the products
-    total = float(weights.sum()) / n
-    last = math.inf
+    """The rate 1/T at which the root of twice the distance is ``wanted``, and the weights there, of mean 1.
+
+    Halley's method, in a bracket: each step triples the digits, so a step from ``close`` is the last. A rate of NaN
+    stands for the first guess, by the spread of the losses.
+    """
+    low, high, last, n = 0.0, math.inf, math.inf, len(below)
+    weights = torch.empty_like(below)
+    # The same memory. Of few rows numpy's sums cost half of torch's; of many it may wait for its own threads.
+    held: Any
+    tilted: Any
+    held, tilted = (below, weights) if n > _MANY else (below.numpy(), weights.numpy())
+    add, multiply = cast(Any, (torch.sum, torch.mul) if n > _MANY else (np.add.reduce, np.multiply))
+    if math.isnan(rate):
+        mean = float(add(held)) / n
+        variance = float(held @ held) / n - mean * mean
+        rate = wanted / math.sqrt(variance) if variance > 0 else 1 / max(-mean, _LEAST)
     for _ in range(_STEPS):
-        torch.mul(weights, below, out=tilted)
-        mean = float(tilted.sum()) / n / total
-        spread = float(tilted @ below) / n / total - mean * mean
-        distance = math.sqrt(2 * max(rate * mean - math.log(total), 0.0))
-        error = wanted - distance
-        if abs(error) <= close * wanted or (last <= _NEAR * wanted and abs(error) >= last / 2):
-            break  # there, or nothing but rounding is left
-        last = abs(error)
-        low, high = (rate, high) if error > 0 else (low, rate)
-        step = rate + error * distance / (rate * spread) if spread > 0 else math.inf
-        if not low < step < high:
-            step = 2 * rate if math.isinf(high) else (low + high) / 2
-        if step in (rate, low, high):
+        torch.mul(below, rate, out=weights).exp_()
+        total = float(add(tilted))
+        multiply(tilted, held, out=tilted)
+        mean, square = float(add(tilted)) / total, float(tilted @ held) / total
+        multiply(tilted, held, out=tilted)
+        cube = float(tilted @ held) / total
+        spread = max(square - mean * mean, 0.0)
+        skew = cube - mean * (3 * square - 2 * mean * mean)
+        distance = math.sqrt(2 * max(rate * mean - math.log(total / n), 0.0))
+        error = distance - wanted
+        if not spread or not distance or (last <= _NEAR * wanted and abs(error) >= last / 2):
+            break  # nothing but rounding is left
+        low, high, last = (rate, high, abs(error)) if error < 0 else (low, rate, abs(error))
+        slope = rate * spread / distance
+        bend = (spread + rate * skew - slope * slope) / distance
+        rate -= 2 * error * slope / (2 * slope * slope - error * bend)
+        if not low <= rate <= high:
+            rate = 2 * low if math.isinf(high) else (low + high) / 2
+        if last <= close * wanted:
             break
-        torch.mul(below, step, out=weights).exp_()
-        rate, total = step, float(weights.sum()) / n
-        if last <= _LAST * wanted:
-            break  # a Newton step doubles the digits
-    return rate, weights.div_(total)
+    torch.mul(below, rate, out=weights).exp_()
+    return rate, weights.div_(float(add(tilted)) / n)
 
 
 def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""], Tensor]:
@@ -155,7 +173,7 @@ def _rate(below: Float[Tensor, " n"], radius: Tensor) -> tuple[Float[Tensor, ""]
     for _ in range(_STEPS):
         distance, slope = _distance(below, rate)
         error = fixed - distance
-        if readable(error) and (bool(sharp) or bool(error.abs() <= _CLOSE * fixed)):
+        if readable(error) and (bool(sharp) or bool(error.abs() <= _ROUNDING * fixed)):
             break
         low, high = torch.where(error > 0, rate, low), torch.where(error < 0, rate, high)
         step = rate + error / slope

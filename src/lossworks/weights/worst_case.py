@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossworks.checks import as_float, check_floating, readable
+from lossworks.pages import keep_freed_pages
 from lossworks.roles import Weighting
 
 __all__ = ["Solution", "WorstCaseWeights", "check_losses"]
@@ -39,9 +40,13 @@ class WorstCaseWeights(Weighting):
     helps: ClassVar[tuple[str, ...]] = ("worst case", "shift", "imbalance")
 
     def solve(self, losses: Float[Tensor, " n"]) -> Solution:
-        """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable."""
+        """The inner maximum, solved exactly: its value, the weights that reach it, and the dual variable.
+
+        All three have derivatives in the losses and in hyperparameters that are tensors.
+        """
         check_losses(losses, empty=False)
-        return Solution(*(self._given(part, losses) for part in self._solve(losses.detach())))
+        keep_freed_pages()
+        return Solution(*(self._given(part, losses) for part in self._solve(losses)))
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
         raise NotImplementedError(f"{type(self).__name__} must define _solve(losses) -> Solution")
@@ -56,6 +61,7 @@ class WorstCaseWeights(Weighting):
     ) -> Float[Tensor, " n"]:
         """The worst weights of these rows."""
         check_losses(losses)
+        keep_freed_pages()
         weights = self._solve(losses.detach()).weights if len(losses) else losses.detach()
         return self._given(weights, losses)
 
@@ -75,7 +81,9 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The losses from the largest to the smallest, in float64."""
-    if readable(losses):  # numpy's sort returns no order beside the values: about fifty times faster
+    if (
+        readable(losses) and not losses.requires_grad
+    ):  # numpy's sort returns no order beside the values: about fifty times faster
         return torch.from_numpy(np.sort(in_numpy(losses))[::-1].astype(np.float64)).to(losses.device)
     return losses.double().sort(descending=True).values
 
@@ -86,8 +94,9 @@ def in_numpy(losses: Float[Tensor, " n"]) -> NDArray[np.floating]:
 
 
 def number_of(losses: Float[Tensor, " n"], number: float | Tensor) -> float | Float[Tensor, ""]:
-    """The hyperparameter as a float where it and the losses may be read, else as from :func:`number_like`."""
-    if not readable(losses) or (isinstance(number, Tensor) and not readable(number)):
+    """The hyperparameter as a float where it and the losses may be read and have no derivatives, else as a tensor."""
+    given = [each for each in (losses, number) if isinstance(each, Tensor)]
+    if any(each.requires_grad or not readable(each) for each in given):
         return number_like(losses, number)
     return as_float(number)
 
