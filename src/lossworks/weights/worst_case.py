@@ -81,9 +81,8 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The losses from the largest to the smallest, in float64."""
-    if (
-        readable(losses) and not losses.requires_grad
-    ):  # numpy's sort returns no order beside the values: about fifty times faster
+    # numpy's sort returns no order beside the values, which is about fifty times faster.
+    if readable(losses) and not losses.requires_grad:
         return torch.from_numpy(np.sort(in_numpy(losses))[::-1].astype(np.float64)).to(losses.device)
     return losses.double().sort(descending=True).values
 
