@@ -150,7 +150,7 @@ def _object_copied(call: Call) -> None:
 # The table.
 
 _LOSS = {
-    **_named(losses.reduction_consistent, losses.finite_at_extremes, losses.vmaps),
+    **_named(losses.reduction_consistent, limits.finite_at_extremes, losses.vmaps),
     "compiles": _on(losses.compiles, reasons.traced_already),
     **_named(losses.hyperparameters_may_be_tensors, losses.autocast_close, losses.empty_batch, losses.clear_errors),
     "gradcheck": _on(losses.gradcheck, reasons.derivative),
@@ -172,7 +172,7 @@ _LOSS = {
     **_named(limits.second_derivative_finite),
 }
 _BATCH_LOSS = {
-    **_named(losses.finite_at_extremes, losses.gradcheck, losses.vmaps),
+    **_named(limits.finite_at_extremes, losses.gradcheck, losses.vmaps),
     "compiles": _on(losses.compiles, reasons.traced_already),
     **_named(losses.hyperparameters_may_be_tensors, losses.autocast_close, losses.empty_batch),
     **_named(batch_losses.one_number, batch_losses.order_of_rows_does_not_count),

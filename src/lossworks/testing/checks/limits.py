@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,23 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lossworks.checks import HALF
 from lossworks.fused import linear_loss
-from lossworks.roles import REAL, Loss
+from lossworks.roles import CLASSES as CLASS_TARGETS
+from lossworks.roles import REAL, BatchLoss, Loss
 from lossworks.testing.inputs import CLASSES, example
 
-__all__ = ["common_offset", "lost_labels", "masked_classes", "second_derivative_finite", "small_residuals"]
+__all__ = [
+    "common_offset",
+    "finite_at_extremes",
+    "lost_labels",
+    "masked_classes",
+    "second_derivative_finite",
+    "small_residuals",
+]
 
+AnyLoss = Loss | BatchLoss
+EXTREME = 1e4
 VERY_LOW = -1e15
 """A finite logit at which every softmax in float64 has given the class no probability for long."""
 OFFSET = 1e6
@@ -22,13 +34,54 @@ OFFSET = 1e6
 RESIDUALS = (0.0, 1e-4, -1e-3, 1e-2, 0.5, 1.0, -50.0, 1e3, -1e3)
 
 
-def _value_and_gradient(loss: Loss, output: Tensor, target: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def finite_at_extremes(loss: AnyLoss) -> None:
+    """Values and gradients are finite at outputs of 0 and ±1e4 in every precision, under autocast and fused too.
+
+    A gradient in half precision may be infinite only where the true one is beyond that precision's largest number.
+    """
+    for fill, output, target, extra in _extremes(loss):
+        true = _value_and_gradient(loss, output, target, extra)[1]
+        for dtype in (torch.float64, torch.float32, *HALF):
+            given = target.to(dtype) if target.is_floating_point() else target
+            forms = {"": partial(_value_and_gradient, loss)}
+            if dtype in HALF:
+                forms[" under autocast"] = partial(_value_and_gradient, loss, autocast=dtype)
+            if isinstance(loss, Loss) and _has_fused_form(loss):
+                forms[", fused"] = partial(_fused, loss)
+            for form, slopes in forms.items():
+                value, gradient = slopes(output.to(dtype), given, extra)
+                where = f"at {fill} outputs in {dtype}{form}"
+                assert bool(value.isfinite().all()), f"value {where}: {value.tolist()}"
+                beyond = true.abs() > torch.finfo(gradient.dtype).max
+                wrong = gradient.isnan() | (gradient.isinf() & ~beyond)
+                assert not bool(wrong.any()), f"gradient {where}: {gradient.tolist()}"
+
+
+def _extremes(loss: AnyLoss) -> Iterator[tuple[str, Tensor, Tensor, dict[str, Any]]]:
+    output, target, extra = example(loss)
+    first = torch.arange(output.numel()).reshape(output.shape) % CLASSES == 0
+    yield "zero", 0 * output, target, extra
+    yield "up", 0 * output + EXTREME, target, extra
+    yield "down", 0 * output - EXTREME, target, extra
+    yield "mixed", EXTREME * output.sign(), target, extra
+    yield "one", EXTREME * first.to(output.dtype), target, extra
+
+
+def _has_fused_form(loss: Loss) -> bool:
+    return loss.rowwise and not loss.stochastic and loss.kind is CLASS_TARGETS
+
+
+def _value_and_gradient(
+    loss: AnyLoss, output: Tensor, target: Tensor, extra: dict[str, Any], autocast: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """The rows' losses, with the same draws and from the same state as any other call, and their gradient."""
     loss = copy.deepcopy(loss)
-    loss.reduction = "none"
+    if isinstance(loss, Loss):
+        loss.reduction = "none"
     torch.manual_seed(0)
     leaf = output.detach().requires_grad_()
-    each = loss(leaf, target, **extra)
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        each = loss(leaf, target, **extra)
     return each.detach(), torch.autograd.grad(each.sum(), leaf)[0]
 
 
@@ -61,7 +114,7 @@ def masked_classes(loss: Loss) -> None:
     assert_close(
         loss.predict(masked), loss.predict(low), msg="predict gives another answer for a masked class: {}".format
     )
-    if loss.rowwise and not loss.stochastic:
+    if _has_fused_form(loss):
         bias, kept = torch.zeros(CLASSES, dtype=output.dtype), target.clamp_min(1)
         bias[0] = -math.inf
         got, wanted = (
@@ -86,7 +139,7 @@ def common_offset(loss: Loss) -> None:
     shifted = 3 * output + OFFSET
     right = _value_and_gradient(loss, shifted.double(), target, extra)
     found = {"": _value_and_gradient(loss, shifted, target, extra)}
-    if loss.rowwise and not loss.stochastic:
+    if _has_fused_form(loss):
         found["fused "] = _fused(loss, shifted, target, extra)
     for form, got in found.items():
         for name, one, wanted in zip(("value", "gradient"), got, right, strict=True):
