@@ -329,3 +329,25 @@ def test_a_frame_of_nullable_columns_is_read():
 def test_import_lossworks_does_not_import_scikit_learn():
     code = "import lossworks, sys; assert not {'sklearn', 'lossworks.sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_told_of_the_training_is_its_curve(monkeypatch):
+    """One model is trained, so its curve is the first of all, and the number of steps its last."""
+    import lossworks.sklearn as door
+
+    kept = []
+    train = door.train
+    monkeypatch.setattr(door, "train", lambda *args, **kwargs: kept.append(train(*args, **kwargs)) or kept[-1])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    classifier = ObjectiveClassifier(max_steps=60, random_state=0).fit(x, x[:, 0] > 0)
+    steps, scores = zip(*kept[0].curves[0], strict=True)
+    assert classifier.validation_steps_.tolist() == list(steps)
+    assert classifier.validation_scores_.tolist() == list(scores)
+    assert classifier.n_iter_ == steps[-1] > steps[0]
+
+
+def test_a_single_row_is_fitted_on_and_none_is_kept_out():
+    classifier = ObjectiveRegressor()
+    rows, inner = classifier._split(np.array([4]), None, 0)
+    assert (rows.tolist(), inner.tolist()) == ([4], [])

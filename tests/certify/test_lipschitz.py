@@ -120,3 +120,14 @@ def test_bad_arguments_are_named(rows):
         empirical_lipschitz_constant(x / 0, u)
     with pytest.raises(ValueError, match="x must differ by"):
         lipschitz_constraint_projection(torch.tensor([[0.0], [1e-15], [1.0]]), torch.tensor([0.0, 1.0, 5.0]), 1.0)
+
+
+def test_asked_before_it_is_fitted_or_with_other_columns_it_says_so():
+    model = LipschitzRegressor(1.0)
+    assert (model.points.shape, model.values.shape) == ((0, 0), (0,))
+    with pytest.raises(ValueError, match="only after fit"):
+        model.predict(torch.ones(2, 3))
+    model.fit(torch.eye(3), torch.arange(3.0))
+    for shape in ((2, 2), (2, 4), (3,)):
+        with pytest.raises(ValueError, match=r"x must have shape \(n, 3\) as it was fitted"):
+            model.predict(torch.ones(shape))

@@ -480,3 +480,9 @@ def test_trained_by_the_mixing_loss_it_asks_the_robust_model_where_rows_were_att
 def test_bad_arguments_of_an_adaptive_mixture_are_named(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_shares_of_another_number_of_rows_are_refused(rows):
+    with pytest.raises(ValueError, match=rf"alpha must be a number or have shape \(3,\), got \({rows},\)"):
+        mix_probabilities(torch.ones(3, 2), torch.ones(3, 2), torch.full((rows,), 0.5))

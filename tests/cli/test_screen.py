@@ -5,7 +5,7 @@ import sys
 import pytest
 from command_line import FAST
 
-from lossworks.cli.screen import out, plain, say_command, say_item
+from lossworks.cli.screen import number, out, plain, say_command, say_item
 
 
 def test_a_command_that_is_printed_is_one_that_a_shell_takes(capsys):
@@ -43,3 +43,20 @@ def test_further_lines_of_an_item_stand_below_its_first_word_and_no_word_is_brok
     assert [line[:2] for line in lines] == ["- ", *["  "] * (len(lines) - 1)]
     assert max(map(len, lines)) <= 80
     assert " ".join(" ".join(line[2:] for line in lines).split()) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "said"),
+    [
+        (0.12345, False, "0.123"),
+        (0.12345, True, "+0.123"),
+        (-0.5, True, "-0.500"),
+        (999.9994, False, "999.999"),
+        (1000.0, False, "1000"),
+        (123456.0, True, "+1.235e+05"),
+        (None, True, ""),
+        (float("nan"), False, ""),
+    ],
+)
+def test_numbers_have_three_decimals_or_four_digits(value, sign, said):
+    assert number(value, sign=sign) == said

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -29,3 +30,11 @@ def test_bad_arguments_are_named():
         objective_mismatch(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match="metric must be finite and not all alike"):
         objective_mismatch(torch.arange(4.0), torch.ones(4))
+
+
+def test_the_interval_is_that_of_the_resamples_percentiles(generator):
+    proxy, metric = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    found = objective_mismatch(proxy, metric, resamples=300, seed=3, level=0.8).pearson
+    draws = np.random.default_rng(3).integers(12, size=(300, 12))
+    values = [np.corrcoef(proxy.numpy()[draw], metric.numpy()[draw])[0, 1] for draw in draws]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [10, 90])))

@@ -66,3 +66,8 @@ def test_infonce_says_what_is_wrong():
         infonce_loss(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match="tau must be finite and > 0"):
         infonce_loss(torch.ones(2, 3), torch.ones(2, 3), 0.0)
+
+
+def test_rows_of_more_than_one_axis_are_refused():
+    with pytest.raises(ValueError, match=r"first must have shape \(n, d\), got \(2, 3, 4\)"):
+        nt_xent_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 4))

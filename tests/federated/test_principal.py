@@ -60,3 +60,11 @@ def test_no_update_is_none():
 def test_bad_arguments_are_named(updates, proportion, message):
     with pytest.raises((ValueError, TypeError), match=message):
         principal_gradient_aggregate(updates, proportion)
+
+
+def test_a_client_across_a_direction_adds_nothing_along_it():
+    """The second client is orthogonal to the only direction that is kept: its sign is 0, and it has no part."""
+    updates = torch.tensor([[3.0, 0.0], [0.0, 1.0], [3.0, 0.0]], dtype=torch.float64)
+    assert_close(principal_gradient_aggregate(updates, 0.34), torch.tensor([6 * 18 / 19 / 3, 0.0], dtype=torch.float64))
+    opposed = torch.tensor([[3.0, 0.0], [-1.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
+    assert_close(principal_gradient_aggregate(opposed, 0.34), torch.tensor([5 / 3, 0.0], dtype=torch.float64))

@@ -462,3 +462,38 @@ class TestBrowser:
             colours.append(sum(map(int, re.findall(r"\d+", colour))))
         assert colours[0] > 700
         assert colours[1] < 100
+
+
+def test_bars_lie_where_their_numbers_say():
+    scale = charts.Scale(0.0, 1.0, ())
+    shown = [Bar(f"b{i}", expected=0.25, observed=0.5 + 0.1 * i) for i in range(4)]
+    drawn_ = str(charts.bars(scale, "reliability", shown))
+    rects = [dict(re.findall(r'(x|y|width|height)="([\d.]+)%?"', tag)) for tag in re.findall(r"<rect[^>]*>", drawn_)]
+    wanted = [(25 * i + 3.75, 50 - 10 * i, 17.5, 50 + 10 * i) for i in range(4)]
+    for rect, numbers in zip(rects, wanted, strict=True):
+        assert [float(rect[name]) for name in ("x", "y", "width", "height")] == pytest.approx(numbers, abs=0.01)
+    labels = re.findall(r"<text[^>]*>(b\d+)</text>", drawn_)
+    assert labels == ["b0", "b1", "b2", "b3"]
+
+
+@pytest.mark.parametrize(("count", "labels"), [(6, 6), (7, 4), (12, 6), (13, 5)])
+def test_at_most_six_bars_have_a_label(count, labels):
+    shown = [Bar(f"b{i}", expected=0.25, observed=0.5) for i in range(count)]
+    drawn_ = str(charts.bars(charts.Scale(0.0, 1.0, ()), "x", shown))
+    assert len(re.findall(r"<text[^>]*>b\d+</text>", drawn_)) == labels
+
+
+def test_a_scale_of_one_number_reaches_a_twentieth_of_it_to_both_sides():
+    for value, low, high in ((2.0, 1.9, 2.1), (-4.0, -4.2, -3.8), (0.0, -0.05, 0.05)):
+        scale = charts.Scale.over([value, value], margin=0.0)
+        assert (scale.low, scale.high) == pytest.approx((low, high))
+
+
+def test_both_ends_of_the_region_of_equivalence_are_on_the_axis_of_the_differences(monkeypatch):
+    monkeypatch.setattr(charts, "axis", lambda scale, sign=False: scale)
+    data = fixture.multiclass()
+    largest = max(abs(one["difference"]) for each in data.differences.values() for one in each)
+    found = sys.modules[render.__module__]._differences(dataclasses.replace(data, rope=1.2 * largest))
+    assert found is not None
+    assert found["axis"].holds(-1.2 * largest)
+    assert found["axis"].holds(1.2 * largest)

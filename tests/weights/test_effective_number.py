@@ -78,3 +78,8 @@ def test_counts_in_half_precision_are_summed_in_single():
     for beta in (0.0, 0.9999, 1.0):
         found = effective_number_weights(counts.half(), beta, normalize="rows")
         assert_close(found, effective_number_weights(counts.half().float(), beta, normalize="rows"))
+
+
+def test_no_classes_are_refused():
+    with pytest.raises(ValueError, match="counts"):
+        effective_number_weights(torch.zeros(0))
