@@ -97,7 +97,11 @@ def test_extreme_logits_are_safe():
     ("logits", "target", "message"),
     [
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), r"logits must have shape .* with n >= 1, got \(0, 3\)"),
-        (torch.tensor([1.0, torch.nan]), torch.tensor([0, 1]), "logits must be finite, got NaN or Inf in row 1"),
+        (
+            torch.tensor([1.0, torch.nan]),
+            torch.tensor([0, 1]),
+            "masked class, got NaN or Inf in row 1",
+        ),
         (torch.zeros(2), torch.tensor([0.0, 0.5]), "target must be 0 or 1, got 0.5 in row 1"),
         (torch.zeros(2, 2), torch.tensor([0, 2]), r"target must be in \[0, 2\), got 2 in row 1"),
     ],
@@ -110,3 +114,16 @@ def test_bad_input_is_named(logits, target, message):
 def test_negative_smoothing_is_refused():
     with pytest.raises(ValueError, match="smoothing must be finite and >= 0, got -1"):
         TemperatureScaling(smoothing=-1)
+
+
+def test_classes_masked_in_some_rows_have_no_part_in_the_minimum(overconfident):
+    logits, target = overconfident
+    logits = logits.masked_fill(
+        (torch.arange(4) == (target[:, None] + 1) % 4) & (torch.arange(2000) % 3 == 0)[:, None], -math.inf
+    )
+    found = TemperatureScaling(smoothing=0).fit(logits, target).temperature.item()
+    assert found == pytest.approx(solved(lambda t: cross_entropy(logits / t, target)), rel=1e-5)
+    low = logits.masked_fill(logits.isneginf(), -1e9)
+    assert found == pytest.approx(solved(lambda t: cross_entropy(low / t, target)), rel=1e-5)
+    with pytest.raises(ValueError, match="must not mask a row's own label, that of row 0 is -inf"):
+        TemperatureScaling().fit(logits, (target + 1) % 4)

@@ -152,3 +152,14 @@ def test_tail_class_accuracy_is_the_mean_of_the_worst_classes():
     for bad, name in (((correct[1:], target), "one shape"), ((correct, target, 0.0), "fraction")):
         with pytest.raises(ValueError, match=name):
             tail_class_accuracy(*bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", [log_loss, expected_calibration_error, accuracy, macro_f1])
+def test_probabilities_in_half_precision_are_taken_as_they_are_rounded(metric, dtype, generator):
+    """Thousands of rows, whose sums are off by rounding; the counts and sums themselves are not rounded."""
+    p = torch.randn(4000, 5, generator=generator).softmax(dim=1).to(dtype)
+    y = torch.randint(5, (4000,), generator=generator)
+    exact = p.double() / p.double().sum(dim=1, keepdim=True) if metric is not log_loss else p.double()
+    wanted = metric(exact, y) if metric is not log_loss else -float(exact.gather(1, y[:, None]).log().mean())
+    assert metric(p, y) == pytest.approx(wanted, rel=1e-2 if metric is expected_calibration_error else 1e-9)

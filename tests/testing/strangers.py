@@ -486,6 +486,13 @@ class Mixed(Tempered):
         return super().forward(logits).roll(1, dims=-1)
 
 
+class Masking(Tempered):
+    """Counts a masked class among the others."""
+
+    def fit(self, logits, target):
+        return super().fit(logits.masked_fill(logits.isneginf(), 0.0), target)
+
+
 @cite(helps=("calibration",))
 def spread(scores: Float[torch.Tensor, "*shape"], power: float = 2.0) -> Float[torch.Tensor, ""]:
     """How far scores are from their mean.

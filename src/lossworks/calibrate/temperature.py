@@ -35,11 +35,11 @@ class TemperatureScaling(Calibrator):
 
     Shape:
         - logits: ``(n, C)``, or ``(n,)``, the logit of class 1; target: ``(n,)``, int64 (for ``(n,)`` also 0.0 and
-            1.0).
+            1.0). A class may be masked by -inf in rows whose label it is not.
         - returns the logits' shape.
 
     Raises:
-        ValueError: ``smoothing < 0``, no rows, NaN or Inf in the logits, a class out of range.
+        ValueError: ``smoothing < 0``, no rows, NaN or Inf in the logits, a masked label, a class out of range.
 
     Use it before reading probabilities off any trained network. It cannot mend confusions that go only one way between
     classes.
@@ -65,8 +65,10 @@ class TemperatureScaling(Calibrator):
     def fit(self, logits: Float[Tensor, "n *classes"], target: Int[Tensor, " n"]) -> Self:
         """Fit the temperature on rows that the model was not trained on; return the calibrator itself."""
         z, y = class_logits(logits, target)
-        z = z - z.mean(dim=1, keepdim=True)
-        spread = float(z.square().mean().sqrt())
+        there = z.isfinite()
+        held = z.masked_fill(~there, 0)
+        z = z - held.sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
+        spread = float((z.masked_fill(~there, 0).square().sum() / there.sum()).sqrt())
         inverse = _best_inverse(z / spread, y, self.smoothing) / spread if spread > 0 else 1.0
         self.temperature.fill_(1 / inverse)
         return self
@@ -82,11 +84,12 @@ def _best_inverse(z: Float[Tensor, "n classes"], y: Int[Tensor, " n"], smoothing
     rows = len(z)
     # The uniform part of the smoothed target adds nothing to this mean, as the logits are centred.
     gained = float(z.gather(1, y[:, None]).mean()) * rows / (rows + smoothing)
+    held = z.masked_fill(z.isneginf(), 0)
 
     def derivatives(inverse: float) -> tuple[float, float]:
         p = (z * inverse).softmax(dim=1)
-        mean = (p * z).sum(dim=1, keepdim=True)
-        return float(mean.mean()) - gained, float((p * (z - mean).square()).sum(dim=1).mean())
+        mean = (p * held).sum(dim=1, keepdim=True)
+        return float(mean.mean()) - gained, float((p * (held - mean).square()).sum(dim=1).mean())
 
     low, high = math.log(1e-3), math.log(1e3)
     if derivatives(math.exp(low))[0] >= 0:

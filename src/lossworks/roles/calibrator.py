@@ -35,7 +35,10 @@ class Calibrator(Part):
 
 
 def class_logits(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """Checked logits ``(n, C)`` in float64 and int64 classes; one logit becomes two that differ by it."""
+    """Checked logits ``(n, C)`` in float64 and int64 classes; one logit becomes two that differ by it.
+
+    A class may be masked by a logit of -inf in rows whose label it is not.
+    """
     check_floating("logits", logits)
     check_real("target", target)
     if logits.ndim not in (1, 2) or not len(logits):
@@ -44,10 +47,15 @@ def class_logits(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "n class
         logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
         target = _as_classes(target)
     logits = logits.detach().double()
-    if not bool(logits.isfinite().all()):
-        row = int((~logits.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"logits must be finite, got NaN or Inf in row {row}")
+    wrong = logits.isnan() | logits.isposinf()
+    if bool(wrong.any()):
+        row = int(wrong.any(dim=1).nonzero()[0])
+        raise ValueError(f"logits must be finite, or -inf for a masked class, got NaN or Inf in row {row}")
     check_classes(logits, target)
+    lost = logits.gather(1, target[:, None]).isneginf()[:, 0]
+    if bool(lost.any()):
+        row = int(lost.nonzero()[0])
+        raise ValueError(f"logits must not mask a row's own label, that of row {row} is -inf")
     return logits, target
 
 

@@ -222,7 +222,13 @@ _OBJECTIVE = {
 }
 _CALIBRATOR = {
     **_named(calibrators.fit_returns_itself, calibrators.fits_any_order, calibrators.helps_what_it_was_fitted_to),
-    **_named(calibrators.one_logit, calibrators.dtype_kept, calibrators.gradcheck, calibrators.vmaps),
+    **_named(
+        calibrators.one_logit,
+        calibrators.masked_classes,
+        calibrators.dtype_kept,
+        calibrators.gradcheck,
+        calibrators.vmaps,
+    ),
     **_named(calibrators.clear_errors),
     "keeps_the_answers": _on(calibrators.keeps_the_answers, reasons.keeps_argmax),
 }

@@ -20,6 +20,7 @@ __all__ = [
     "gradcheck",
     "helps_what_it_was_fitted_to",
     "keeps_the_answers",
+    "masked_classes",
     "one_logit",
     "used",
     "vmaps",
@@ -84,6 +85,16 @@ def one_logit(calibrator: Calibrator) -> None:
     logits, target = _example()
     own = copy.deepcopy(calibrator).fit(logits[:, 0], target % 2)
     assert own(logits[:, 0]).shape == (FITTED,), "logits (n,) must come back as (n,)"
+
+
+def masked_classes(calibrator: Calibrator) -> None:
+    """A class at a logit of -inf in every row is as if absent, and one that is the label is an error."""
+    logits, target = _example()
+    masked = torch.cat([logits, torch.full_like(logits[:, :1], -math.inf)], dim=1)
+    own = copy.deepcopy(calibrator).fit(masked, target)
+    assert_close(own(masked)[:, :-1], _fitted(calibrator)(logits), msg="a masked class changes the fit: {}".format)
+    assert bool(own(masked)[:, -1].isneginf().all()), "a masked class is no longer at -inf"
+    expect_error("logits", partial(own.fit, masked, torch.full_like(target, CLASSES)))
 
 
 def dtype_kept(calibrator: Calibrator) -> None:
