@@ -45,7 +45,8 @@ class WorstCaseWeights(Weighting):
         All three have derivatives in the losses and in hyperparameters that are tensors.
         """
         check_losses(losses, empty=False)
-        keep_freed_pages()
+        if readable(losses):
+            keep_freed_pages()
         return Solution(*(self._given(part, losses) for part in self._solve(losses)))
 
     def _solve(self, losses: Float[Tensor, " n"]) -> Solution:
@@ -61,7 +62,8 @@ class WorstCaseWeights(Weighting):
     ) -> Float[Tensor, " n"]:
         """The worst weights of these rows."""
         check_losses(losses)
-        keep_freed_pages()
+        if readable(losses):
+            keep_freed_pages()
         weights = self._solve(losses.detach()).weights if len(losses) else losses.detach()
         return self._given(weights, losses)
 
