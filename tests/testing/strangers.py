@@ -282,6 +282,13 @@ class NaNObjective(SmoothedObjective):
         return output, torch.full((len(x),), torch.nan, dtype=output.dtype)
 
 
+class RawObjective(SmoothedObjective):
+    """Multiplies a weight by the rows as they were given."""
+
+    def forward(self, model, x, target, **columns):
+        return super().forward(model, x, target, **columns) + 1e-9 * (model[0].weight.sum() * x).sum()
+
+
 class EvaluatingObjective(SmoothedObjective):
     """Leaves the model in evaluation mode."""
 

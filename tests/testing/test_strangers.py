@@ -144,6 +144,7 @@ BROKEN = [
     (strangers.ForgetfulObjective(), "no_hidden_state", "the plain attribute seen changed"),
     (strangers.ForgetfulObjective(), "trains_finite", "the value is nan at step 4"),
     (strangers.NaNObjective(), "finite_value", "the value is nan"),
+    (strangers.RawObjective(), "works_in_inference_mode", "[Ii]nference tensors cannot be saved"),
     (strangers.EvaluatingObjective(), "leaves_model_alone", "in another mode"),
     (strangers.DetachedObjective(), "gradient_exact", "a slope of"),
     (strangers.RootLayer(), "finite_output", "has no finite output"),

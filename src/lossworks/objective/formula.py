@@ -25,6 +25,7 @@ from lossworks.distributed import (
     sum_over_ranks,
 )
 from lossworks.objective.states import Draws, drawing, on_copies, resting
+from lossworks.perturb.inference import ordinary
 from lossworks.roles import (
     BatchLoss,
     Consistency,
@@ -116,6 +117,7 @@ class Formula(nn.Module):
         """
         if row_weights is not None:
             check_sample_weight(row_weights, None, name="row_weights")
+        x, target, index, group, sample_weight = map(ordinary, (x, target, index, group, sample_weight))
         model, target = self._watched(model), self._marked(target, sample_weight)
         changed = self._searched(model, x, target, index, sample_weight)
         output, price = self._outputs(afresh(model), x, changed, target)

@@ -10,6 +10,7 @@ from lossworks.checks import check_choice, check_sample_weight, check_tensor, sh
 from lossworks.distributed import ProcessGroup, sum_over_ranks, world_size
 from lossworks.objective.formula import Formula, afresh
 from lossworks.objective.states import Draws, drawing, on_copies
+from lossworks.perturb.inference import ordinary
 from lossworks.roles import Loss, Offers, asked_once, held_back, remember_over_ranks
 
 __all__ = ["ARGUMENTS", "Objective", "arguments_of"]
@@ -247,7 +248,7 @@ def arguments_of(part: object) -> dict[str, Tensor]:
     for name in ("x", "target"):
         if name not in named:
             raise ValueError(f"parts must each have {name}, got {', '.join(named)}")
-    return named
+    return {name: ordinary(value) for name, value in named.items()}
 
 
 def _known(output: Tensor, price: Tensor | None) -> tuple[Tensor, ...]:

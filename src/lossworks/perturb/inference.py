@@ -11,8 +11,11 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["OrdinaryTensors", "ordinary", "said_of_inference"]
 
 
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor itself, or outside inference mode a copy of one made there, as autograd cannot save that one."""
+def ordinary(tensor: Any) -> Any:
+    """The tensor itself, or outside inference mode a copy of one made there, as autograd cannot save that one.
+
+    Anything else comes back as it is.
+    """
     if not isinstance(tensor, Tensor) or torch.compiler.is_compiling():
         return tensor
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

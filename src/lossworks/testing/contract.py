@@ -211,6 +211,7 @@ _PENALTY = {
 _OBJECTIVE = {
     **_named(objectives.finite_value, objectives.trains_finite, objectives.dtype_kept),
     **_named(objectives.gradient_reaches_the_weights, objectives.leaves_model_alone, objectives.clear_errors),
+    **_named(objectives.works_in_inference_mode),
     "gradient_exact": _on(objectives.gradient_exact, reasons.own_derivative),
     "reduction_none": _on(objectives.reduction_none, reasons.has_rows),
     "row_weights_count": _on(objectives.row_weights_count, reasons.has_rows),

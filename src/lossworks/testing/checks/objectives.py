@@ -32,6 +32,7 @@ __all__ = [
     "trains_finite",
     "used",
     "weight_zero_is_absent",
+    "works_in_inference_mode",
 ]
 
 HUGE = 1e6
@@ -71,6 +72,24 @@ def used(objective: Objective) -> list[Tensor]:
     model = _model(objective)
     value = objective(model, **_batch(objective))
     return [value, *torch.autograd.grad(value, list(model.parameters()))]
+
+
+def works_in_inference_mode(objective: Objective) -> None:
+    """Rows made under ``torch.inference_mode()`` are trained on as ordinary ones are, in micro-batches too."""
+    model, batch = _model(objective), _batch(objective)
+    with torch.inference_mode():
+        made_inside = {name: column.clone() for name, column in batch.items()}
+
+    def trained(rows: Batch, in_parts: bool) -> list[Tensor]:
+        own = copy.deepcopy(objective)
+        torch.manual_seed(0)
+        value = next(iter(own.micro_batches(model, [rows]))) if in_parts else own(model, **rows)
+        return [value, *torch.autograd.grad(value, list(model.parameters()), allow_unused=True)]
+
+    for in_parts in (False, True):
+        got, wanted = trained(made_inside, in_parts), trained(batch, in_parts)
+        for one, right in zip(got, wanted, strict=True):
+            assert_close(one, right, msg="rows made under inference mode give another answer: {}".format)
 
 
 def finite_value(objective: Objective) -> None:
