@@ -242,3 +242,27 @@ def test_the_radius_is_kept_and_the_value_is_that_of_scipys_dual(generator, rows
     )
     assert float(found.value) == pytest.approx(dual.fun, rel=1e-10, abs=1e-10)
     assert float(torch.special.xlogy(found.weights, found.weights).mean()) == pytest.approx(radius, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_a_radius_is_found_at_any_size_of_the_losses(losses, scale):
+    assert_close(KLDRO(radius=0.3)(scale * losses), KLDRO(radius=0.3)(losses), rtol=1e-9, atol=1e-12)
+
+
+def test_a_sample_of_equal_rows_is_no_start(generator):
+    """Every sixteenth row has one loss, so that a search that begins with these finds nothing there."""
+    losses = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    losses[::16] = 0.5
+    weights = KLDRO(radius=0.3)(losses)
+    assert float(torch.special.xlogy(weights, weights).mean()) == pytest.approx(0.3, rel=1e-9)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 0.5, 2.0, 6.0])
+@pytest.mark.parametrize("power", [1, 3, 9])
+def test_a_radius_is_reached_with_few_losses_far_out(generator, radius, power):
+    losses = torch.randn(3_000, generator=generator, dtype=torch.float64).abs() ** power
+    weights = KLDRO(radius=radius)(losses)
+    assert float(torch.special.xlogy(weights, weights).mean()) == pytest.approx(radius, rel=1e-9)
+    logs = weights[weights > 1e-200].log()
+    slope = (logs[1:] - logs[0]) / (losses[weights > 1e-200][1:] - losses[weights > 1e-200][0])
+    assert_close(slope, slope.median().expand_as(slope), rtol=1e-6, atol=0)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lossworks.checks import check_between, check_positive
@@ -69,7 +70,10 @@ class CVaR(WorstCaseWeights):
 
 def _plain(losses: Float[Tensor, " n"], alpha: float | Tensor) -> Solution:
     rows = alpha * len(losses)
-    value_at_risk = _last_of(losses, rows)
+    if not isinstance(rows, Tensor):
+        return _by_numpy(in_numpy(losses), rows, losses)
+    place = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
+    value_at_risk = descending(losses).gather(0, place[None]).squeeze(0)
     losses = losses.double()
     above, tied = (losses > value_at_risk).double(), (losses == value_at_risk).double()
     share = (rows - above.sum()) / tied.sum()  # where alpha n < 1, the largest gets all
@@ -77,13 +81,17 @@ def _plain(losses: Float[Tensor, " n"], alpha: float | Tensor) -> Solution:
     return Solution(weights @ losses / len(losses), weights, value_at_risk)
 
 
-def _last_of(losses: Float[Tensor, " n"], rows: float | Tensor) -> Float[Tensor, ""]:
-    """The smallest of the ``rows`` largest losses, with ``rows`` rounded up, in float64."""
-    if isinstance(rows, Tensor):
-        place = (rows.ceil().long() - 1).clamp(0, len(losses) - 1)
-        return descending(losses).gather(0, place[None]).squeeze(0)
-    rising = len(losses) - min(max(math.ceil(rows), 1), len(losses))
-    return losses.new_tensor(np.partition(in_numpy(losses), rising)[rising], dtype=torch.float64)
+def _by_numpy(values: NDArray[np.floating], rows: float, like: Float[Tensor, " n"]) -> Solution:
+    """The same in numpy, which selects and compares several times as fast as torch does."""
+    number = len(values)
+    rising = number - min(max(math.ceil(rows), 1), number)
+    value_at_risk = np.partition(values, rising)[rising]
+    above, tied = values > value_at_risk, values == value_at_risk
+    share = (rows - np.count_nonzero(above)) / np.count_nonzero(tied)
+    found = above * (number / rows)
+    found[tied] = share * number / rows
+    weights = torch.from_numpy(found).to(like.device)
+    return Solution(weights @ like.double() / number, weights, like.new_tensor(value_at_risk, dtype=torch.float64))
 
 
 def _smoothed(losses: Float[Tensor, " n"], alpha: Tensor, tau: Tensor) -> Solution:

@@ -106,7 +106,7 @@ class GroupDRO(Weighting):
             means = means + self.adjustment / self.group_counts.clamp(min=1).sqrt()
         log_q = self._moved(torch.where(present, means, -math.inf), present)
         if self.training:
-            self.log_q = log_q.to(self.log_q.dtype)
+            self.log_q = log_q.detach().to(self.log_q.dtype)
         share = torch.where(present, log_q, -math.inf).softmax(dim=0)
         return self._given(inside @ (share * len(losses) / counts.clamp(min=1)), losses)
 

@@ -20,7 +20,7 @@ _CLOSE, _ROUGH = 1e-5, 1e-2
 """The relative error from which a step is the last: on all rows, and on a sample, from which the search only starts."""
 _NEAR = 1e-3
 """Below this relative error, a step that does not halve it is rounding."""
-_LEAST = 1e-300
+_SMALL = 1e-40
 _ROUNDING = 1e-15
 _MANY, _EVERY = 16_384, 16
 """With more than _MANY rows, the search starts from the solution of a sample, every _EVERY-th row."""
@@ -105,10 +105,14 @@ def _by_floats(losses: Float[Tensor, " n"], radius: float) -> Solution:
     count = len(worst) / np.count_nonzero(worst)
     if radius >= math.log(count):
         return Solution(top, torch.from_numpy(worst).to(below.dtype).mul_(count), torch.zeros_like(top))
+    span = -float(below.min())
+    if not _SMALL < span < 1 / _SMALL:  # where moments of the losses would underflow or overflow
+        scaled = _by_floats(below / span, radius)
+        return Solution(top + span * scaled.value, scaled.weights, span * scaled.dual)
     wanted, rate = math.sqrt(2 * radius), math.nan
     if len(below) > _MANY:
-        sampled = below[::_EVERY].contiguous()
-        rate = _searched(sampled - sampled.max(), wanted, rate, _ROUGH)[0]
+        sampled = below[::_EVERY] - below[::_EVERY].max()
+        rate = _searched(sampled, wanted, rate, _ROUGH)[0] if bool(sampled.any()) else rate
     rate, weights = _searched(below, wanted, rate, _CLOSE)
     temperature = 1 / rate if rate else math.inf
     return Solution(top + float(weights @ below) / len(below), weights, torch.full_like(top, temperature))
@@ -132,7 +136,7 @@ def _searched(
     if math.isnan(rate):
         mean = float(add(held)) / n
         variance = float(held @ held) / n - mean * mean
-        rate = wanted / math.sqrt(variance) if variance > 0 else 1 / max(-mean, _LEAST)
+        rate = wanted / math.sqrt(variance) if variance > 0 else -wanted / mean
     for _ in range(_STEPS):
         torch.mul(below, rate, out=weights).exp_()
         total = float(add(tilted))
@@ -144,14 +148,15 @@ def _searched(
         skew = cube - mean * (3 * square - 2 * mean * mean)
         distance = math.sqrt(2 * max(rate * mean - math.log(total / n), 0.0))
         error = distance - wanted
-        if not spread or not distance or (last <= _NEAR * wanted and abs(error) >= last / 2):
+        if last <= _NEAR * wanted and abs(error) >= last / 2:
             break  # nothing but rounding is left
         low, high, last = (rate, high, abs(error)) if error < 0 else (low, rate, abs(error))
-        slope = rate * spread / distance
-        bend = (spread + rate * skew - slope * slope) / distance
-        rate -= 2 * error * slope / (2 * slope * slope - error * bend)
-        if not low <= rate <= high:
-            rate = 2 * low if math.isinf(high) else (low + high) / 2
+        step = math.inf
+        if spread and distance:
+            slope = rate * spread / distance
+            bend = (spread + rate * skew - slope * slope) / distance
+            step = rate - 2 * error * slope / (2 * slope * slope - error * bend)
+        rate = step if low <= step <= high and step < math.inf else 2 * low if math.isinf(high) else (low + high) / 2
         if last <= close * wanted:
             break
     torch.mul(below, rate, out=weights).exp_()
@@ -265,7 +270,7 @@ class CompositionalEMA(Weighting):
         first = self.log_u.isinf()
         log_u = torch.where(first, now, moved if self.training else self.log_u)
         if self.training:
-            self.log_u = log_u.to(self.log_u.dtype)
+            self.log_u = log_u.detach().to(self.log_u.dtype)
         return self._given((scaled - log_u).exp(), losses)
 
 

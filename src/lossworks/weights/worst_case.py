@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lossworks.checks import as_float, check_floating, readable
 from lossworks.pages import keep_freed_pages
@@ -83,8 +84,7 @@ def check_losses(losses: Tensor, *, empty: bool = True) -> None:
 
 def descending(losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The losses from the largest to the smallest, in float64."""
-    # numpy's sort returns no order beside the values, which is about fifty times faster.
-    if readable(losses) and not losses.requires_grad:
+    if not followed(losses):  # numpy's sort returns no order beside the values: about fifty times faster
         return torch.from_numpy(np.sort(in_numpy(losses))[::-1].astype(np.float64)).to(losses.device)
     return losses.double().sort(descending=True).values
 
@@ -95,11 +95,17 @@ def in_numpy(losses: Float[Tensor, " n"]) -> NDArray[np.floating]:
 
 
 def number_of(losses: Float[Tensor, " n"], number: float | Tensor) -> float | Float[Tensor, ""]:
-    """The hyperparameter as a float where it and the losses may be read and have no derivatives, else as a tensor."""
-    given = [each for each in (losses, number) if isinstance(each, Tensor)]
-    if any(each.requires_grad or not readable(each) for each in given):
+    """The hyperparameter as a float where neither it nor the losses are followed, else as from :func:`number_like`."""
+    if followed(losses) or (isinstance(number, Tensor) and followed(number)):
         return number_like(losses, number)
     return as_float(number)
+
+
+def followed(tensor: Tensor) -> bool:
+    """Whether a solution must stay in torch: the values may not be read, or derivatives in them may be asked for."""
+    if not readable(tensor):
+        return True
+    return (tensor.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def rank(number: int, like: Tensor) -> Float[Tensor, " n"]:
