@@ -28,13 +28,15 @@ def test_chunks_are_of_even_size():
         assert max(sizes) - min(sizes) <= 16 * len(sizes)
 
 
-@pytest.mark.parametrize("says", [{}, {"l2_cache_size": 0}, {"l2_cache_size": 2**20}])
-def test_a_block_fits_the_cache_that_the_machine_names_or_a_usual_one(monkeypatch, says):
+@pytest.mark.parametrize("says", [{}, {"l2_cache_size": 0}, {"l2_cache_size": 2**20}, {"l2_cache_size": 2**25}])
+def test_a_block_fits_the_cache_that_the_machine_names_or_has_enough_numbers_for_a_call(monkeypatch, says):
     chunks._cache_size.cache_clear()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: says, raising=False)
     block = next(blocks(torch.empty(4096, 1000)))
     chunks._cache_size.cache_clear()
-    assert 2**17 <= block.stop * 1000 * 4 * 10 / torch.get_num_threads() <= 2**20
+    enough = max(2**17 * torch.get_num_threads(), 2**18)
+    wanted = 2**25 // 40 * torch.get_num_threads() if says.get("l2_cache_size") == 2**25 else enough
+    assert wanted - 1000 < block.stop * 1000 <= wanted
 
 
 def test_results_of_blocks_are_counted():

@@ -11,8 +11,10 @@ from lossworks.checks import check_int
 
 _SHARE = 8
 """A chunk and what is computed beside it take at most this fraction of the logit matrix."""
-_BESIDE = 3 * 2**20
-"""The bytes that are computed beside a chunk: the copies that a matrix product makes, and a few numbers per row."""
+_BESIDE = 3 * 2**19
+"""The bytes that are computed beside a chunk: a few numbers per row, and what a matrix product keeps in any case."""
+_COPIED = 3 / 8
+"""The share of a tile of the weight that each thread copies for its part of a matrix product."""
 _SMALLEST, _LARGEST = 2**22, 2**28
 """The bytes of the smallest and largest chunk: below the smallest, products lose more time than memory is saved."""
 _MULTIPLE = 16
@@ -23,6 +25,8 @@ _RESULTS = 8
 """How many results of a block's size may exist at once."""
 _TILE = 4
 """The size of a tile of the weight in caches: the time of a product with few rows depends on how often it is read."""
+_STEP = 2**18
+"""A block has at least so many numbers, half of them for each thread, as each of its steps waits for all threads."""
 
 
 @functools.cache
@@ -42,7 +46,8 @@ def chunk_size(
     """
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
-    budget = min(rows * classes * itemsize // _SHARE, _LARGEST) - _BESIDE
+    share = min(rows * classes * itemsize // _SHARE, _LARGEST)
+    budget = share - _BESIDE - min(int(torch.get_num_threads() * _COPIED * _TILE * _cache_size()), share // 4)
     if in_blocks:
         budget -= _RESULTS * _block_rows(classes, itemsize, _RESULTS) * classes * itemsize
     size = max(max(budget, _SMALLEST) // max(classes * itemsize * copies, 1), 1)
@@ -71,9 +76,13 @@ def blocks(matrix: Tensor, results: int = _RESULTS) -> Iterator[slice]:
 
 
 def _block_rows(classes: int, itemsize: int, results: int) -> int:
-    """The rows of a block: the cache holds the block, its results, and as much again as the block of other numbers."""
-    numbers = _cache_size() // (itemsize * (2 + results))
-    return max(numbers // max(classes, 1), 1) * torch.get_num_threads()
+    """The rows of a block: the cache holds the block, its results, and as much again as the block of other numbers.
+
+    Where the cache is too small for that, a block still has enough numbers for its steps to be worth their calls.
+    """
+    threads = torch.get_num_threads()
+    numbers = max(threads * max(_cache_size() // (itemsize * (2 + results)), _STEP // 2), _STEP)
+    return max(numbers // max(classes, 1), threads)
 
 
 def tiles(weight: Tensor) -> Iterator[slice]:

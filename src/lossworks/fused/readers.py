@@ -192,7 +192,7 @@ class LossReader(Reader):
     def _by_softmax(self, form: SoftmaxForm, logits: Tensor, rows: slice, coefficient: Tensor | None) -> Reading:
         target = self.target[rows]
         label = target[:, None]
-        mass, *leaves = _exponentials(logits, label, form, form.handicaps(target, logits.dtype))
+        leaves = _softmax_(logits, label, form, form.handicaps(target, logits.dtype))
         if coefficient is None:
             return Reading(self.where_kept(form.value(*leaves), rows))
         with torch.enable_grad():
@@ -203,10 +203,10 @@ class LossReader(Reader):
         slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found[: len(leaves)]]
         hyper = found[len(leaves) :]
         if not form.reads_total:
-            logits.scatter_add_(1, label, -mass[:, None])
-            return Reading(losses.detach(), form.scale * slopes[0] / mass, hyper)
+            logits.scatter_add_(1, label, -torch.ones_like(losses)[:, None])
+            return Reading(losses.detach(), form.scale * slopes[0], hyper)
         of_own, of_total = slopes
-        spread = (of_own + logits.shape[1] * of_total) / mass
+        spread = of_own + logits.shape[1] * of_total
         for block in blocks(logits, results=0):
             logits[block].mul_(spread[block, None]).sub_(of_total[block, None])
         logits.scatter_add_(1, label, -of_own[:, None])
@@ -224,28 +224,31 @@ class LossReader(Reader):
         return numbers if self.kept is None else torch.where(self.kept[rows], numbers, 0)
 
 
-def _exponentials(logits: Tensor, label: Tensor, form: SoftmaxForm, handicap: Tensor | None) -> tuple[Tensor, ...]:
-    """Replace the logits by exp(z - max z) of the form's scores z, in place: the probabilities but for a row's factor.
+def _softmax_(logits: Tensor, label: Tensor, form: SoftmaxForm, handicap: Tensor | None) -> tuple[Tensor, ...]:
+    """Replace the logits by the softmax of the form's scores, in place.
+
+    Torch's own softmax reads a row once for all its steps and all rows in one call, where steps of our own would each
+    wait for every thread.
 
     Returns:
-        Each row's sum of these numbers, the label's cross-entropy, and, if the form reads it, the sum of the
-        cross-entropies of all labels.
+        The label's cross-entropy, and, if the form reads it, the sum of the cross-entropies of all labels.
     """
-    below = logits.new_empty(len(logits), 1)
-    mass, total = below.new_empty(len(below)), below.new_empty(len(below))
-    for block in blocks(logits, results=0):
-        z = logits[block]
-        z.sub_(z.amax(dim=1, keepdim=True))
-        if not form.reads_logits_as_they_are:
-            form.score_(z, label[block], None if handicap is None else handicap[block])
+    classes = logits.shape[1]
+    total = logits.new_empty(len(logits)) if form.reads_total else None
+    if form.reads_total or not form.reads_logits_as_they_are:
+        for block in blocks(logits, results=0):
+            z = logits[block]
             z.sub_(z.amax(dim=1, keepdim=True))
-        below[block] = z.gather(1, label[block])
-        if form.reads_total:
-            torch.sum(z, dim=1, out=total[block])
-        torch.sum(z.exp_(), dim=1, out=mass[block])
-    log_mass = mass.log()
-    own = log_mass - below[:, 0]
-    return (mass, own, logits.shape[1] * log_mass - total) if form.reads_total else (mass, own)
+            form.score_(z, label[block], None if handicap is None else handicap[block])
+            if total is not None:
+                torch.sum(z, dim=1, out=total[block])
+    top = logits.amax(dim=1)
+    below = top - logits.gather(1, label)[:, 0]
+    torch.softmax(logits, dim=1, out=logits)
+    # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
+    log_mass = -logits.amax(dim=1).log()
+    own = log_mass + below
+    return (own,) if total is None else (own, classes * (log_mass + top) - total)
 
 
 def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -71,8 +71,7 @@ def _loop(plan: Plan, reader: Reader, layer: Layer, coefficient: Tensor | None) 
         if d_hidden is not None:
             lift = _lift(logits) if plan.compute == torch.float16 else None
             leaving = (logits if lift is None else logits / lift).to(plan.compute)
-            for some in tiles(weight):
-                _product(leaving[:, some], weight[some], d_hidden[rows], add=some.start > 0)
+            _product(leaving, weight, d_hidden[rows])
             for one in (factor, lift):
                 if one is not None:
                     d_hidden[rows] *= one
@@ -94,10 +93,8 @@ def _lift(gradient: Float[Tensor, "n classes"]) -> Float[Tensor, "n 1"]:
     return torch.where(largest > 0, largest, 1)
 
 
-def _product(one: Tensor, other: Tensor, into: Tensor, *, add: bool = False) -> None:
+def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
     if one.dtype == into.dtype:
-        torch.addmm(into, one, other, beta=int(add), out=into)
-    elif add:
-        into += one @ other
+        torch.addmm(into, one, other, beta=0, out=into)
     else:
         into.copy_(one @ other)
