@@ -43,3 +43,14 @@ def test_lies_between_zero_and_two_at_any_logits():
     logits = torch.tensor([[1e4, -1e4, 0.0]])
     values = BrierLoss(reduction="none")(logits.expand(3, 3), torch.arange(3))
     assert_close(values, torch.tensor([0.0, 2.0, 2.0]))
+
+
+def test_closed_form_is_the_definitions_gradient_also_where_a_row_is_almost_right(batch):
+    logits, target = batch
+    logits = torch.cat([logits, 40 * torch.eye(5, dtype=torch.float64)])
+    target = torch.cat([target, torch.arange(5)])
+    p, label = logits.softmax(dim=1), torch.eye(5, dtype=torch.float64)[target]
+    jacobian = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    value, gradient = BrierLoss().closed_form(5).value_and_gradient(logits, target)
+    assert_close(value, (p - label).square().sum(dim=1), rtol=1e-12, atol=1e-15)
+    assert_close(gradient, 2 * torch.einsum("nij,nj->ni", jacobian, p - label), rtol=1e-12, atol=1e-15)

@@ -1,10 +1,10 @@
 """The Brier score as a loss."""
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from lossworks.roles import Loss
+from lossworks.roles import Loss, RowForm
 
 
 class BrierLoss(Loss):
@@ -53,3 +53,21 @@ class BrierLoss(Loss):
             gap = probability.scatter_add(1, label, -torch.ones_like(label, dtype=output.dtype))
         # The norm's second derivative is NaN where a row is right to the last digit.
         return gap.square().sum(dim=1)
+
+    def closed_form(self, num_classes: int) -> RowForm:
+        """See :class:`lossworks.roles.RowForm`."""
+        return RowForm(_value_and_gradient)
+
+
+def _value_and_gradient(
+    output: Float[Tensor, "n classes"], target: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
+    label = target[:, None]
+    gap = output.softmax(dim=1)
+    own = gap.gather(1, label)
+    missing = own - 1
+    gap.scatter_(1, label, missing)
+    value = torch.linalg.vecdot(gap, gap)[:, None]
+    common = -2 * (value + missing)  # the mean gap under the prediction, as the gap is the prediction but at the label
+    gradient = torch.add(common, gap, alpha=2).mul_(gap)
+    return value[:, 0], gradient.scatter_(1, label, (2 * missing + common) * own)
