@@ -56,6 +56,20 @@ def test_tempered_softmax_of_many_classes_sums_to_one(t2, scale, generator):
     assert_close(probability[0], torch.from_numpy(tempered_softmax(logits[0].numpy(), t2)), atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, torch.tensor(1.0, dtype=torch.float64)])
+def test_a_masked_class_is_absent_at_temperatures_of_one(batch, temperature):
+    logits, target = batch
+    masked = torch.cat([logits, torch.full((len(logits), 1), -torch.inf, dtype=logits.dtype)], dim=1).requires_grad_()
+    leaf = logits.clone().requires_grad_()
+    expected = cross_entropy(leaf, target)
+    found = BiTemperedLoss(temperature, temperature)(masked, target)
+    assert_close(found, expected)
+    expected.backward()
+    found.backward()
+    assert_close(masked.grad[:, :-1], leaf.grad)
+    assert_close(masked.grad[:, -1], torch.zeros(len(logits), dtype=logits.dtype))
+
+
 def test_temperatures_of_one_are_cross_entropy(batch):
     expected = cross_entropy(*batch, label_smoothing=0.1) - cross_entropy_floor(5, 0.1)
     assert_close(BiTemperedLoss(1.0, 1.0)(*batch), cross_entropy(*batch))

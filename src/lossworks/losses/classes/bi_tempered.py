@@ -110,19 +110,23 @@ class BiTemperedLoss(Loss):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n classes"]]:
         label, rest, cooling = target[:, None], 1 - self.t1, 1 - self.t2
         logits = output - output.amax(dim=1, keepdim=True)
-        gap = logits.sub_(_levels(logits, cooling, self.iterations + 1)[0])
-        own = _tempered(torch.log1p, gap.gather(1, label), cooling)
-        ratio = _ratio(gap, cooling)
-        powered = _power(gap, ratio, cooling, 1 + rest)
+        (level,) = _levels(logits, cooling, self.iterations + 1)
+        own = _tempered(torch.log1p, logits.gather(1, label) - level, cooling)
+        ratio = _ratio(level, logits, cooling)
+        powered = _power(level, logits, ratio, cooling, 1 + rest)
         mass = powered.sum(dim=1, keepdim=True)
         value = ((mass - 1) / (1 + rest) - _tempered(torch.expm1, own, rest)).squeeze(1)
         pull = torch.exp(rest * own) * ratio.gather(1, label)
         # How the level moves with each logit, up to a factor.
-        alike = 1 + rest == self.t2
-        escort = powered if alike else _power(gap, ratio, cooling, self.t2)
-        gradient = ratio * powered
-        share = (gradient.sum(dim=1, keepdim=True) - pull) / (mass if alike else escort.sum(dim=1, keepdim=True))
-        return value, gradient.addcmul_(escort, -share).scatter_add_(1, label, -pull)
+        if 1 + rest == self.t2:
+            share = (torch.linalg.vecdot(ratio, powered)[:, None] - pull) / mass
+            gradient = ratio.sub_(share).mul_(powered)
+        else:
+            escort = _power(level, logits, ratio, cooling, self.t2)
+            gradient = powered.mul_(ratio)
+            share = (gradient.sum(dim=1, keepdim=True) - pull) / escort.sum(dim=1, keepdim=True)
+            gradient = torch.addcmul(gradient, escort, -share)
+        return value, gradient.scatter_add_(1, label, -pull)
 
     def _smooths(self) -> bool:
         return isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0
@@ -162,21 +166,27 @@ def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[T
 
 def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
     """One Newton step towards the normaliser, on ``total^cooling``, concave in it and linear for equal logits."""
-    gap = logits - level
-    ratio = _ratio(gap, cooling)
-    p = _power(gap, ratio, cooling)
+    ratio = _ratio(level, logits, cooling)
+    p = _power(level, logits, ratio, cooling)
     total = p.sum(dim=-1, keepdim=True)
     slope = torch.linalg.vecdot(p.detach(), ratio.detach()).unsqueeze(-1)  # the sum of p^t2
     return level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
 
 
-def _ratio(gap: Tensor, cooling: float | Tensor) -> Tensor:
-    """``exp_t2(gap)^(t2 - 1)``."""
-    return 1 / (1 + cooling * gap) if isinstance(cooling, Tensor) else torch.rsub(gap, 1, alpha=-cooling).reciprocal()
+def _ratio(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
+    """``exp_t2(logits - level)^(t2 - 1)``."""
+    if isinstance(cooling, Tensor):
+        gap = (logits - level).clamp_min(torch.finfo(logits.dtype).min)  # as 0 times -inf would be NaN
+        return 1 / (1 + cooling * gap)
+    if not cooling:
+        return torch.ones_like(logits)
+    return torch.add(1 - cooling * level, logits, alpha=cooling).reciprocal_()
 
 
-def _power(gap: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | Tensor = 1.0) -> Tensor:
-    """``exp_t2(gap)^power``, by multiplying ``ratio``, ``exp_t2(gap)^(t2 - 1)``, where it is a whole power of that.
+def _power(
+    level: Tensor, logits: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | Tensor = 1.0
+) -> Tensor:
+    """``exp_t2(logits - level)^power``, by multiplying ``ratio`` where it is a whole power of that.
 
     The paper's temperatures give whole powers.
     """
@@ -184,7 +194,7 @@ def _power(gap: Tensor, ratio: Tensor, cooling: float | Tensor, power: float | T
         exponent = whole_number(-power / cooling)
         if exponent:
             return whole_power(ratio, exponent)
-    return (power * _tempered(torch.log1p, gap, cooling)).exp()
+    return (power * _tempered(torch.log1p, logits - level, cooling)).exp()
 
 
 def _tempered(function: Callable[[Tensor], Tensor], x: Tensor, rate: float | Tensor) -> Tensor:
