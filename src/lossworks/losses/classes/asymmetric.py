@@ -43,12 +43,15 @@ def _price_and_slope(score: Tensor, gamma: float | Tensor, clip: float | Tensor)
     other = 1 - p
     q, rest = (p - clip).clamp_min(0), (other + clip).clamp(tiny, 1)
     cost = -_log_rest(score, rest, clip)
+    edge = 1 - clip / rest  # this is (1 - p) / (1 - q), also where there is no clip and both underflow
     whole = None if isinstance(gamma, Tensor) else whole_number(gamma)
-    focus = whole_power(q, whole) if whole else torch.exp(gamma * q.clamp_min(tiny).log())
+    largest = torch.finfo(score.dtype).max  # bounds an infinite price, as it meets a slope of 0
+    if whole:
+        lower = whole_power(q, whole - 1) if whole > 1 else torch.ones_like(q)
+        return lower * q * cost, p * lower * torch.addcmul(q * edge, other, cost.clamp_max(largest), value=whole)
+    focus = torch.exp(gamma * q.clamp_min(tiny).log())
     price = focus * cost
-    # 1 - clip / rest is (1 - p) / (1 - q), also where there is no clip and both underflow.
-    bounded = price.clamp_max(torch.finfo(score.dtype).max)  # as an infinite price meets a slope of 0
-    slope = p * q.sign() * (focus * (1 - clip / rest) + gamma * other * bounded / q.clamp_min(tiny))
+    slope = p * q.sign() * (focus * edge + gamma * other * price.clamp_max(largest) / q.clamp_min(tiny))
     return price, slope
 
 

@@ -92,10 +92,24 @@ class GeneralRobustLoss(Loss):
     def per_sample(self, output: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss of each row."""
         alpha, scale = self.shape_and_scale()
+        if not isinstance(alpha, Tensor):
+            return _robust_of_shape(alpha, (output - target) / scale)
         alpha = torch.as_tensor(alpha, dtype=output.dtype, device=output.device)
         pole = _pole(alpha)
         rho = _robust(torch.log1p(((output - target) / scale).square() / pole) / 2, alpha)
         return rho + self.log_scale.to(rho.dtype) + log_partition(alpha) if self.learn else rho
+
+
+def _robust_of_shape(alpha: float, x: Tensor) -> Tensor:
+    r""":math:`\rho(x, \alpha, 1)` for a shape that is a number; where the formula has no value, by its limit."""
+    if alpha == 2:
+        return x.square() / 2
+    eps = torch.finfo(x.dtype).eps
+    pole, alpha = min(max(2 - alpha, eps), 1 / eps), max(alpha, -1 / eps)
+    log_base = torch.log1p((x / math.sqrt(pole)).square())
+    if abs(alpha) < eps / 128:
+        return pole / 2 * log_base
+    return pole / alpha * torch.expm1(alpha / 2 * log_base)
 
 
 def log_partition(alpha: Float[Tensor, ""]) -> Float[Tensor, ""]:
