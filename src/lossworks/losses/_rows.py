@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lossworks.checks import readable
+
 _BLOCK = 2**17  # numbers a block: half a megabyte in float32, beside a few intermediate results of that size
 _LARGEST_POWER = 16  # powers up to this one are taken by multiplication
 
@@ -23,14 +25,20 @@ def surprise_and_total(
 
 def soft_cross_entropy(output: Float[Tensor, "n classes"], target: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
     """Each row's cross-entropy with class probabilities; a class of probability 0 adds nothing, also at -inf."""
-    return (target * present_surprises(output, target)).sum(dim=1)
+    log_p = output.log_softmax(dim=1)
+    if readable(log_p) and log_p.numel() and bool(log_p.detach().amin() > -torch.inf):  # no class is masked
+        return -(target * log_p).sum(dim=1)
+    return (target * _present(-log_p, target)).sum(dim=1)
 
 
 def present_surprises(
     output: Float[Tensor, "n classes"], target: Float[Tensor, "n classes"]
 ) -> Float[Tensor, "n classes"]:
     """``-log p`` of every class, and 0 in place of infinity where the class has probability 0 in the target."""
-    surprise = -output.log_softmax(dim=1)
+    return _present(-output.log_softmax(dim=1), target)
+
+
+def _present(surprise: Tensor, target: Tensor) -> Tensor:
     return surprise.masked_fill((target == 0) & surprise.isinf(), 0)
 
 

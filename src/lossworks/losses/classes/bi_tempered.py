@@ -169,7 +169,7 @@ def _newton(level: Tensor, logits: Tensor, cooling: float | Tensor) -> Tensor:
     ratio = _ratio(level, logits, cooling)
     p = _power(level, logits, ratio, cooling)
     total = p.sum(dim=-1, keepdim=True)
-    slope = torch.linalg.vecdot(p.detach(), ratio.detach()).unsqueeze(-1)  # the sum of p^t2
+    slope = (p.detach() * ratio.detach()).sum(dim=-1, keepdim=True)  # the sum of p^t2
     return level - total * _tempered(torch.expm1, -total.log(), cooling) / slope
 
 

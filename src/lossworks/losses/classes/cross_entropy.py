@@ -60,7 +60,10 @@ class CrossEntropyLoss(Loss):
     ) -> Float[Tensor, " n"]:
         """The loss of each row."""
         if target.is_floating_point():
-            return soft_cross_entropy(output, target + self.label_smoothing * (1 / output.shape[1] - target))
+            smoothing = self.label_smoothing
+            if isinstance(smoothing, Tensor) or smoothing:
+                target = target + smoothing * (1 / output.shape[1] - target)
+            return soft_cross_entropy(output, target)
         if not isinstance(self.label_smoothing, Tensor):
             return cross_entropy(output, target, reduction="none", label_smoothing=self.label_smoothing)
         own, total = surprise_and_total(output, target)

@@ -357,7 +357,7 @@ def _divergence(logits: Float[Tensor, "n classes"]) -> tuple[Float[Tensor, " n"]
     """How far the smoothed softmax of each row is from uniform; without a gradient."""
     num_classes = logits.shape[1]
     spread, total = logits.softmax(dim=1).add_(_SMOOTHING), 1 + num_classes * _SMOOTHING
-    return (math.log(num_classes / total) + torch.linalg.vecdot(spread.log(), spread) / total,)
+    return (math.log(num_classes / total) + spread.log().mul_(spread).sum(dim=1) / total,)
 
 
 def _scaled(
