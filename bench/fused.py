@@ -2,13 +2,15 @@
 
 Measured are the forward and backward pass in float32 on the CPU. Fused cross-entropy is compared with the three matrix
 products that no form can do without, with the plain form, and with torch's chunked `linear_cross_entropy` at the chunk
-size that it chooses. Every other row-wise loss of classes is compared with fused cross-entropy. In each round all run
-in turn; a ratio is the median of the rounds' ratios.
+size that it chooses. In every other mode (`modes`: soft targets, smoothing, ignored rows, masked classes, weights, half
+precision and so on) it is compared with the plain form in that mode. Every other row-wise loss of classes is compared
+with fused cross-entropy. In each round all run in turn; a ratio is the median of the rounds' ratios.
 
 Peak memory is measured in a fresh process. It is the highest resident size (VmHWM, reset before the step), minus the
 size before the step and minus the gradients of hidden and weight, which every form must compute.
 
     python bench/fused.py [--json] [--rounds 5] [--threads 2] [--sizes large small] [--losses NAME ...] [--cpu]
+                          [--modes MODE ...] [--no-torch]
 """
 
 import argparse
@@ -32,7 +34,7 @@ from lossworks.roles import Loss
 from lossworks.testing import from_data
 
 SIZES = {"small": (1024, 512, 64_000), "large": (2048, 512, 128_000)}
-REACH = {"plain": 1.0, "torch": 1.0, "products": 1.3, "loss": 1.25, "memory": 1 / 8}
+REACH = {"plain": 0.9, "torch": 1.0, "products": 1.1, "loss": 1.15, "memory": 1 / 8}
 
 
 def inputs(size: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,6 +73,61 @@ def fused(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], None]:
 
 
 FORMS = {"products": products, "plain": plain, "torch": chunked, "fused": fused(CrossEntropyLoss())}
+
+
+def soft(classes: int, target: Tensor) -> Tensor:
+    """Return class probabilities of which .9 is the label's, the rest is spread over all classes."""
+    return torch.full((len(target), classes), 0.1 / classes).scatter_(1, target[:, None], 0.9)
+
+
+def modes(classes: int, rows: int) -> dict[str, tuple[Loss, dict[str, Tensor | str | lw.roles.Weighting]]]:
+    """Return each mode's loss, and its further arguments to `linear_loss`."""
+    generator = torch.Generator().manual_seed(1)
+    bias = torch.randn(classes, generator=generator)
+    masked = bias.masked_fill(torch.arange(classes) % 10 == 0, -torch.inf)
+    plain = CrossEntropyLoss()
+    return {
+        "smoothing": (CrossEntropyLoss(0.1), {}),
+        "tensor smoothing": (CrossEntropyLoss(torch.tensor(0.1)), {}),
+        "soft targets": (plain, {}),
+        "ignored rows": (plain, {}),
+        "bias": (plain, {"bias": bias}),
+        "masked classes": (plain, {"bias": masked}),
+        "sample_weight": (plain, {"sample_weight": torch.rand(rows, generator=generator)}),
+        "class weights": (plain, {"weights": lw.weights.ClassBalanced(torch.ones(classes))}),
+        "weights of the losses": (plain, {"weights": lw.weights.KLDRO(temperature=1.0)}),
+        "reduction none": (plain, {"reduction": "none"}),
+        "bfloat16": (plain, {}),
+    }
+
+
+def in_mode(mode: str, loss: Loss, extra: dict, *, fused: bool) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Return a step of the mode, fused or plain."""
+
+    def step(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
+        if mode == "soft targets":
+            target = soft(len(weight), target)
+        elif mode == "ignored rows":
+            target = torch.where(torch.arange(len(target)) % 4 == 0, -100, target)
+        elif mode == "masked classes":
+            target = torch.where(target % 10 == 0, target + 1, target)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bfloat16"):
+            if fused:
+                value = lw.fused.linear_loss(hidden, weight, target, loss, **extra)
+            else:
+                logits = F.linear(hidden, weight, extra.get("bias"))
+                value = plain_value(loss, logits, target, extra)
+        value.sum().backward()
+
+    return step
+
+
+def plain_value(loss: Loss, logits: Tensor, target: Tensor, extra: dict) -> Tensor:
+    if "weights" in extra:
+        return lw.Objective(loss, extra["weights"]).risk(logits, target)
+    if extra.get("reduction") == "none":
+        return F.cross_entropy(logits, target, reduction="none")
+    return loss(logits, target, **{name: extra[name] for name in extra if name == "sample_weight"})
 
 
 def losses(classes: int, only: list[str] | None) -> dict[str, Loss]:
@@ -146,6 +203,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--losses", nargs="*", help="time these losses alone; none with no name")
+    parser.add_argument("--modes", nargs="*", help="time cross-entropy in these modes alone; in none with no name")
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time, for a busy machine")
     parser.add_argument("--no-torch", action="store_true", help="leave out torch's chunked form, which takes long")
     parser.add_argument("--peak", choices=FORMS, help=argparse.SUPPRESS)
@@ -171,6 +229,13 @@ def main() -> None:
         for form, share in memory(size, options.threads).items():
             found[size][f"memory {form}"] = share
             print(f"{'memory of ' + form:>40}  {share:6.3f} of the logit matrix", flush=True)
+        for mode, (loss, extra) in modes(classes, n).items():
+            if options.modes is not None and mode not in options.modes:
+                continue
+            steps = {name: in_mode(mode, loss, extra, fused=name == "fused") for name in ("plain", "fused")}
+            found[size][mode] = ratio(paired(steps, size, options.rounds, clock), "fused", "plain")
+            value = found[size][mode]
+            print(f"{mode + ', against plain':>40}  ratio {value:6.3f}{flag(value, 'plain')}", flush=True)
         for name, loss in losses(classes, options.losses).items():
             times = paired({"fused": FORMS["fused"], name: fused(loss)}, size, options.rounds, clock)
             found[size][name] = ratio(times, name, "fused")
