@@ -1,5 +1,6 @@
 """EnsLoss, an ensemble of losses: each step trains with a newly drawn convex, calibrated loss of the margin."""
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from lossworks.checks import (
     check_generator,
     check_int,
     check_same_shape,
+    readable,
 )
 from lossworks.roles import BINARY, Loss, cite
 
 _LEAST_SLOPE = 1e-6
 _ROUNDINGS = 32
 """How many roundings of the largest margin two margins may be apart and still be tied."""
+_SORTED = (torch.float32, torch.float64, torch.int64)
+"""The dtypes that numpy sorts."""
 
 
 @cite("dai2025ensloss")
@@ -44,8 +48,9 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
     check_same_shape(margins, draws, names=("margins", "draws"))
     _check_rows(margins)
     # Numbers that are next to each other in memory sort in half the time.
-    sorted_margins, order = margins.detach().movedim(0, -1).contiguous().sort(dim=-1, stable=True)
-    rising = _shared(sorted_margins, draws.movedim(0, -1).contiguous().sort(dim=-1).values)
+    last = margins.detach().movedim(0, -1).contiguous()
+    order = _order(last)
+    rising = _shared(last.gather(-1, order), _sorted(draws.movedim(0, -1).contiguous()))
     return torch.zeros_like(rising).scatter(-1, order, rising).movedim(-1, 0)
 
 
@@ -99,15 +104,37 @@ def sample_calibrated_derivatives(
     check_finite("lam", lam)
     check_generator("generator", generator)
     normal = torch.randn(margins.shape, generator=generator, dtype=margins.dtype, device=margins.device)
-    power = torch.as_tensor(lam, dtype=margins.dtype, device=margins.device)
-    at_zero = power == 0
-    log_draw = torch.where(
-        at_zero,
-        normal,
-        torch.log1p((power * normal).clamp(min=-1)) / torch.where(at_zero, torch.ones_like(power), power),
-    )
-    paired = pair_derivatives(-log_draw.clamp(max=0).exp(), margins)
+    paired = pair_derivatives(-_log_draw(normal, lam).clamp(max=0).exp(), margins)
     return paired / margins.clamp(min=1) - _LEAST_SLOPE
+
+
+def _log_draw(normal: Tensor, lam: float | Tensor) -> Tensor:
+    if not isinstance(lam, Tensor) and abs(lam) < torch.finfo(normal.dtype).tiny:
+        return normal
+    power = torch.as_tensor(lam, dtype=normal.dtype, device=normal.device)
+    at_zero = power == 0
+    transformed = torch.log1p((power * normal).clamp(min=-1)) / torch.where(at_zero, torch.ones_like(power), power)
+    return torch.where(at_zero, normal, transformed)
+
+
+def _sorted(numbers: Tensor) -> Tensor:
+    """The numbers in rising order along the last axis; numpy sorts them many times as fast as torch."""
+    if numbers.device.type == "cpu" and readable(numbers) and not numbers.requires_grad and numbers.dtype in _SORTED:
+        return torch.from_numpy(np.sort(numbers.numpy(), axis=-1))
+    return numbers.sort(dim=-1).values
+
+
+def _order(numbers: Float[Tensor, "*rest n"]) -> Int[Tensor, "*rest n"]:
+    """The places of the numbers in rising order along the last axis; of equal ones the first comes first.
+
+    A float32 number's bits, the lower 31 of them flipped where it is negative, rise with it as an integer. With the
+    place below them each number has a key of its own, so that any sort of the keys gives the same order.
+    """
+    if numbers.dtype != torch.float32 or numbers.device.type != "cpu" or not readable(numbers):
+        return numbers.argsort(dim=-1, stable=True)
+    bits = (numbers.detach() + 0.0).view(torch.int32)  # -0 + 0 is 0
+    keys = (bits ^ ((bits >> 31) & (2**31 - 1))).long() << 32
+    return _sorted(keys + torch.arange(numbers.shape[-1])) & (2**32 - 1)
 
 
 def _check_rows(margins: Tensor) -> None:
@@ -193,7 +220,7 @@ class EnsLoss(_DrawnLoss):
             that is neither 0 nor 1.
 
     Use it when a large network overfits a binary task and training is long; not when the scores must be probabilities.
-    It sorts the batch's margins: with millions of them it costs about forty times as much as binary cross-entropy.
+    It sorts the batch's margins: with millions of them it costs about twenty times as much as binary cross-entropy.
 
     Papers: dai2025ensloss
 
@@ -252,7 +279,7 @@ class OneVsRestEnsLoss(_DrawnLoss):
 
     Use it when a large network overfits and training is long; not when the scores must be probabilities, nor with so
     many classes that a batch has few rows of each. It sorts the margins of each class: with a thousand classes it costs
-    about seventy times as much as cross-entropy.
+    about fifty times as much as cross-entropy.
 
     Papers: dai2025ensloss
 
