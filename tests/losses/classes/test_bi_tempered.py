@@ -70,6 +70,18 @@ def test_a_masked_class_is_absent_at_temperatures_of_one(batch, temperature):
     assert_close(masked.grad[:, -1], torch.zeros(len(logits), dtype=logits.dtype))
 
 
+def test_autocast_rounds_nothing(generator):
+    logits = 3 * torch.randn(16, 1000, generator=generator)
+    target = torch.randint(1000, (16,), generator=generator)
+    gradients = []
+    for enabled in (False, True):
+        leaf = logits.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = BiTemperedLoss()(leaf, target)
+        gradients += torch.autograd.grad(value, leaf)
+    assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
+
+
 def test_temperatures_of_one_are_cross_entropy(batch):
     expected = cross_entropy(*batch, label_smoothing=0.1) - cross_entropy_floor(5, 0.1)
     assert_close(BiTemperedLoss(1.0, 1.0)(*batch), cross_entropy(*batch))
