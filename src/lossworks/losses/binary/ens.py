@@ -18,7 +18,7 @@ from lossworks.roles import BINARY, Loss, cite
 
 _LEAST_SLOPE = 1e-6
 _ROUNDINGS = 32
-"""How many roundings of the largest margin two margins may be apart and still be tied."""
+"""How many roundings two margins may be apart and still be tied: of their own size, or of the middle half's width."""
 _SORTED = (torch.float32, torch.float64, torch.int64)
 """The dtypes that numpy sorts."""
 
@@ -56,11 +56,15 @@ def pair_derivatives(draws: Float[Tensor, "n *rest"], margins: Float[Tensor, "n 
 
 def _shared(margins: Float[Tensor, "*rest n"], rising: Float[Tensor, "*rest n"]) -> Float[Tensor, "*rest n"]:
     """The sorted draws, with their mean where the sorted margins are tied."""
-    if margins.shape[-1] < 2:
+    rows = margins.shape[-1]
+    if rows < 2:
         return rising
-    tolerance = _ROUNDINGS * torch.finfo(margins.dtype).eps * margins.abs().amax(dim=-1, keepdim=True)
-    apart = (margins.diff(dim=-1) > tolerance).long()
-    group = nn.functional.pad(apart.cumsum(dim=-1), (1, 0))
+    size = torch.maximum(margins[..., 1:].abs(), margins[..., :-1].abs())
+    usual = margins[..., rows * 3 // 4, None] - margins[..., rows // 4, None]
+    tolerance = _ROUNDINGS * torch.finfo(margins.dtype).eps * torch.maximum(size, usual)
+    gap = margins.diff(dim=-1)
+    tied = (gap <= tolerance) & gap.isfinite() | (margins[..., 1:] == margins[..., :-1])
+    group = nn.functional.pad((~tied).long().cumsum(dim=-1), (1, 0))
     sums = torch.zeros_like(rising).scatter_add(-1, group, rising)
     counts = torch.zeros_like(rising).scatter_add(-1, group, torch.ones_like(rising))
     means = sums.gather(-1, group) / counts.gather(-1, group)
