@@ -175,3 +175,17 @@ def test_the_closed_form_gradient_is_the_derivative(generator, t1, t2):
 def test_there_is_no_closed_form_for_what_learns_or_is_smoothed():
     for loss in (BiTemperedLoss(torch.tensor(0.8)), BiTemperedLoss(label_smoothing=0.1)):
         assert loss.closed_form(3) is None
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(0.8, 1.2), (0.5, 2.0), (0.2, 1.05)])
+def test_second_derivatives_are_those_of_the_solved_normaliser(generator, t1, t2):
+    output = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    target = torch.tensor([0, 3, 1])
+    assert torch.autograd.gradgradcheck(lambda z: BiTemperedLoss(t1, t2)(z, target), output)
+    learned = [torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in (t1, t2)]
+    assert torch.autograd.gradgradcheck(lambda a, b: BiTemperedLoss(a, b)(output.detach(), target), learned)
+    step = 1e-6
+    hessian = torch.func.hessian(lambda z: BiTemperedLoss(t1, t2)(z, target))(output.detach())
+    first = torch.eye(12, dtype=torch.float64)[0].reshape(3, 4)
+    moved = [torch.func.grad(BiTemperedLoss(t1, t2))(output.detach() + s * step * first, target) for s in (1, -1)]
+    assert_close(hessian[0, 0], (moved[0] - moved[1]) / (2 * step), rtol=1e-5, atol=1e-8)

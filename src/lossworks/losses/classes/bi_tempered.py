@@ -141,8 +141,10 @@ class BiTemperedLoss(Loss):
         logits = output - output.detach().amax(dim=-1, keepdim=True)
         with torch.no_grad():
             (level,) = in_blocks(partial(_levels, cooling=cooling, iterations=self.iterations), logits)
-        # The last step, from a constant, carries the gradient of the solution: implicit differentiation.
-        return _tempered(torch.log1p, logits - _newton(level, logits, cooling), cooling)
+        # Steps from a constant carry derivatives of the solution, the first its gradient and the second the next.
+        for _ in range(2):
+            level = _newton(level, logits, cooling)
+        return _tempered(torch.log1p, logits - level, cooling)
 
 
 def _levels(logits: Tensor, cooling: float | Tensor, iterations: int) -> tuple[Tensor]:
