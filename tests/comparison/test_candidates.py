@@ -15,7 +15,7 @@ from lossworks.comparison.findings import Finding
 from lossworks.comparison.read.dataset import read
 from lossworks.comparison.tasks.known import tasks
 from lossworks.losses import CrossEntropyLoss, HuberLoss, LDRLoss
-from lossworks.roles import BatchLoss, Loss
+from lossworks.roles import CLASSES, BatchLoss, Loss
 
 QUICK = Training(batch_size=16, max_steps=20, eval_every=10)
 NOISE = Finding("label_noise", "12 % of labels look wrong", {}, ("noisy labels",), "notice")
@@ -269,3 +269,31 @@ def test_wrong_objectives_are_named(dataset, given, message):
 def test_the_reference_is_not_added_twice(dataset):
     assert len(choose_candidates(dataset, (), ["CrossEntropyLoss"])) == 1
     assert len(choose_candidates(dataset, (), {"CrossEntropyLoss": CrossEntropyLoss()})) == 1
+
+
+class _Own(BatchLoss):
+    """A loss of a user, which answers what it is told."""
+
+    kind = CLASSES
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, output, target, *, sample_weight=None):
+        return self.answer(torch.nn.functional.cross_entropy(output, target, reduction="none"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda losses: losses, r"objectives\['mine'\] must give one number for a batch, got \(8,\) for 8 rows"),
+        (lambda losses: 0.5, r"objectives\['mine'\] must give one number for a batch, got float"),
+        (lambda losses: losses.detach().mean(), r"objectives\['mine'\] fails on 8 rows \(RuntimeError: .*grad"),
+        (lambda losses: losses @ torch.ones(3), r"objectives\['mine'\] fails on 8 rows \(RuntimeError: "),
+    ],
+)
+def test_an_objective_of_the_user_that_cannot_train_is_refused_before_anything_is_trained(dataset, answer, said):
+    with pytest.raises(InputError, match=said) as caught:
+        choose_candidates(dataset, (), {"mine": _Own(answer)})
+    assert "\n" not in str(caught.value)

@@ -233,6 +233,8 @@ def test_a_diverging_objective_is_unclear_and_the_rest_goes_on():
     result = quick("amount", {"absurd": Absurd(), "fine": SquaredLoss()})
     row = result.ranking.filter(objective="absurd").row(0, named=True)
     assert row["verdict"] == "unclear"
+    assert row["rmse"] is None, "an untrained model has no score"
+    assert sum("absurd: a training diverged before its first evaluation" in one.text for one in result.findings) == 1
     assert result.ranking.filter(objective="fine")["rmse"].is_finite().all()
     assert result.answer
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lossworks.catalog import Entry, claims, papers, parts
-from lossworks.checks import InputError, nearest, shown
+from lossworks.checks import InputError, checks, nearest, shown
 from lossworks.comparison.attack import Attack
 from lossworks.comparison.findings import Finding
 from lossworks.comparison.read.dataset import Dataset
@@ -41,6 +42,8 @@ FOUND = 5
 MOST = 12
 """The largest number of candidates, including the reference."""
 MOST_SETTINGS = 4
+TRIED = 8
+"""How many rows an objective of the user is tried on."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +323,35 @@ def _own(name: str, given: Loss | BatchLoss | Objective, dataset: Dataset) -> Ca
     check_kind("objectives", name, type(objective.loss), dataset.task)
     if dataset.group is None:
         _refuse_ungrouped("objectives", name, [type(part) for part in objective.modules() if isinstance(part, Part)])
+    _try_own(name, objective, dataset)
     return Candidate(name, "given", own=objective)
+
+
+def _try_own(name: str, objective: Objective, dataset: Dataset) -> None:
+    """Raise unless the objective gives one number with a gradient for some rows of small random outputs.
+
+    Whether the number is finite is left to the training, which may diverge without stopping the others.
+    """
+    argument, loss = f"objectives[{name!r}]", objective.loss
+    target = dataset.task.tensor(dataset.target)
+    rows = torch.linspace(0, len(target) - 1, min(TRIED, len(target))).long()
+    outputs = dataset.task.outputs(loss, target)
+    with torch.random.fork_rng(devices=[]), checks(False):
+        torch.manual_seed(0)
+        output = torch.randn(len(rows), outputs)
+        leaf = (output[:, 0] if loss.kind.flat and outputs == 1 else output).requires_grad_()
+        group = None if dataset.group is None else torch.from_numpy(dataset.group)[rows]
+        try:
+            value = copy.deepcopy(objective).risk(leaf, target[rows], index=rows, group=group)
+            if not isinstance(value, Tensor) or value.ndim:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f"{argument} must give one number for a batch, got {got} for {len(rows)} rows")
+            torch.autograd.grad(value, leaf)
+        except InputError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{argument} fails on {len(rows)} rows ({type(error).__name__}: {reason})") from error
 
 
 def _as_tensors(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _compare(
         partial = Bench(workload, journal, _Leader(plan), watch, began).run(engine, budget)
         replicas = journal.results()
         said = dict.fromkeys(note for replica in replicas for note in replica.get("notes", ()))
-        findings = (*findings, *(Finding("work", f"{note[0].upper()}{note[1:]}.", {}, (), "notice") for note in said))
+        findings = (*findings, *(Finding("work", f"{note}.", {}, (), "notice") for note in said))
         _require_reference(replicas, plan)
         scores = choose(pl.DataFrame([_flat(replica) for replica in replicas], infer_schema_length=None))
         judgement = judge(

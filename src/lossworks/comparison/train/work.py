@@ -25,6 +25,8 @@ from lossworks.runs.units import Results, Tell, Unit
 
 __all__ = ["Workload"]
 
+UNTRAINED = "a training diverged before its first evaluation, so there is no model to score"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -155,7 +157,8 @@ def _trained(
     if len(results) < len(jobs):
         return None
     if trained.short:
-        results[0]["notes"] = [f"{results[0]['objective']}: {note}" for note in trained.short]
+        told = [f"{results[0]['objective']}: {note}" for note in trained.short]
+        results[0]["notes"] = [*results[0].get("notes", []), *told]
     return [results[number] for number in range(len(jobs))]
 
 
@@ -165,6 +168,8 @@ def _result(workload: Workload, group: Group, trained: Trained, number: int) -> 
     split = plan.splits[replica.split]
     with one_thread():
         inner, test = (trained.outputs(number, torch.from_numpy(rows)).cpu() for rows in (split.inner, split.test))
+        untrained = not trained.best_step[number]
+        test = torch.full_like(test, math.nan) if untrained else test
         result = evaluate(dataset, plan.metric, inner=(split.inner, inner), test=(split.test, test))
         if plan.attack is not None:
             result = _attacked(workload, plan.attack, trained.module(number), replica, result)
@@ -178,6 +183,7 @@ def _result(workload: Workload, group: Group, trained: Trained, number: int) -> 
             "best_step": int(trained.best_step[number]),
             "curve": thinned(trained.curves[number]),
         }
+        | ({"notes": [f"{candidate.name}: {UNTRAINED}"]} if untrained else {})
     )
 
 
