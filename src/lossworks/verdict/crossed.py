@@ -168,6 +168,7 @@ def crossed(
         A :class:`Crossed`.
 
     Raises:
+        TypeError: differences that are not real numbers.
         ValueError: wrong shapes, differences that are not finite (the message names the first), fewer than two folds in
             a repeat, fewer than two rows or groups.
 
@@ -198,7 +199,10 @@ def crossed(
     check_int("group" if group is not None else "rows", units, low=2)
     sums = _Sums(arms, folds, repeats, layers, units if groups is not None else 0)
     for where in _blocks(rows):
-        block = np.asarray(scores[:, where], dtype=np.float64)
+        block = np.asarray(scores[:, where])
+        if block.dtype.kind not in "biuf":
+            raise TypeError(f"differences must be an array of real numbers, got {block.dtype}")
+        block = block.astype(np.float64)
         _check_finite(block, where.start)
         sums.add(block, fold[where], strata[where], None if groups is None else groups[where])
     return sums.finish(units, grain)
@@ -271,7 +275,7 @@ class _Sums:
         fits = folds * repeats
         models, rows = per_fit / fits, rows * folds / (folds - 1)
         whole = rows.diagonal() + models.diagonal()
-        found = per_fit.diagonal()
+        found = per_fit.diagonal().copy()
         told = np.where(found > 0, raw.diagonal() / fits, 0.0)
         # Of a group's mean, so that it shrinks with the number of rows in a group.
         per_score = np.maximum(0.0, rest - found) * (units / n)

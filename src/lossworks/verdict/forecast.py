@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lossworks.checks import check_between, check_int, check_positive
+from lossworks.checks import check_between, check_finite, check_int, check_positive
 from lossworks.metrics.arrays import Floats
 from lossworks.verdict.crossed import Crossed
 
@@ -29,8 +29,10 @@ def variance_at(found: Crossed, *, repeats: int, units: int | None = None) -> Fl
         units: :math:`n'`, the number of rows, or of groups where rows are grouped; by default as many as there were.
 
     Raises:
+        TypeError: no :class:`Crossed`.
         ValueError: a number below 1.
     """
+    _check_found(found)
     check_int("repeats", repeats, low=1)
     units = found.units if units is None else check_int("units", units, low=1)
     rows = (found.per_row + found.per_score / repeats) / units
@@ -61,6 +63,7 @@ def chance_of_decision(found: Crossed, *, repeats: int, rope: float, alpha: floa
     """
     from scipy.special import ndtr, stdtrit  # slow to import, and used here alone
 
+    _check_found(found)
     check_int("repeats", repeats, low=found.repeats)
     check_positive("rope", rope)
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
@@ -102,6 +105,8 @@ def rows_to_decide(found: Crossed, difference: float, *, repeats: int, alpha: fl
     """
     from scipy.special import ndtri, stdtrit
 
+    _check_found(found)
+    check_finite("difference", difference)
     check_positive("abs(difference)", abs(difference))
     check_int("repeats", repeats, low=1)
     check_between("alpha", alpha, 0, 1, open_low=True, open_high=True)
@@ -110,6 +115,11 @@ def rows_to_decide(found: Crossed, difference: float, *, repeats: int, alpha: fl
     each = (found.per_row + found.per_score / repeats) * found.folds / (found.folds - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(left > 0, np.maximum(2.0, np.ceil(each / left)), math.inf))
+
+
+def _check_found(found: object) -> None:
+    if not isinstance(found, Crossed):
+        raise TypeError(f"found must be a Crossed, as crossed() returns it, got {type(found).__name__}")
 
 
 def _spread(found: Crossed, repeats: int, rope: float) -> Floats:
