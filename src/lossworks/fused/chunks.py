@@ -36,6 +36,11 @@ def _cache_size() -> int:
     return says if 2**17 <= says <= 2**27 else _CACHE
 
 
+def _cache() -> int:
+    """The same, or the usual size while code is compiled, which asks no machine."""
+    return _CACHE if torch.compiler.is_compiling() else _cache_size()
+
+
 def chunk_size(
     rows: int, classes: int, itemsize: int, chunk: int | None = None, *, copies: int = 1, in_blocks: bool = False
 ) -> int:
@@ -47,7 +52,7 @@ def chunk_size(
     if chunk is not None:
         return check_int("chunk", chunk, low=1)
     share = min(rows * classes * itemsize // _SHARE, _LARGEST)
-    budget = share - _BESIDE - min(int(torch.get_num_threads() * _COPIED * _TILE * _cache_size()), share // 4)
+    budget = share - _BESIDE - min(int(torch.get_num_threads() * _COPIED * _TILE * _cache()), share // 4)
     if in_blocks:
         budget -= _RESULTS * _block_rows(classes, itemsize, _RESULTS) * classes * itemsize
     size = max(max(budget, _SMALLEST) // max(classes * itemsize * copies, 1), 1)
@@ -81,7 +86,7 @@ def _block_rows(classes: int, itemsize: int, results: int) -> int:
     Where the cache is too small for that, a block still has enough numbers for its steps to be worth their calls.
     """
     threads = torch.get_num_threads()
-    numbers = max(threads * max(_cache_size() // (itemsize * (2 + results)), _STEP // 2), _STEP)
+    numbers = max(threads * max(_cache() // (itemsize * (2 + results)), _STEP // 2), _STEP)
     return max(numbers // max(classes, 1), threads)
 
 
@@ -92,7 +97,7 @@ def tiles(weight: Tensor) -> Iterator[slice]:
     """
     classes, d = weight.shape
     size = (
-        max(_TILE * _cache_size() // max(d * weight.element_size(), 1), 1)
+        max(_TILE * _cache() // max(d * weight.element_size(), 1), 1)
         if weight.device.type == "cpu"
         else max(classes, 1)
     )

@@ -121,7 +121,7 @@ def contract_rows(name: str) -> list[ContractRow]:
         KeyError: there is no part of this name.
 
     >>> [row.settings for row in contract_rows("LDRLoss") if row.check == "gradcheck"]
-    [3]
+    [5]
     """
     part = show(name).part
     subjects = [subject_of(part, setting) for setting in driven(part)]
