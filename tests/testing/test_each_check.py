@@ -11,7 +11,7 @@ from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import cite
 from lossworks.testing.contract import CONTRACT, row_of, run_check
 from lossworks.testing.subjects import subject_of
-from tests.testing import strangers, test_broken, test_strangers
+from tests.testing import test_broken, test_strangers
 from tests.testing.strangers import (
     PowerLoss,
     PowerWeights,
