@@ -418,3 +418,25 @@ def test_bad_margins_are_named():
         margin_spec(torch.tensor([3]), 3)
     with pytest.raises(TypeError, match="target"):
         margin_spec(torch.tensor([0.0]), 3)
+
+
+def test_a_relu_that_writes_nothing_over_may_be_read_beside_what_it_reads():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return F.relu(hidden) + hidden
+
+    class Over(Model):
+        def forward(self, x):
+            hidden = self.first(x)
+            return F.relu(hidden, True) + hidden
+
+    x = torch.zeros(1, 2)
+    low, high = interval_bounds(Model(), x, 0.1)
+    assert bool((low <= high).all())
+    with pytest.raises(TypeError, match="writes over 'first' in place"):
+        interval_bounds(Over(), x, 0.1)

@@ -149,3 +149,8 @@ def test_bad_inputs_are_named(case, change, message):
 def test_bad_settings_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_step_before_the_first_is_refused():
+    with pytest.raises(ValueError, match=r"step must be in \[0, 1000\], got -1"):
+        consistency_curriculum(-1, 1000)

@@ -100,3 +100,12 @@ def test_classes_that_come_later_stand_behind_the_known(generator):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_directions_of_half_precision_are_found_in_float32(dtype):
+    """The squares of these features are beyond the largest number of float16."""
+    x = torch.tensor([[3e4, 0.0, 4e4], [1e-4, 1e-4, 0.0]], dtype=dtype)
+    head = PrototypeClassifier(torch.eye(3))
+    assert_close(head(x), head(x.float()).to(dtype))
+    assert bool(head(x)[0].isfinite().all())

@@ -187,3 +187,14 @@ def test_weights_on_the_meta_device_are_refused():
     weight.grad = torch.ones(2, device="meta")
     with pytest.raises(ValueError, match="meta device"):
         SAM(torch.optim.SGD([weight], lr=0.1)).ascend()
+
+
+@pytest.mark.parametrize("sparse", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_product_of_two_gradients_does_not_hang_on_which_of_them_is_sparse(sparse):
+    from lossworks.optim.sharpness import _product
+
+    table = torch.zeros(5, 2)
+    table[1], table[3] = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])
+    other = torch.arange(10.0).reshape(5, 2)
+    first, second = (rows.to_sparse(1) if given else rows for rows, given in zip((table, other), sparse, strict=True))
+    assert float(_product(first, second)) == float((table * other).sum())

@@ -177,3 +177,11 @@ def test_what_the_models_cannot_take_is_named():
     nn.init.constant_(models[1].weight, 2)
     with pytest.raises(ValueError, match="models must give outputs whose losses are numbers or inf, got NaN in row 1"):
         co_teaching_step(*arguments, torch.tensor([[1.0, 1.0], [3e38, 3e38], [1.0, 1.0]]), torch.tensor([0, 1, 0]), 0)
+
+
+@pytest.mark.parametrize(("x", "target"), [(torch.ones(()), torch.zeros(1)), (torch.ones(1, 2), torch.tensor(0))])
+def test_a_batch_without_rows_on_one_side_is_named(x, target):
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    with pytest.raises(ValueError, match="target must have one entry a row of x"):
+        co_teaching_step(models, optimizers, CrossEntropyLoss(), CoTeachingSelector(0.2), x, target, 0)

@@ -346,3 +346,11 @@ def test_a_group_without_rows_in_a_fold_is_left_out_of_it_and_a_failed_objective
     assert reference["mean"].to_list() == pytest.approx([0.6, 0.5])
     assert reference["folds"].to_list() == [3, 2]
     assert found.filter(objective="C").select("mean", "low", "difference").rows() == [(None, None, None)] * 2
+
+
+def test_the_reference_alone_is_ranked_by_itself(base):
+    alone = judge(
+        table({"accuracy": {"ref": base.tolist()}}), metric=METRICS["accuracy"], reference="ref", test_fraction=FRACTION
+    )
+    assert verdicts(alone) == {"ref": "reference"}
+    assert alone.ranking["accuracy"].to_list() == pytest.approx([base.mean()])

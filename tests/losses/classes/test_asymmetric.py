@@ -72,3 +72,9 @@ def test_the_closed_form_gradient_is_the_derivative(generator):
         each = loss.per_sample(leaf, target)
         assert_close(value, each.detach())
         assert_close(gradient, torch.autograd.grad(each.sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("part", [AsymmetricLoss, MultiLabelAsymmetricLoss])
+def test_a_clip_of_1_leaves_nothing_and_is_refused(part):
+    with pytest.raises(ValueError, match=r"clip must be .*\[0, 1\), got 1"):
+        part(clip=1.0)

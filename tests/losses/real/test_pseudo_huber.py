@@ -72,3 +72,9 @@ def test_what_does_not_fit_is_named():
         loss(torch.tensor([[0.0, 0.0], [0.0, math.nan]]), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="c must be finite and > 0"):
         PseudoHuberLoss(0.0)
+
+
+def test_the_loss_of_a_single_number_is_its_equation():
+    output, target = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, 1.0, 0.5])
+    gap = output - target
+    assert_close(PseudoHuberLoss(c=0.3).per_sample(output, target), (gap.square() + 0.09).sqrt() - 0.3)
