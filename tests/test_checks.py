@@ -8,6 +8,7 @@ import torch
 
 import lossworks as lw
 from lossworks.checks import (
+    InputError,
     check_between,
     check_binary,
     check_choice,
@@ -151,3 +152,26 @@ def test_what_a_users_function_fails_on_is_one_line_and_a_full_device_passes():
         raise torch.OutOfMemoryError("out of memory")
     with pytest.raises(KeyError), taken("x must fit"):
         raise KeyError("the user's own")
+
+
+def test_an_int_has_64_bits():
+    assert check_int("n", 2**63 - 1, low=0) == 2**63 - 1
+    with pytest.raises(ValueError, match=r"n must be below 2\*\*63"):
+        check_int("n", 2**63, low=0)
+    with pytest.raises(ValueError, match=r"n must be in \[0, 9\], got 10"):
+        check_int("n", 10, low=0, high=9)
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    said = str(InputError("a" * 3000 + "\x1b" + "b" * 3000))
+    assert len(said) <= 800
+    assert said.startswith("aaa")
+    assert said.endswith("b" * 250)
+    assert " ... " in said
+    assert str(InputError("x" * 800)) == "x" * 800
+
+
+@pytest.mark.parametrize(("name", "value"), [("restarts", 0), ("steps", 0)])
+def test_an_attack_takes_at_least_one_step_from_one_start(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        PGD(**{name: value})

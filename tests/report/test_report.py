@@ -497,3 +497,11 @@ def test_both_ends_of_the_region_of_equivalence_are_on_the_axis_of_the_differenc
     assert found is not None
     assert found["axis"].holds(-1.2 * largest)
     assert found["axis"].holds(1.2 * largest)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(0, 3), (0.5, 3), (5, 3), (0.05, 3), (50, 2), (999, 1), (1000, 0), (1e7, 0), (0.005, 4), (1e-5, 6), (1e-12, 8)],
+)
+def test_the_largest_value_decides_the_decimals(value, wanted):
+    assert text.decimals([None, value / 7, -value]) == wanted

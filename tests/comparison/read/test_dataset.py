@@ -17,6 +17,7 @@ import pytest
 
 from lossworks.checks import InputError
 from lossworks.comparison.read import npz, tables
+from lossworks.comparison.read.columns import as_text
 from lossworks.comparison.read.dataset import check_folds, embedded, read, read_features
 from lossworks.comparison.read.encode import Encoder
 from lossworks.comparison.read.tables import load
@@ -589,3 +590,14 @@ def test_an_array_expands_by_no_more_than_its_file_gives_reason_for(tmp_path, mo
     assert read(plain).features.shape == (6, 100_000)
     monkeypatch.setattr(npz, "available", lambda: 3_000_000)
     assert "array 'X' takes 0.0 GB in memory, more than half of the 0.0 GB that are free" in error(plain)
+
+
+def test_a_binary_table_without_rows_is_refused(tmp_path):
+    table(z=[1] * ROWS).head(0).write_parquet(tmp_path / "t.parquet")
+    assert "t.parquet has no rows; save the table again" in error(tmp_path / "t.parquet", target="y")
+
+
+def test_texts_of_numbers_have_a_decimal_point_only_where_one_is_needed():
+    assert as_text(pl.Series([1.0, 2.0, None])).to_list() == ["1", "2", None]
+    assert as_text(pl.Series([1.0, 2.4])).to_list() == ["1.0", "2.4"]
+    assert as_text(pl.Series([1.0, 1.6])).to_list() == ["1.0", "1.6"]
