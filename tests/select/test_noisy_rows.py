@@ -8,6 +8,7 @@ from scipy.stats import norm
 from torch.testing import assert_close
 
 from lossworks.select import AlternatingSelector, LinearSeparationSelector, SmallLossGMMSelector, pseudo_loss_weights
+from lossworks.select.pseudo_loss import check_noisy
 
 
 @pytest.fixture
@@ -149,3 +150,8 @@ def test_says_what_is_wrong(losses, features):
         AlternatingSelector(order=("liner",))
     with pytest.raises(ValueError, match="noisy must have one bool a row"):
         pseudo_loss_weights(losses, torch.ones(3, dtype=torch.bool))
+
+
+def test_a_mask_of_another_length_names_what_it_stands_beside():
+    with pytest.raises(ValueError, match=r"noisy must have one bool a row of losses \(3,\), got \(2,\)"):
+        check_noisy("noisy", torch.zeros(2, dtype=torch.bool), ("losses", torch.zeros(3)))

@@ -9,6 +9,8 @@ from jaxtyping import Float
 import lossworks as lw
 from lossworks.losses import CrossEntropyLoss
 from lossworks.roles import cite
+from lossworks.testing.calls import documented_call
+from lossworks.testing.checks.every import same
 from lossworks.testing.contract import CONTRACT, row_of, run_check
 from lossworks.testing.subjects import subject_of
 from tests.testing import test_broken, test_strangers
@@ -75,6 +77,13 @@ class Unchecked(PowerLoss):
     def __init__(self, power=2.0, *, reduction="mean"):
         super().__init__(2.0, reduction=reduction)
         self.power = power
+
+
+class SlightlyOff(PowerLoss):
+    """Is off by a millionth that hangs on the number of rows."""
+
+    def per_sample(self, output, target):
+        return super().per_sample(output, target) + 1e-6 / len(output)
 
 
 class Breaking(PowerLoss):
@@ -263,6 +272,7 @@ BROKEN = [
     (Drawing(), "torch_generator_left_alone"),
     (Unchecked(), "hyperparameters_checked"),
     (Breaking(), "compiles"),
+    (SlightlyOff(), "split_exact"),
     (ChunkCounting(), "chunks_exact"),
     (HalfSoft(), "soft_targets_agree"),
     (Reading(), "reads_no_losses"),
@@ -334,3 +344,19 @@ def test_what_they_are_made_of_passes():
         for check in asked:
             if checks[check].reason(subject) is None:
                 assert run_check(subject, check, checks[check]) == "passed"
+
+
+def test_a_difference_says_where_it_is():
+    with pytest.raises(AssertionError, match=r"^called again other numbers come in \W*a\W*: "):
+        same({"a": torch.ones(2), "b": torch.ones(1)}, {"a": torch.zeros(2), "b": torch.ones(1)}, "called again")
+    with pytest.raises(AssertionError, match=r"^called again other numbers come: "):
+        same(torch.ones(2), torch.zeros(2), "called again")
+    subject = subject_of(test_broken.halved_in_float32)
+    with pytest.raises(AssertionError, match=r"the answer is in torch\.float32"):
+        run_check(subject, "precision_kept", row_of(subject.part).checks["precision_kept"])
+
+
+def test_a_class_whose_calls_were_watched_has_its_own_methods_again():
+    before = dict(vars(SmallHalf))
+    documented_call(SmallHalf)
+    assert dict(vars(SmallHalf)) == before

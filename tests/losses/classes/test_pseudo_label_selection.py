@@ -101,3 +101,10 @@ def test_says_what_is_wrong(rows):
         PseudoLabelSelectionLoss()(output.index_fill(0, torch.tensor([3]), torch.nan), target)
     with pytest.raises(TypeError, match="noisy must be bool"):
         pseudo_label_targets(target, output, target)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4,), (3, 2)])
+def test_features_that_are_not_one_vector_a_row_are_named(shape):
+    features = torch.randn(shape)
+    with pytest.raises(ValueError, match=r"features must have shape \(4, d\), got"):
+        PseudoLabelSelectionLoss()._contrast(features, features, torch.tensor([0, 1, 0, 1]))
