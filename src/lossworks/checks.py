@@ -46,6 +46,7 @@ __all__ = [
     "checks",
     "listed",
     "nearest",
+    "number",
     "precise",
     "readable",
     "shown",
@@ -114,6 +115,14 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
     """The first few names in quotes, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def number(value: float | None, *, sign: bool = False) -> str:
+    """Three decimals, four digits from 1,000 on and three from 100,000 on; empty where there is no number."""
+    if value is None or value != value:
+        return ""
+    digits = ".3f" if abs(value) < 1000 else ".4g" if abs(value) < 1e5 else ".3g"
+    return f"{value:{'+' if sign else ''}{digits}}"
 
 
 def shown(value: object) -> str:

@@ -296,6 +296,7 @@ HELPERS = {
     "lossworks.optim.steps.maximised": "of optimizers that the wrappers have checked",
     "lossworks.optim.steps.norm_of": "of gradients that the optimizers have checked",
     "lossworks.optim.steps.towards": "of parameters that the optimizers have checked",
+    "lossworks.checks.number": "of numbers that were measured",
     "lossworks.checks.wide": "of tensors that its callers have checked",
     "lossworks.roles.part.cite": "a decorator for authors",
     "lossworks.roles.reduction.weighted_reduction": "reduces what the losses have checked",

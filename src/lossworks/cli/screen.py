@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lossworks.checks import number
+
 __all__ = [
     "err",
     "number",
@@ -38,14 +40,6 @@ def plain(text: str) -> Text:
 def without_markup(line: str) -> str:
     """A line of a docstring without its reStructuredText roles and backticks."""
     return re.sub(r":\w+:`~?([^`]+)`", r"\1", line).replace("``", "")
-
-
-def number(value: float | None, *, sign: bool = False) -> str:
-    """Three decimals, or four digits from 1,000 on; empty where there is no number."""
-    if value is None or value != value:
-        return ""
-    digits = ".3f" if abs(value) < 1000 else ".4g"
-    return f"{value:{'+' if sign else ''}{digits}}"
 
 
 def say_indented(text: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from lossworks.checks import InputError
+from lossworks.checks import InputError, number
 from lossworks.comparison.attack import ROBUST, VERIFIED
 from lossworks.comparison.candidates import OUTSIDE, choose_candidates
 from lossworks.comparison.findings import Finding, examine
@@ -246,7 +246,7 @@ class _Leader:
             return ""
         means = {name: float(np.mean(values)) for name, values in self.scores.items()}
         best = (max if self.decides.higher_is_better else min)(means, key=means.__getitem__)
-        return f"{best} {means[best]:.3f}"
+        return f"{best} {number(means[best])}"
 
     def enough(self) -> bool:
         """Whether there are results of the reference, which the others are compared with."""

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from lossworks.catalog import papers
+from lossworks.checks import number
 from lossworks.comparison.attack import RESTARTS, ROBUST, ROWS, STEPS, VERIFIED, Attack
 from lossworks.comparison.candidates import OUTSIDE
 from lossworks.comparison.handover.outcome import Outcome
@@ -35,12 +36,12 @@ def answer(plan: Plan, ranking: pl.DataFrame, winner: str) -> str:
     if winner != plan.reference:
         best = rows[winner]
         text = (
-            f"{winner} is better than {plan.reference} on {metric.title}: {best[metric.name]:.3f} against "
-            f"{reference[metric.name]:.3f}, a difference of {_interval(best)}, adjusted p {_p(best['p_adjusted'])}."
+            f"{winner} is better than {plan.reference} on {metric.title}: {number(best[metric.name])} against "
+            f"{number(reference[metric.name])}, a difference of {_interval(best)}, adjusted p {_p(best['p_adjusted'])}."
         )
     else:
         reached = reference[metric.name]
-        level = "not a number" if reached is None else f"{reached:.3f}"
+        level = "not a number" if reached is None else number(reached)
         text = f"No objective is shown to be better than {plan.reference} ({metric.title} {level})"
         others = [
             row
@@ -53,14 +54,15 @@ def answer(plan: Plan, ranking: pl.DataFrame, winner: str) -> str:
             text += f"; the nearest, {nearest['objective']}, differs by {_interval(nearest)}"
         text += "."
     if OUTSIDE in rows and rows[OUTSIDE][metric.name] is not None:
-        text += f" Gradient boosting on the same folds: {rows[OUTSIDE][metric.name]:.3f}."
+        text += f" Gradient boosting on the same folds: {number(rows[OUTSIDE][metric.name])}."
     return text
 
 
 def _interval(row: dict[str, Any]) -> str:
     if row["difference_low"] is None or not np.isfinite(row["difference_low"]):
-        return f"{row['difference']:+.3f}"
-    return f"{row['difference']:+.3f} (95 % interval {row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+        return number(row["difference"], sign=True)
+    middle, low, high = (number(row[name], sign=True) for name in ("difference", "difference_low", "difference_high"))
+    return f"{middle} (95 % interval {low} to {high})"
 
 
 def _p(value: float | None) -> str:
